@@ -1,0 +1,62 @@
+# Everything runs through here. The first target that needs Python makes .venv from requirements.lock.
+PROFILE ?= quick
+MIX     ?= phantom
+SEED    ?= 0
+BUILD   ?= build
+DATA    ?= ../shared/data
+DEVICE  ?= auto
+PYTHON  ?= python3
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+RUN    := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.reproduce
+OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --data $(DATA) --device $(DEVICE)
+
+.DEFAULT_GOAL := help
+.PHONY: help env reproduce notebooks test lint unit nbval book lab bench lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@echo "  variables:  PROFILE=$(PROFILE) (quick, standard, paper)  MIX=$(MIX) (phantom, real-sample, or your.yaml)"
+	@echo "              SEED=$(SEED)  BUILD=$(BUILD)  DATA=$(DATA)  DEVICE=$(DEVICE) (auto, cpu, cuda)"
+
+env: $(STAMP)  ## make .venv from requirements.lock (done by itself when needed)
+
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=... (found %d.%d)" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@echo "making $(VENV) from requirements.lock (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+reproduce: $(STAMP)  ## run the notebooks in order: tables, figures and results.csv in build/<mix>-<profile>/
+	@$(RUN) $(OPTIONS)
+
+notebooks: $(STAMP)  ## execute the committed notebooks in place (quick profile, phantom world)
+	@$(RUN) --in-place
+
+test: lint unit nbval  ## ruff, pytest, and nbval over the committed notebooks
+
+lint: $(STAMP)  ## ruff over library, tests and notebooks
+	@$(BIN)/ruff check .
+
+unit: $(STAMP)  ## pytest
+	@$(BIN)/python -m pytest
+
+nbval: $(STAMP)  ## rerun the committed notebooks and compare their outputs
+	@TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=1500 -p no:cacheprovider notebooks
+
+book: $(STAMP)  ## the committed notebooks as a web site: build/book/index.html
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html notebooks $(BUILD)/book
+	@echo "open $(BUILD)/book/index.html"
+
+lab: $(STAMP)  ## JupyterLab on the notebooks
+	@cd notebooks && ../$(BIN)/jupyter lab
+
+bench: $(STAMP)  ## measured ratios against obvious alternatives
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:  ## remove build/ (prepared data, runs, results); .venv stays
+	rm -rf $(BUILD)

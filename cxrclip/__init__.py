@@ -1,0 +1,1 @@
+"""CXR-CLIP (You et al., MICCAI 2023) as an executable paper."""

@@ -1,0 +1,353 @@
+"""Image and text encoders, pooling, projection, and CXRCLIPModel (paper, section 2.1).
+
+Encoders are chosen by name: "resnet50", "swin-tiny" and "bio-clinical-bert" are the published ones; "resnet-small",
+"swin-small" and "bert-small" are the same kinds of network at a size that one CPU core trains in minutes.
+Shapes: B images or texts, S pixels a side, L tokens, F features before projection, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models.resnet import BasicBlock
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    SwinConfig,
+    SwinModel,
+)
+from transformers.utils import ModelOutput
+
+from cxrclip.errors import InputError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation per channel
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+# On CPUs, eager attention is as fast as SDPA or faster for so few tokens (benchmarks/bench_encoders.py).
+SWINS: Mapping[str, Mapping] = {
+    "swin-tiny": {},  # the defaults of SwinConfig are microsoft/swin-tiny-patch4-window7-224
+    "swin-small": {"embed_dim": 24, "depths": (2, 2, 2), "num_heads": (1, 2, 4), "window_size": 4,
+                   "attn_implementation": "eager"},
+}
+BERTS: Mapping[str, Mapping] = {
+    "bio-clinical-bert": {"vocab_size": 28996},  # the rest is BERT base, the defaults of BertConfig
+    "bert-small": {"vocab_size": 2000, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                   "intermediate_size": 256, "attention_probs_dropout_prob": 0.0, "attn_implementation": "eager"},
+}
+IMAGE_ENCODERS = ("resnet50", "swin-tiny", "resnet-small", "swin-small")
+TEXT_ENCODERS = tuple(BERTS)
+IMAGE_POOLINGS = ("mean", "first_token")
+TEXT_POOLINGS = ("last_token", "first_token", "mean")
+PUBLISHED_WEIGHTS = {"resnet50": "IMAGENET1K_V1", "swin-tiny": "microsoft/swin-tiny-patch4-window7-224",
+                     "bio-clinical-bert": "emilyalsentzer/Bio_ClinicalBERT"}
+
+
+class CXRCLIPConfig(PretrainedConfig):
+    """What a CXRCLIPModel is made of; the defaults are the published model (PAPER section 2).
+
+    image_encoder, text_encoder: a name of IMAGE_ENCODERS, TEXT_ENCODERS. image_pooling: "mean" over all places, or
+    "first_token", the top-left patch that the released code takes of Swin (ledger B8). text_pooling: "last_token"
+    (published), "first_token" or "mean". logit_scale_init: initial log of the logit scale. vocab_size, image_mean and
+    image_std default to those of the encoder. image_size: pixels a side.
+    Raises InputError for an unknown name, or an image too small for the encoder's windows.
+    """
+
+    model_type = "cxrclip"
+
+    def __init__(self, image_encoder: str = "resnet50", text_encoder: str = "bio-clinical-bert",
+                 projection_dim: int = 512, image_pooling: str = "mean", text_pooling: str = "last_token",
+                 logit_scale_init: float = math.log(1 / 0.07), vocab_size: int | None = None, image_size: int = 224,
+                 image_mean: Sequence[float] | None = None, image_std: Sequence[float] | None = None,
+                 max_tokens: int = 256, pad_token_id: int = 0, **kwargs: object) -> None:
+        _check_name("image encoder", image_encoder, IMAGE_ENCODERS)
+        _check_name("text encoder", text_encoder, TEXT_ENCODERS)
+        _check_name("image pooling", image_pooling, IMAGE_POOLINGS if image_encoder in SWINS else ("mean",))
+        _check_name("text pooling", text_pooling, TEXT_POOLINGS)
+        mean, std = HALF if image_encoder in SWINS else IMAGENET
+        self.image_encoder, self.image_pooling = image_encoder, image_pooling
+        self.text_encoder, self.text_pooling = text_encoder, text_pooling
+        self.projection_dim, self.logit_scale_init = projection_dim, logit_scale_init
+        self.vocab_size = vocab_size or BERTS[text_encoder]["vocab_size"]
+        self.image_size, self.max_tokens = image_size, max_tokens
+        self.image_mean, self.image_std = list(image_mean or mean), list(image_std or std)
+        super().__init__(**kwargs)
+        self.pad_token_id = pad_token_id
+
+
+@dataclass
+class CXRCLIPOutput(ModelOutput):
+    """image_embeds (B, D) and text_embeds (B', D), unit rows; logits_per_image (B, B') = s * image_embeds @
+    text_embeds.T and its transpose logits_per_text; logit_scale s, the multiplier, a scalar."""
+
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    logit_scale: Tensor | None = None
+
+
+class CXRCLIPModel(PreTrainedModel):
+    """Two encoders, two linear projections with bias, one learnable logit scale (paper, section 2.1).
+
+    The parameter `logit_scale` is the log of the multiplier in the output; it is not clamped.
+    """
+
+    config_class = CXRCLIPConfig
+    base_model_prefix = "cxrclip"
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+
+    def __init__(self, config: CXRCLIPConfig) -> None:
+        super().__init__(config)
+        self.image_encoder = build_image_encoder(config)
+        self.text_encoder = build_text_encoder(config)
+        self.image_projection = nn.Linear(self.image_encoder.features, config.projection_dim)
+        self.text_projection = nn.Linear(self.text_encoder.features, config.projection_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, F), before projection: what the linear probe sees."""
+        return self.image_encoder(pixel_values)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L), (B, L) -> (B, F), before projection."""
+        return self.text_encoder(input_ids, attention_mask)
+
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, D) unit rows."""
+        return F.normalize(self.image_projection(self.get_image_features(pixel_values)), dim=-1)
+
+    def embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L), (B, L) -> (B, D) unit rows."""
+        return F.normalize(self.text_projection(self.get_text_features(input_ids, attention_mask)), dim=-1)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> CXRCLIPOutput:
+        """pixel_values (B, 3, S, S), input_ids and attention_mask (B', L) -> CXRCLIPOutput."""
+        image_embeds = self.embed_images(pixel_values)                # (B, D)
+        text_embeds = self.embed_texts(input_ids, attention_mask)     # (B', D)
+        scale = self.logit_scale.exp()
+        logits = scale * image_embeds @ text_embeds.T                 # (B, B')
+        return CXRCLIPOutput(image_embeds, text_embeds, logits, logits.T, scale)
+
+    def load_published_encoders(self) -> None:
+        """Start both encoders from the weights that the paper started from (fetched once, then from the cache).
+
+        ResNet-50 and Swin-Tiny: ImageNet; BERT: Bio_ClinicalBERT. Small encoders have none and stay as they are.
+        Raises InputError naming the weights if they are neither here nor can be fetched.
+        """
+        names = {self.config.image_encoder: self.image_encoder, self.config.text_encoder: self.text_encoder}
+        for name, encoder in names.items():
+            if name in PUBLISHED_WEIGHTS:
+                encoder.network.load_state_dict(_published_weights(name))
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Number of parameters of each part: image_encoder, text_encoder, the projections, logit_scale."""
+        counts = {name: sum(p.numel() for p in part.parameters()) for name, part in self.named_children()}
+        return counts | {"logit_scale": self.logit_scale.numel()}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Reached for what is ours: projections and ResNets. BERT and Swin bring their own rule.
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet
+        elif isinstance(module, nn.BatchNorm2d | nn.Linear):
+            module.reset_parameters()
+        elif module is self:
+            nn.init.constant_(self.logit_scale, self.config.logit_scale_init)
+
+
+# ---- image encoders -------------------------------------------------------------------------------------------------
+
+
+class ResNet50(nn.Module):
+    """torchvision's ResNet-50 up to its last feature map: (B, 3, S, S) -> (B, 2048, S / 32, S / 32)."""
+
+    features = 2048
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = resnet50()
+        self.network.fc = nn.Identity()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        net = self.network
+        x = net.maxpool(net.relu(net.bn1(net.conv1(pixel_values))))
+        return net.layer4(net.layer3(net.layer2(net.layer1(x))))
+
+
+class SmallResNet(nn.Module):
+    """Four stages of one basic block, (B, 3, S, S) -> (B, 192, S / 32, S / 32).
+
+    The stem is 3 x 3 with stride 2 and no max-pool: a line or a nodule of two pixels survives it.
+    """
+
+    widths = (24, 48, 96, 192)
+    features = widths[-1]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv_norm(3, self.widths[0], 3), nn.ReLU(inplace=True))
+        inputs = (self.widths[0], *self.widths[:-1])
+        self.stages = nn.Sequential(*(BasicBlock(i, o, stride=2, downsample=_conv_norm(i, o, 1))
+                                      for i, o in zip(inputs, self.widths, strict=True)))
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = pixel_values.contiguous(memory_format=torch.channels_last)  # a third faster on CPUs
+        return self.stages(self.stem(x))
+
+
+class Swin(nn.Module):
+    """transformers' Swin as a feature map: (B, 3, S, S) -> (B, F, S / P, S / P); P = 32 (tiny) or 16 (small)."""
+
+    def __init__(self, config: CXRCLIPConfig) -> None:
+        super().__init__()
+        swin = SwinConfig(image_size=config.image_size, **SWINS[config.image_encoder])
+        self.cell = swin.patch_size * 2 ** (len(swin.depths) - 1)  # pixels a side of a cell of the map
+        if config.image_size < swin.window_size * self.cell:
+            raise InputError(f"image_size {config.image_size} is too small for {config.image_encoder}: its last stage "
+                             f"needs {swin.window_size * self.cell} pixels a side")
+        self.network = SwinModel(swin, add_pooling_layer=False)
+        self.features = self.network.num_features
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        tokens = self.network(pixel_values).last_hidden_state                                 # (B, cells, F)
+        return tokens.transpose(1, 2).unflatten(2, (-1, math.ceil(pixel_values.shape[-1] / self.cell)))
+
+
+class ImageEncoder(nn.Module):
+    """A network that makes a feature map, and its pooling: (B, 3, S, S) -> (B, F)."""
+
+    def __init__(self, body: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.body, self.pooling, self.features = body, pooling, body.features
+
+    @property
+    def network(self) -> nn.Module:
+        """The torchvision or transformers network inside."""
+        return self.body.network
+
+    def feature_map(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, F, h, w), for saliency maps."""
+        return self.body(pixel_values)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        features = self.feature_map(pixel_values)                     # (B, F, h, w)
+        return features.mean(dim=(2, 3)) if self.pooling == "mean" else features[:, :, 0, 0]
+
+
+def build_image_encoder(config: CXRCLIPConfig) -> ImageEncoder:
+    """The image encoder that the configuration names, with random weights; `.features` is F."""
+    bodies = {"resnet50": ResNet50, "resnet-small": SmallResNet}
+    body = Swin(config) if config.image_encoder in SWINS else bodies[config.image_encoder]()
+    return ImageEncoder(body, config.image_pooling)
+
+
+def _conv_norm(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+# ---- text encoders --------------------------------------------------------------------------------------------------
+
+
+class TextEncoder(nn.Module):
+    """BERT and its pooling: (B, L) token ids and mask -> (B, F)."""
+
+    def __init__(self, network: BertModel, pooling: str) -> None:
+        super().__init__()
+        self.network, self.pooling, self.features = network, pooling, network.config.hidden_size
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        tokens = self.network(input_ids, attention_mask=attention_mask).last_hidden_state     # (B, L, F)
+        if self.pooling == "first_token":
+            return tokens[:, 0]
+        if self.pooling == "last_token":
+            return last_token(tokens, attention_mask)
+        mask = attention_mask[:, :, None].to(tokens.dtype)
+        return (tokens * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+def build_text_encoder(config: CXRCLIPConfig) -> TextEncoder:
+    """The text encoder that the configuration names, with random weights; `.features` is F."""
+    settings = dict(BERTS[config.text_encoder]) | {"vocab_size": config.vocab_size, "pad_token_id": config.pad_token_id}
+    bert = BertConfig(**settings)
+    if config.max_tokens > bert.max_position_embeddings:
+        raise InputError(f"max_tokens {config.max_tokens}: {config.text_encoder} reads at most "
+                         f"{bert.max_position_embeddings} tokens")
+    return TextEncoder(BertModel(bert, add_pooling_layer=False), config.text_pooling)
+
+
+def last_token(tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    """The last token that is no padding, [SEP]: tokens (B, L, F), attention_mask (B, L) of 0/1 -> (B, F)."""
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    last = (attention_mask * places).argmax(dim=1)                    # (B,)
+    return tokens[torch.arange(len(tokens), device=tokens.device), last]
+
+
+# ---- tokenizers and published weights -------------------------------------------------------------------------------
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedTokenizerFast:
+    """A lower-case WordPiece vocabulary of at most `vocab_size` pieces, learnt from `texts`.
+
+    As BERT: [CLS] text [SEP], and [PAD] is 0. The same texts in any order give the same vocabulary.
+    """
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+               "mask_token": "[MASK]"}
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=list(special.values()), show_progress=False))
+    ends = [(name, tokenizer.token_to_id(name)) for name in ("[SEP]", "[CLS]")]
+    tokenizer.post_processor = processors.BertProcessing(*ends)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"],
+                                   **special)
+
+
+def published_tokenizer(text_encoder: str = "bio-clinical-bert") -> PreTrainedTokenizerBase:
+    """The tokenizer of a published text encoder, fetched once. Raises InputError where there is none."""
+    _check_name("published text encoder", text_encoder, [name for name in TEXT_ENCODERS if name in PUBLISHED_WEIGHTS])
+    return _fetch(text_encoder, lambda: AutoTokenizer.from_pretrained(PUBLISHED_WEIGHTS[text_encoder]))
+
+
+def _published_weights(name: str) -> dict[str, Tensor]:
+    source = PUBLISHED_WEIGHTS[name]
+    if name == "resnet50":
+        weights = _fetch(name, lambda: ResNet50_Weights[source].get_state_dict(check_hash=True))
+        return {key: tensor for key, tensor in weights.items() if not key.startswith("fc.")}
+    kind = SwinModel if name in SWINS else BertModel
+    return _fetch(name, lambda: kind.from_pretrained(source, add_pooling_layer=False).state_dict())
+
+
+def _fetch(name: str, get: callable) -> object:
+    try:
+        return get()
+    except OSError as fault:  # a network that is not there is an OSError, from urllib as from huggingface_hub
+        raise InputError(f"{name}: {PUBLISHED_WEIGHTS[name]} is not on this machine and cannot be fetched: "
+                         "connect once, or put it into the cache by hand") from fault
+
+
+def _check_name(what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise InputError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
+
+
+AutoConfig.register(CXRCLIPConfig.model_type, CXRCLIPConfig)
+AutoModel.register(CXRCLIPConfig, CXRCLIPModel)

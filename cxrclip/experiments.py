@@ -1,0 +1,495 @@
+"""One experiment, its three sizes, and the memo of finished runs.
+
+An `Experiment` says what is trained on what; its defaults are the published settings and a profile only shrinks
+them. `pretrain` finds a finished run by fingerprint (settings, data, code) and trains only what is not there yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from cxrclip import evaluation, mixes, results, training
+from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, train_tokenizer
+from cxrclip.errors import InputError
+from cxrclip.losses import CXRCLIPLoss
+from cxrclip.prompts import PromptBank
+from cxrclip.sampling import (
+    EpochBatches,
+    EvalTransform,
+    PretrainingDataset,
+    StudyMix,
+    TrainTransform,
+    load_batches,
+)
+
+TRAINING_CODE = ("sampling.py", "prompts.py", "prompts.yaml", "encoders.py", "losses.py", "training.py")
+EVALUATION_CODE = ("evaluation.py", "metrics.py", "prompts.py", "prompts.yaml", "experiments.py")
+
+# What a profile changes of the published settings. Small encoders and images keep the method and cost minutes.
+_SMALL = {"text_encoder": "bert-small", "image_size": 64, "projection_dim": 128, "batch_size": 64,
+          "learning_rate": 2e-3, "max_tokens": 128}
+PROFILES: Mapping[str, Mapping] = {
+    "quick": _SMALL | {"image_encoder": "resnet-small", "steps": 360},
+    "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 2400},
+    "paper": {},
+}
+IMAGE_ENCODERS = {"resnet": {"quick": "resnet-small", "standard": "resnet-small", "paper": "resnet50"},
+                  "swin": {"quick": "swin-small", "standard": "swin-small", "paper": "swin-tiny"}}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One pretraining run. Defaults are the published settings (PAPER section 2); `at` shrinks them to a profile.
+
+    `pretraining` names roles of the mix. `steps` counts optimiser updates; when it is None, `epochs` passes over
+    the pretraining studies are made.
+    """
+
+    mix: str = "phantom"
+    profile: str = "paper"
+    pretraining: tuple[str, ...] = ("M",)
+    image_encoder: str = "resnet50"
+    text_encoder: str = "bio-clinical-bert"
+    image_size: int = 224
+    projection_dim: int = 512
+    max_tokens: int = 256
+    views: int = 2
+    texts: int = 2
+    icl_weight: float = 1.0
+    tcl_weight: float = 0.5
+    steps: int | None = None
+    epochs: float = 15
+    batch_size: int = 128
+    learning_rate: float = 5e-5
+    weight_decay: float = 1e-4
+    warmup: float = 1 / 15
+    seed: int = 0
+
+    @classmethod
+    def at(cls, profile: str, **changes: object) -> Experiment:
+        """The experiment at a profile's size, with `changes`; image_encoder may be 'resnet' or 'swin'.
+
+        Raises InputError for an unknown profile or field, naming the known ones.
+        """
+        if profile not in PROFILES:
+            raise InputError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+        known = [item.name for item in fields(cls)]
+        if unknown := sorted(set(changes) - set(known)):
+            raise InputError(f"unknown parameter {unknown[0]!r} of an experiment: known are {', '.join(known)}")
+        if (encoder := changes.get("image_encoder")) in IMAGE_ENCODERS:
+            changes["image_encoder"] = IMAGE_ENCODERS[encoder][profile]
+        return cls(profile=profile, **{**PROFILES[profile], **changes})
+
+    @property
+    def name(self) -> str:
+        """Short name for bars and tables, such as 'resnet-small M,C seed 0'."""
+        return f"{self.image_encoder} {','.join(self.pretraining)} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Where and how to work: nothing here changes a result's meaning.
+
+    build: folder for prepared data and runs. data: folder of downloaded data sets, for mixes that read some.
+    device: auto, cpu or cuda. jobs: runs side by side (0: one per CPU core, one in all with a GPU). Each run on a
+    CPU uses one thread, so that the same machine gives the same weights however many runs are side by side.
+    """
+
+    build: Path = Path("build")
+    data: str = ""
+    device: str = "auto"
+    jobs: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "build", Path(self.build))
+
+    def outputs(self, mix: str, profile: str) -> Path:
+        """Where tables, figures and results of a mix and profile go: build/<mix>-<profile>."""
+        return self.build / f"{mixes.mix_path(mix).stem}-{profile}"
+
+    def prepared(self, mix: str, profile: str) -> mixes.Prepared:
+        """The mix's data on disk, made when they are not there."""
+        return _prepared(self, mix, profile)
+
+
+@lru_cache(maxsize=4)
+def _prepared(bench: Workbench, mix: str, profile: str) -> mixes.Prepared:
+    if profile not in PROFILES:
+        raise InputError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    return mixes.prepare(mixes.load_mix(mix), profile, bench.build, bench.data, bench.progress)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished pretraining run: its experiment and the folder with model/, tokenizer/, log.jsonl, run.json."""
+
+    experiment: Experiment
+    folder: Path
+    bench: Workbench = field(repr=False, default=Workbench())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of settings, data and code: the run's name on disk and in every table."""
+        return self.folder.name
+
+    @cached_property
+    def model(self) -> CXRCLIPModel:
+        """The pretrained model, in evaluation mode, on the CPU."""
+        return CXRCLIPModel.from_pretrained(self.folder / "model").eval()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer the run was trained with."""
+        return PreTrainedTokenizerFast.from_pretrained(self.folder / "tokenizer")
+
+    @cached_property
+    def data(self) -> mixes.Prepared:
+        """The prepared mix the run was trained on."""
+        return self.bench.prepared(self.experiment.mix, self.experiment.profile)
+
+    @property
+    def transform(self) -> EvalTransform:
+        """The evaluation transform that fits the model."""
+        return EvalTransform(self.experiment.image_size, self.model.config.image_mean, self.model.config.image_std)
+
+    def log(self) -> pd.DataFrame:
+        """A row a step: loss terms, in-batch accuracies, learning rate; validation columns where they were read."""
+        return pd.read_json(self.folder / "log.jsonl", lines=True)
+
+    @property
+    def evaluation_folder(self) -> Path:
+        """Where embeddings, per-sample scores and results of the mix's test roles are kept."""
+        tests = {role.name: [role.tasks, role.prompts, role.split, self.data.fingerprints((role.name,))]
+                 for role in self.data.mix.tests.values() if role.name in self.data.folders}
+        return self.folder / f"evaluation-{mixes.digest([tests, mixes.code_digest(*EVALUATION_CODE)])}"
+
+    def scores(self, role: str, task: str) -> pd.DataFrame:
+        """Per-sample scores of a test role; tasks: zero-shot, zero-shot-ensemble, linear-probe-10, -100, retrieval."""
+        return pd.read_parquet(self.evaluation_folder / "scores" / f"{role}-{task}.parquet")
+
+    def embeddings(self, role: str, split: str = "test") -> evaluation.ImageEmbeddings:
+        """The stored image embeddings of a test role."""
+        return evaluation.load_embeddings(self.evaluation_folder / "embeddings" / f"{role}-{split}.npz")
+
+    def row_columns(self, role: str) -> dict[str, str]:
+        """What every tidy row of this run says about its origin (results.ABOUT)."""
+        experiment = self.experiment
+        model = "CLIP" if experiment.views == experiment.texts == 1 else "CXR-CLIP"
+        data = ",".join(experiment.pretraining)
+        return {"run": f"{model} {experiment.image_encoder} {data}", "profile": experiment.profile,
+                "mix": self.data.mix.name, "origin": "measured", "model": model,
+                "image_encoder": experiment.image_encoder, "pretraining_data": data, "seeds": str(experiment.seed),
+                "experiment": self.fingerprint, "data": self.data.fingerprints((role,))[role],
+                "versions": " ".join(f"{name}={number}" for name, number in self.about["versions"].items())}
+
+    @property
+    def about(self) -> dict:
+        """run.json: experiment, data and tokenizer fingerprints, versions, seconds, device, threads."""
+        return json.loads((self.folder / "run.json").read_text())
+
+
+def runnable(experiment: Experiment, data: mixes.Prepared) -> str | None:
+    """None when the experiment can train on this mix, else the reason why not (a missing role, too few studies)."""
+    for role in experiment.pretraining:
+        if role in data.missing:
+            return data.missing[role]
+        if role not in data.mix.pretraining:
+            raise InputError(f"mix {data.mix.name} has no pretraining role {role!r}: "
+                             f"choose from {', '.join(data.mix.pretraining)}")
+    n = sum(len(data.studies(role, "train")) for role in experiment.pretraining)
+    if n < experiment.batch_size:
+        roles = ",".join(experiment.pretraining)
+        return f"{roles} has {n} training studies, fewer than a batch of {experiment.batch_size}"
+    return None
+
+
+def growing_mixtures(mix: mixes.Mix) -> list[tuple[str, ...]]:
+    """The paper's rows of pretraining data: M; M,C; M,C,C14, over the roles that the mix fills."""
+    roles = [role.name for role in mix.pretraining.values() if role.filling != "missing"]
+    return [tuple(roles[:n]) for n in range(1, len(roles) + 1)]
+
+
+def pretrain(experiment: Experiment, bench: Workbench | None = None,
+             report: Callable[[int], None] | None = None) -> Run:
+    """The finished run of `experiment`: found by fingerprint, else trained (resumed when it was cut off)."""
+    bench = bench or Workbench()
+    data = bench.prepared(experiment.mix, experiment.profile)
+    if reason := runnable(experiment, data):
+        raise InputError(f"cannot pretrain {experiment.name}: {reason}: choose other roles or add data to the mix")
+    folder = bench.build / "runs" / fingerprint(experiment, data)
+    with mixes.exclusive(folder):
+        if not (folder / "run.json").is_file():
+            _train(experiment, data, folder, bench, report)
+    return Run(experiment, folder, bench)
+
+
+def fingerprint(experiment: Experiment, data: mixes.Prepared) -> str:
+    """Hash of the settings that reach the weights, of the pretraining data's content and of the training code."""
+    settings = {name: value for name, value in asdict(experiment).items() if name not in ("mix", "profile")}
+    vocabulary = data.fingerprints(tuple(role for role in data.mix.pretraining if role in data.folders))
+    return mixes.digest([settings, data.fingerprints(experiment.pretraining), vocabulary,
+                         [data.mix.pretraining[role].max_negatives for role in experiment.pretraining],
+                         mixes.code_digest(*TRAINING_CODE)])
+
+
+def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Workbench,
+           report: Callable[[int], None] | None) -> None:
+    """Train into `folder`; run.json is written last, so a folder without it is never taken as finished."""
+    started = time.time()
+    with _one_thread():
+        bank = PromptBank.load()
+        tokenizer = tokenizer_for(experiment, data, bank, bench)
+        torch.manual_seed(experiment.seed)
+        model = CXRCLIPModel(model_config(experiment, tokenizer))
+        make, validation = batches_for(experiment, data, bank, tokenizer, model.config)
+        recipe = training.Recipe(total_steps(experiment, data), experiment.learning_rate, experiment.weight_decay,
+                                 experiment.warmup, experiment.seed, device=bench.device)
+        criterion = CXRCLIPLoss(experiment.icl_weight, experiment.tcl_weight)
+        model = training.fit(model, criterion, make, validation, recipe, folder, report)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    about = {"experiment": asdict(experiment), "data": data.fingerprints(experiment.pretraining),
+             "recipe": asdict(recipe), "seconds": round(time.time() - started, 1), "versions": versions(),
+             "machine": platform.machine(), "parameters": sum(p.numel() for p in model.parameters())}
+    results.write_atomically(folder / "run.json", json.dumps(about, indent=1, default=str))
+
+
+def model_config(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> CXRCLIPConfig:
+    """The model's configuration: encoders by name, sizes, and the tokenizer's vocabulary."""
+    return CXRCLIPConfig(image_encoder=experiment.image_encoder, text_encoder=experiment.text_encoder,
+                         projection_dim=experiment.projection_dim, image_size=experiment.image_size,
+                         max_tokens=experiment.max_tokens, vocab_size=len(tokenizer),
+                         pad_token_id=tokenizer.pad_token_id)
+
+
+def tokenizer_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank,
+                  bench: Workbench) -> PreTrainedTokenizerBase:
+    """The small text encoder's own vocabulary, trained on the mix's texts and kept beside its data."""
+    roles = tuple(role for role in data.mix.pretraining if role in data.folders)
+    key = mixes.digest([data.fingerprints(roles), mixes.code_digest("prompts.yaml", "encoders.py")])
+    folder = bench.build / "data" / f"tokenizer-{key}"
+    with mixes.exclusive(folder):
+        if not (folder / "done").is_file():
+            train_tokenizer(mixes.training_texts(data, bank)).save_pretrained(folder)
+            (folder / "done").touch()
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def total_steps(experiment: Experiment, data: mixes.Prepared) -> int:
+    """Optimiser updates of the experiment: `steps`, or `epochs` passes over the pretraining studies."""
+    n = sum(len(data.studies(role, "train")) for role in experiment.pretraining)
+    return experiment.steps or round(experiment.epochs * (n // experiment.batch_size))
+
+
+def batches_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, tokenizer: PreTrainedTokenizerBase,
+                config: CXRCLIPConfig) -> tuple[training.BatchMaker, Callable[[], Iterator]]:
+    """Two makers of batches: training batches from a step on, and the fixed validation batches.
+
+    Validation draws as training does, but always those of epoch 0: so two views and two prompts differ and no term
+    is trivial in the loss that picks the checkpoint (ledger B5).
+    """
+    train, valid = (pretraining_studies(experiment, data, bank, split, config) for split in ("train", "valid"))
+
+    def make(step: int, rank: int, world_size: int) -> Iterator:
+        order = EpochBatches(len(train), experiment.batch_size, experiment.seed, step, rank, world_size)
+        return load_batches(train, order, tokenizer, experiment.max_tokens)
+
+    def validation() -> Iterator:
+        order = EpochBatches(len(valid), min(experiment.batch_size, len(valid)), seed=0)
+        return load_batches(valid, order.first_epoch(), tokenizer, experiment.max_tokens)
+
+    return make, validation
+
+
+def pretraining_studies(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, split: str,
+                        config: CXRCLIPConfig) -> StudyMix:
+    """The pretraining roles' studies of one split, one after the other, each with its role's prompt rule."""
+    transform = TrainTransform(config.image_size, config.image_mean, config.image_std)
+    return StudyMix([PretrainingDataset(data.studies(role, split), bank, transform, views=experiment.views,
+                                        texts=experiment.texts, seed=experiment.seed if split == "train" else 0,
+                                        max_negatives=data.mix.pretraining[role].max_negatives)
+                     for role in experiment.pretraining])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a number depends on."""
+    names = ("cxrclip", "torch", "torchvision", "transformers", "numpy", "scikit-learn", "opencv-python-headless")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def evaluate(run: Run) -> pd.DataFrame:
+    """Tidy rows (results.COLUMNS) of a run on every test role of its mix; found again by fingerprint.
+
+    Embeddings and per-sample scores are stored beside them (Run.scores). Test roles with no data have no rows:
+    their reasons are in `run.data.missing`.
+    """
+    folder = run.evaluation_folder
+    with mixes.exclusive(folder):
+        if not (folder / "results.csv").is_file():
+            with _one_thread():
+                roles = [role for role in run.data.mix.tests.values() if role.name in run.data.folders]
+                parts = [_evaluate_role(run, role, folder) for role in roles]
+            results.write_results(pd.concat(parts), folder / "results.csv")
+    return results.read_results(folder / "results.csv")
+
+
+def _evaluate_role(run: Run, role: mixes.Role, folder: Path) -> pd.DataFrame:
+    """All tasks of one test role: per-sample scores to disk, tidy rows back."""
+    about = run.row_columns(role.name)
+    frames = {}
+    images = _embedded(run, role, role.split, folder)
+    if "zero-shot" in role.tasks:
+        frames |= _zero_shot_frames(run, role, images)
+    if "linear-probe" in role.tasks:
+        frames |= _probe_frames(run, role, images, _embedded(run, role, "train", folder))
+    rows = []
+    for task, frame in frames.items():
+        one_of_many = task == "zero-shot" and not any(negative for negative, _ in _prompts(role).values())
+        to_rows = results.accuracy_rows if one_of_many else results.auroc_rows
+        rows.append(to_rows(frame, about, role.name, task))
+    if "retrieval" in role.tasks:
+        frames["retrieval"] = _retrieval_frame(run, role, images)
+        rows.append(results.retrieval_rows(frames["retrieval"], about, role.name))
+    for task, frame in frames.items():
+        path = folder / "scores" / f"{role.name}-{task}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_parquet(path)
+    return pd.concat(rows)
+
+
+def _embedded(run: Run, role: mixes.Role, split: str, folder: Path) -> evaluation.ImageEmbeddings:
+    """Embed the studies of a role's split once, and store them."""
+    path = folder / "embeddings" / f"{role.name}-{split}.npz"
+    if not path.is_file():
+        studies = run.data.studies(role.name, split)
+        evaluation.save_embeddings(evaluation.embed_studies(run.model, studies, run.transform), path)
+    return evaluation.load_embeddings(path)
+
+
+def _prompts(role: mixes.Role, ensemble: bool = False) -> Mapping:
+    return PromptBank.load().zero_shot(role.prompts + ("-ensemble" if ensemble else ""))
+
+
+def _zero_shot_frames(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings) -> dict[str, pd.DataFrame]:
+    """Scores of the official texts, and of an ensemble of wordings beside them where the prompts file has one."""
+    studies = run.data.studies(role.name, role.split)
+    tasks = {"zero-shot": _prompts(role)}
+    if f"{role.prompts}-ensemble" in PromptBank.load().tasks:
+        tasks["zero-shot-ensemble"] = _prompts(role, ensemble=True)
+    frames = {}
+    for task, prompts in tasks.items():
+        embeds = evaluation.embed_prompts(run.model, run.tokenizer, prompts, max_tokens=run.experiment.max_tokens)
+        paired = all(len(negative) for negative, _ in prompts.values())
+        score = evaluation.zero_shot_scores if paired else evaluation.zero_shot_classes
+        classes = list(prompts)
+        frames[task] = evaluation.score_frame(images, classes, score(images.embeds, embeds),
+                                              evaluation.targets(studies, classes))
+    return frames
+
+
+def _probe_frames(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings,
+                  train: evaluation.ImageEmbeddings) -> dict[str, pd.DataFrame]:
+    """Scores of linear probes on frozen features: five stratified draws of 10 % of the training studies, and all."""
+    classes = list(_prompts(role))
+    learn, truth = (evaluation.targets(run.data.studies(role.name, split), classes) for split in ("train", role.split))
+    frames = {}
+    for task, fraction, draws in (("linear-probe-10", 0.1, 5), ("linear-probe-100", 1.0, 1)):
+        scores = evaluation.linear_probe(train.features, learn, images.features, fraction=fraction, draws=draws)
+        frames[task] = evaluation.score_frame(images, classes, scores, truth)
+    return frames
+
+
+def _retrieval_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings) -> pd.DataFrame:
+    """Ranks in both directions, over the studies that have a report."""
+    rows, texts = evaluation.retrieval_texts(run.data.studies(role.name, role.split))
+    embeds = evaluation.embed_texts(run.model, run.tokenizer, texts, max_tokens=run.experiment.max_tokens)
+    return pd.concat([evaluation.retrieve(images[rows], embeds, texts, direction)
+                      for direction in evaluation.DIRECTIONS])
+
+
+def run_all(experiments: Sequence[Experiment], bench: Workbench | None = None) -> list[Run]:
+    """Finished and evaluated runs of all `experiments`; the missing ones are trained, several side by side."""
+    bench = bench or Workbench()
+    found = {experiment: finished_run(experiment, bench) for experiment in experiments}
+    missing = [experiment for experiment, run in found.items() if run is None]
+    if missing:
+        _train_side_by_side(missing, bench)
+    runs = [found[experiment] or pretrain(experiment, bench) for experiment in experiments]
+    for run in runs:
+        evaluate(run)
+    return runs
+
+
+def finished_run(experiment: Experiment, bench: Workbench) -> Run | None:
+    """The run of `experiment` if it is finished, else None."""
+    data = bench.prepared(experiment.mix, experiment.profile)
+    folder = bench.build / "runs" / fingerprint(experiment, data)
+    return Run(experiment, folder, bench) if (folder / "run.json").is_file() else None
+
+
+def _train_side_by_side(experiments: Sequence[Experiment], bench: Workbench) -> None:
+    """One process a run, `bench.jobs` at a time, under one bar that counts the steps of all."""
+    logs = [bench.build / "runs" / fingerprint(item, bench.prepared(item.mix, item.profile)) / "log.jsonl"
+            for item in experiments]
+    total = sum(total_steps(item, bench.prepared(item.mix, item.profile)) for item in experiments)
+    jobs = bench.jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    quiet = replace(bench, progress=False)
+    with (_environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"),
+          ProcessPoolExecutor(min(jobs, len(experiments)), mp_context=get_context("spawn")) as pool,
+          tqdm(total=total, unit="step", desc=f"training {len(experiments)} runs",
+               disable=None if bench.progress else True) as bar):
+        futures = [pool.submit(_complete, item, quiet) for item in experiments]
+        while not all(future.done() for future in futures):
+            time.sleep(0.5)
+            bar.update(sum(_lines(log) for log in logs) - bar.n)
+        for future in futures:
+            future.result()
+
+
+def _complete(experiment: Experiment, bench: Workbench) -> None:
+    """What one worker process does for one experiment."""
+    evaluate(pretrain(experiment, bench, report=lambda step: None))
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch on one CPU thread: the same sums in the same order, whatever else the machine does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables for child processes, then put the old ones back."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -1,0 +1,409 @@
+"""Figures: one function per figure, (tidy data, axes) -> axes.
+
+Nothing here computes a result: intervals, chance levels and counts come in with the frame (results.py, evaluation.py).
+Colours are the Okabe-Ito palette, told apart by readers with any common colour blindness; where colours alone would
+carry the meaning, markers or line styles repeat it. No function changes matplotlib's global settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import roc_curve
+
+from .errors import InputError
+
+# Okabe & Ito (2008), in the order used here; its yellow is left out, too faint for lines on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+CHANCE = "#6b6b6b"
+CURVES = {"total": "total", "mvs": "MVS", "icl": "ICL", "tcl": "TCL", "valid_total": "total, validation",
+          "accuracy_image_text": "image → text", "accuracy_text_image": "text → image"}
+LOSSES = ("total", "mvs", "icl", "tcl", "valid_total")
+
+
+def training_curves(log: pd.DataFrame, axes: Axes, columns: Sequence[str] | None = None,
+                    unit: str = "loss (nats)") -> Axes:
+    """Curves over optimisation steps: thin as logged, bold as running mean; validation as points.
+
+    log: one row per step (training.fit): `step`, loss terms, in-batch accuracies, and valid_... where they were
+    read, NaN elsewhere. columns: which to draw (default: the loss terms that exist). unit: label of the y axis.
+    Raises InputError if a column is not in the log.
+    """
+    columns = [name for name in LOSSES if name in log] if columns is None else list(columns)
+    _require(log, ["step", *columns], "training log")
+    for name, colour, marker in zip(columns, _colours(len(columns)), _markers(len(columns)), strict=True):
+        curve = log[["step", name]].dropna()
+        label = CURVES.get(name, name)
+        if name.startswith("valid"):
+            axes.plot(curve["step"], curve[name], marker=marker, linestyle="--", color="black", label=label)
+            continue
+        smooth = curve[name].rolling(max(1, len(curve) // 25), center=True, min_periods=1).mean()
+        axes.plot(curve["step"], curve[name], color=colour, linewidth=0.6, alpha=0.3)
+        axes.plot(curve["step"], smooth, color=colour, linewidth=2, label=label)
+    return _finish(axes, "optimisation step", unit, legend=True)
+
+
+def similarity_matrix(matrix: np.ndarray, axes: Axes, rows: Sequence[str] = (), columns: Sequence[str] = (),
+                      title: str = "", label: str = "cosine similarity") -> Axes:
+    """Heat map of a similarity matrix (rows query columns); boxes mark the diagonal, the true pairs of the loss.
+
+    matrix: (N, M). rows, columns: names of its sides, wrapped to a few lines; none are drawn when left out.
+    """
+    limit = max(float(np.abs(matrix).max()), 1e-6)
+    image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+    axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label=label)
+    for i in range(min(matrix.shape)):
+        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
+    axes.set_yticks(range(len(rows)), [textwrap.fill(name, 24) for name in rows], fontsize=8)
+    axes.set_xticks(range(len(columns)), [textwrap.fill(name, 24) for name in columns], fontsize=8, rotation=40,
+                    ha="right", rotation_mode="anchor")
+    axes.set_title(title)
+    return axes
+
+
+def auroc_forest(results: pd.DataFrame, axes: Axes, row: str = "dataset", by: str = "run") -> Axes:
+    """Forest plot: one line per `row` value, one point with its interval per `by` value, the chance level dashed.
+
+    results: tidy rows (results.COLUMNS) of one metric; values are fractions and are drawn as such.
+    Raises InputError if two rows fall on the same point or if metrics are mixed.
+    """
+    _require(results, [row, by, "metric", "value", "low", "high", "chance"], "results")
+    _one(results, "metric")
+    _unique(results, [row, by])
+    rows, groups = list(dict.fromkeys(results[row])), list(dict.fromkeys(results[by]))
+    looks = zip(groups, _offsets(len(groups)), _colours(len(groups)), _markers(len(groups)), strict=True)
+    for group, offset, colour, marker in looks:
+        part = results[results[by] == group]
+        y = np.array([rows.index(name) for name in part[row]]) + offset
+        axes.errorbar(part["value"].to_numpy(float), y, xerr=_errors(part), fmt=marker, color=colour, capsize=3,
+                      label=str(group))
+    for y, name in enumerate(rows):
+        for chance in results.loc[results[row] == name, "chance"].dropna().unique():
+            axes.plot([chance, chance], [y - 0.45, y + 0.45], color=CHANCE, linestyle="--", linewidth=1.2,
+                      label="chance" if y == 0 else "_")
+    axes.set_yticks(range(len(rows)), [str(name) for name in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    _finish(axes, f"{_title(results['metric'].iloc[0])} (95 % interval)", "")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return axes
+
+
+def recall_bars(results: pd.DataFrame, axes: Axes, by: str = "run") -> Axes:
+    """Bars of R@k in percent with intervals, one group per k; a black tick across each bar is its chance level.
+
+    results: tidy rows of one data set and one retrieval direction; metrics other than R@k are left out.
+    Raises InputError if several data sets or directions are mixed.
+    """
+    _require(results, [by, "dataset", "task", "metric", "value", "low", "high", "chance"], "results")
+    recalls = results[results["metric"].str.startswith("R@")]
+    for column in ("dataset", "task"):
+        _one(recalls, column)
+    _unique(recalls, [by, "metric"])
+    ks = sorted(recalls["metric"].unique(), key=lambda metric: int(metric[2:]))
+    groups = list(dict.fromkeys(recalls[by]))
+    width = 0.8 / len(groups)
+    for group, offset, colour in zip(groups, _offsets(len(groups), 0.8), _colours(len(groups)), strict=True):
+        part = recalls[recalls[by] == group].set_index("metric").reindex(ks)
+        x = np.arange(len(ks)) + offset
+        axes.bar(x, 100 * part["value"], 0.92 * width, yerr=100 * _errors(part), color=colour, capsize=3,
+                 label=str(group), error_kw={"elinewidth": 1})
+        axes.hlines(100 * part["chance"], x - width / 2, x + width / 2, color="black", linewidth=2)
+    axes.plot([], [], color="black", linewidth=2, label="chance")
+    axes.set_xticks(range(len(ks)), ks)
+    axes.set_ylim(bottom=0)
+    return _finish(axes, "", "queries whose own report is found (%)", legend=True)
+
+
+def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction", up_to: int | None = None) -> Axes:
+    """R@k in percent for every k, from per-sample ranks (evaluation.retrieve), with the chance diagonal.
+
+    ranks: columns rank, n_candidates and `by`. up_to: the last k (default: the number of candidates).
+    """
+    _require(ranks, ["rank", "n_candidates", by], "ranks")
+    last = int(up_to or ranks["n_candidates"].max())
+    k = np.unique(np.round(np.geomspace(1, last, 60)).astype(int))
+    groups = list(dict.fromkeys(ranks[by]))
+    for group, colour, style in zip(groups, _colours(len(groups)), _styles(len(groups)), strict=True):
+        ordered = np.sort(ranks.loc[ranks[by] == group, "rank"].to_numpy())
+        axes.plot(k, 100 * np.searchsorted(ordered, k, side="right") / len(ordered), style, color=colour, linewidth=2,
+                  label=str(group))
+    axes.plot(k, 100 * k / ranks["n_candidates"].mean(), color=CHANCE, linestyle=":", linewidth=1.5,
+              label="chance (one right answer)")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(0, 100)
+    return _finish(axes, "k (candidates looked at)", "R@k (%)", legend=True)
+
+
+def tradeoff(results: pd.DataFrame, axes: Axes, x: tuple[str, str, str], y: tuple[str, str, str],
+             by: str = "pretraining_data") -> Axes:
+    """Classification against retrieval, one point with both intervals per `by` value; an arrow joins them in order.
+
+    results: tidy rows; x and y: (dataset, task, metric) of each axis. Values are drawn in percent.
+    Raises InputError if either measure is absent for a point, or stands there twice.
+    """
+    _require(results, [by, "dataset", "task", "metric", "value", "low", "high"], "results")
+    sides = []
+    for side in (x, y):
+        part = results[(results[["dataset", "task", "metric"]] == list(side)).all(axis=1)]
+        _unique(part, [by])
+        sides.append(part.set_index(by))
+    groups = list(dict.fromkeys(results[by]))
+    absent = [name for name in groups if any(name not in side.index for side in sides)]
+    if absent:
+        raise InputError(f"trade-off: {absent[0]!r} lacks {' / '.join(x)} or {' / '.join(y)}: leave it out or run it")
+    h, v = (100 * side.loc[groups, "value"].to_numpy() for side in sides)
+    errors = [100 * _errors(side.loc[groups]) for side in sides]
+    for i, (name, colour, marker) in enumerate(zip(groups, _colours(len(groups)), _markers(len(groups)), strict=True)):
+        axes.errorbar(h[i], v[i], yerr=errors[1][:, [i]], xerr=errors[0][:, [i]], fmt=marker, markersize=9,
+                      color=colour, capsize=3, label=str(name))
+        if i:
+            axes.annotate("", (h[i], v[i]), (h[i - 1], v[i - 1]),
+                          arrowprops={"arrowstyle": "->", "color": CHANCE, "shrinkA": 8, "shrinkB": 8})
+    return _finish(axes, f"{_title(x[2])} (%), {x[0]}, {x[1]}", f"{_title(y[2])} (%), {y[0]}, {y[1]}", legend=True)
+
+
+def film(pixels: np.ndarray, axes: Axes, title: str = "") -> Axes:
+    """One film, gray as stored. pixels: (H, W) uint8. Fixed gray range, so that films can be compared."""
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+    axes.set_title(textwrap.fill(title, _characters(axes, 9)), fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def contact_sheet(films: Sequence[np.ndarray], titles: Sequence[str], axes: np.ndarray) -> np.ndarray:
+    """Many films, one per axes of the grid `axes` (from plt.subplots); axes left over are switched off.
+
+    Raises InputError if there are more films than axes, or not one title for each film.
+    """
+    grid = np.ravel(axes)
+    if len(films) != len(titles) or len(films) > len(grid):
+        raise InputError(f"contact sheet: {len(films)} films, {len(titles)} titles, {len(grid)} axes: give one of each")
+    for axis in grid[len(films):]:
+        axis.set_axis_off()
+    for pixels, title, axis in zip(films, titles, grid, strict=False):
+        film(pixels, axis, title)
+    return axes
+
+
+def finding_overlay(pixels: np.ndarray, masks: Mapping[str, np.ndarray], axes: Axes, title: str = "") -> Axes:
+    """A film with its findings outlined and tinted. pixels: (H, W) uint8; masks: name -> (H, W) bool, drawn in order.
+
+    An empty mask (a finding that this view does not show) is named in the legend as such.
+    """
+    film(pixels, axes, title)
+    handles = []
+    for (name, mask), colour in zip(masks.items(), _colours(len(masks), skip=1), strict=True):
+        seen = bool(mask.any())
+        if seen:
+            tint = np.zeros((*mask.shape, 4))
+            tint[mask] = mpl.colors.to_rgba(colour, 0.25)
+            axes.imshow(tint, interpolation="nearest")
+            axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.5)
+        handles.append(Patch(facecolor=colour if seen else "none", edgecolor=colour,
+                             label=name if seen else f"{name} (not in this view)"))
+    if handles:
+        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False, fontsize=8)
+    return axes
+
+
+def retrieval_example(query: np.ndarray, reports: pd.DataFrame, axes: Sequence[Axes],
+                      title: str = "query") -> Sequence[Axes]:
+    """A query film (left) and the reports retrieved for it (right), best first, the true one marked.
+
+    reports: one row per shown report: rank, score (cosine), text, own (True for the query's own). axes: two axes.
+    """
+    _require(reports, ["rank", "score", "text", "own"], "retrieved reports")
+    left, right = axes
+    film(query, left, title)
+    right.set_axis_off()
+    lines = {row.Index: textwrap.wrap(row.text, _characters(right, 8.5) - 2, max_lines=6, placeholder=" …")
+             or ["(empty report)"] for row in reports.itertuples()}
+    unit = 1.0 / (sum(len(part) for part in lines.values()) + 2.0 * len(lines))
+    points = min(8.5, 72 * right.get_position().height * right.figure.get_figheight() * unit / 1.45)
+    y = 1.0
+    for row in reports.itertuples():
+        height = (len(lines[row.Index]) + 1.6) * unit
+        own = bool(row.own)
+        right.add_patch(Rectangle((0, y - height), 1, height, transform=right.transAxes, clip_on=False,
+                                  linewidth=1.8 if own else 0.8, facecolor="#e5f3ee" if own else "white",
+                                  edgecolor=PALETTE[2] if own else "#bbbbbb"))
+        mark = "   ✓ its own report" if own else ""
+        font = {"fontsize": points, "va": "top", "transform": right.transAxes}
+        right.text(0.012, y - 0.3 * unit, f"rank {row.rank:g}   cosine {row.score:.2f}{mark}", weight="bold",
+                   color=PALETTE[2] if own else "black", **font)
+        right.text(0.012, y - 1.4 * unit, "\n".join(lines[row.Index]), **font)
+        y -= height + 0.4 * unit
+    return axes
+
+
+def co_occurrence(matrix: pd.DataFrame, axes: Axes, title: str = "",
+                  unit: str = "% of studies with the row's finding") -> Axes:
+    """Heat map of how often findings stand together. matrix: square frame, named on both sides, values in `unit`."""
+    sns.heatmap(matrix, ax=axes, cmap="cividis", square=True, linewidths=0.3, cbar_kws={"label": unit, "shrink": 0.8},
+                xticklabels=True, yticklabels=True, annot=len(matrix) <= 14, fmt=".0f", annot_kws={"fontsize": 7})
+    axes.tick_params(labelsize=8, length=0)
+    axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xlabel("")
+    axes.set_ylabel("")
+    axes.set_title(title)
+    return axes
+
+
+def roc_curves(scores: pd.DataFrame, axes: Axes, by: str = "class") -> Axes:
+    """ROC curves, one per `by` value, with the chance diagonal. scores: per-sample frame with score, target and `by`.
+
+    A group with a single outcome has no curve; the legend says so.
+    """
+    _require(scores, ["score", "target", by], "scores")
+    groups = list(dict.fromkeys(scores[by]))
+    for group, colour, style in zip(groups, _colours(len(groups)), _styles(len(groups)), strict=True):
+        part = scores[scores[by] == group]
+        if part["target"].nunique() < 2:
+            axes.plot([], [], style, color=colour, label=f"{group} (one outcome only)")
+            continue
+        false_positive, true_positive, _ = roc_curve(part["target"], part["score"])
+        axes.plot(false_positive, true_positive, style, color=colour, linewidth=1.8,
+                  label=f"{group} ({int(part['target'].sum())} positive)")
+    axes.plot([0, 1], [0, 1], color=CHANCE, linestyle=":", linewidth=1.5, label="chance")
+    axes.set_aspect("equal")
+    axes.set(xlim=(0, 1), ylim=(0, 1.01))
+    _finish(axes, "false positive rate", "true positive rate")
+    axes.legend(frameon=False, fontsize=8, loc="lower right" if len(groups) < 7 else "center left",
+                bbox_to_anchor=None if len(groups) < 7 else (1.0, 0.5))
+    return axes
+
+
+def counts_bars(counts: pd.DataFrame, axes: Axes, name: str = "name", count: str = "count", by: str | None = None,
+                unit: str = "studies") -> Axes:
+    """Horizontal bars of counts, each with its number. counts: columns `name`, `count` and, for colours, `by`."""
+    _require(counts, [name, count, *([by] if by else [])], "counts")
+    names = list(dict.fromkeys(counts[name]))
+    groups = list(dict.fromkeys(counts[by])) if by else [None]
+    height = 0.8 / len(groups)
+    for group, offset, colour in zip(groups, _offsets(len(groups), 0.8), _colours(len(groups)), strict=True):
+        part = counts if group is None else counts[counts[by] == group]
+        y = np.array([names.index(value) for value in part[name]]) + offset
+        bars = axes.barh(y, part[count], 0.92 * height, color=colour, label=None if group is None else str(group))
+        axes.bar_label(bars, [f"{value:,.0f}" for value in part[count]], padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), [str(value) for value in names], fontsize=9)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return _finish(axes, unit, "", legend=by is not None)
+
+
+def save_figure(figure: Figure, stem: str | Path, about: Mapping[str, object]) -> list[Path]:
+    """Writes stem.png (150 dpi), stem.svg and stem.json; returns their paths. Each file appears whole or not at all.
+
+    about: where the figure comes from; `data`, `experiment`, `versions` and `command` must be there (DESIGN section 7).
+    The same figure gives the same bytes: no date is written and SVG ids are fixed. Raises InputError if a key is
+    missing or the folder cannot be written.
+    """
+    stem = Path(stem)
+    lacking = [key for key in ("data", "experiment", "versions", "command") if key not in about]
+    if lacking:
+        raise InputError(f"figure {stem.name}: its origin lacks {', '.join(lacking)}: give them in `about`")
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg", ".json")]
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=stem.parent, prefix=".figure-") as folder:
+            drafts = [Path(folder) / path.name for path in paths]
+            with mpl.rc_context({"svg.hashsalt": stem.name}):
+                figure.savefig(drafts[0], dpi=150, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+                figure.savefig(drafts[1], bbox_inches="tight", facecolor="white", metadata={"Date": None})
+            origin = json.dumps(dict(about), indent=2, sort_keys=True, default=str)
+            drafts[2].write_text(origin + "\n", encoding="utf-8")
+            for draft, path in zip(drafts, paths, strict=True):
+                os.replace(draft, path)
+    except OSError as fault:
+        raise InputError(f"figure {stem}: cannot be written ({fault.strerror}): check folder and disk") from fault
+    return paths
+
+
+def _require(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Raises InputError if the frame is empty or lacks a column."""
+    lacking = [name for name in columns if name not in frame]
+    if lacking:
+        raise InputError(f"{what}: no column {lacking[0]!r}; it has {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise InputError(f"{what}: no rows to draw")
+
+
+def _one(frame: pd.DataFrame, column: str) -> None:
+    """Raises InputError if the column does not hold one single value."""
+    values = list(dict.fromkeys(frame[column]))
+    if len(values) != 1:
+        raise InputError(f"figure: needs one {column}, got {values}: filter the results first")
+
+
+def _unique(frame: pd.DataFrame, columns: list[str]) -> None:
+    """Raises InputError if two rows would be drawn on one another."""
+    twice = frame[frame.duplicated(columns)]
+    if len(twice):
+        key = ", ".join(str(twice.iloc[0][column]) for column in columns)
+        raise InputError(f"figure: several rows for {key}: filter the results first")
+
+
+def _errors(part: pd.DataFrame) -> np.ndarray:
+    """Distances (2, N) from the value down to low and up to high; 0 where there is no interval."""
+    distances = np.stack([part["value"] - part["low"], part["high"] - part["value"]]).astype(float)
+    return np.maximum(np.nan_to_num(distances), 0.0)
+
+
+def _offsets(n: int, span: float = 0.6) -> np.ndarray:
+    """Centres of n slots that share `span` around 0."""
+    return (np.arange(n) - (n - 1) / 2) * span / n
+
+
+def _colours(n: int, skip: int = 0) -> list[str]:
+    return [PALETTE[(i + skip) % len(PALETTE)] for i in range(n)]
+
+
+def _markers(n: int) -> list[str]:
+    return [MARKERS[i % len(MARKERS)] for i in range(n)]
+
+
+def _styles(n: int) -> list[str]:
+    """Solid for the first round of colours, dashed for the second, ...: no two of 21 curves look the same."""
+    return [("-", "--", "-.")[i // len(PALETTE) % 3] for i in range(n)]
+
+
+def _characters(axes: Axes, points: float) -> int:
+    """How many characters of this font size stand side by side in the axes (a mean letter is 0.56 of its size wide)."""
+    inches = axes.get_position().width * axes.figure.get_figwidth()
+    return max(12, int(72 * inches / (0.56 * points)))
+
+
+def _title(metric: str) -> str:
+    return {"auroc": "AUROC", "accuracy": "accuracy", "mean rank": "mean rank"}.get(metric, metric)
+
+
+def _finish(axes: Axes, x: str, y: str, legend: bool = False) -> Axes:
+    """Labels, no box, a light grid behind the data."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", alpha=0.3)
+    if legend:
+        axes.legend(frameon=False, fontsize=9)
+    return axes

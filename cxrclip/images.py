@@ -1,0 +1,153 @@
+"""The one module where every image format becomes 8-bit gray.
+
+Films arrive as PNG, JPEG, TIFF or BMP with 1, 8 or 16 bits, in gray, colour, CMYK or with a palette.
+Everything after this module sees one thing only: a NumPy array (H, W) of uint8.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from cxrclip.errors import InputError
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+MAX_PIXELS = 100_000_000  # the largest digital chest films have about 20 million
+MIN_SIDE = 16  # fewer pixels show no chest
+JPEG_QUALITY = 95
+
+# What Pillow raises on damaged files, found by flipping and cutting bytes.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+# `warnings.catch_warnings` changes the process: only one thread at a time may be inside.
+_OPENING = threading.Lock()
+
+
+def read_gray(source: bytes | Path, where: str) -> np.ndarray:
+    """Decode one film to gray.
+
+    8-bit gray is returned as it is. Colour, CMYK and palettes become luma (ITU-R 601); equal channels give
+    exactly that channel; transparent pixels are black, as the background of a film is. Gray with more than
+    8 bits is stretched from its own minimum and maximum to 0..255: such files hold raw detector values of
+    10 to 16 bits, and their nominal range says nothing about the data. An orientation tag is not applied.
+
+    Args:
+        source: the encoded file, or its path.
+        where: how the message names the film (file, row).
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        InputError: missing, empty, damaged or cut file, no image, several pages, a side under `MIN_SIDE`
+            pixels, more than `MAX_PIXELS` pixels, or the same value everywhere.
+    """
+    data = source if isinstance(source, bytes) else _read_file(source, where)
+    if not data:
+        raise InputError(f"{where}: the image file is empty (0 bytes); copy or download it again")
+    image = _open(data, where)
+    try:
+        image.load()
+        gray = _to_gray(image, where)
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        raise InputError(f"{where}: the image is cut or damaged ({_line(error)}); download it again") from error
+    if gray.min() == gray.max():
+        raise InputError(f"{where}: every pixel has the value {gray.flat[0]}; there is no film in it: leave it out")
+    return gray
+
+
+def encode_gray(image: np.ndarray, format: Literal["jpeg", "png"] = "jpeg") -> bytes:
+    """Encode (H, W) uint8 as JPEG (quality 95) or PNG (lossless). The same array gives the same bytes."""
+    if image.ndim != 2 or image.dtype != np.uint8:
+        raise ValueError(f"encode_gray needs (H, W) uint8, not {image.shape} {image.dtype}")
+    options = {"jpeg": [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY], "png": []}[format]
+    return cv2.imencode(f".{format}", image, options)[1].tobytes()
+
+
+def resize_shorter(image: np.ndarray, size: int) -> np.ndarray:
+    """Scale (H, W) uint8 so that its shorter side has `size` pixels; the aspect ratio is kept.
+
+    Shrinking averages areas (no aliasing), enlarging interpolates linearly.
+    """
+    height, width = image.shape
+    shorter = min(height, width)
+    if shorter == size:
+        return image
+    scale = size / shorter
+    target = (max(size, round(width * scale)), max(size, round(height * scale)))
+    return cv2.resize(image, target, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def _read_file(path: Path, where: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{where}: no such image file; check the path or download it") from error
+    except OSError as error:
+        raise InputError(f"{where}: the image file cannot be read ({error.strerror}); check its rights") from error
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+    """Read the header, and refuse what is no film before its pixels are decoded."""
+    try:
+        with _OPENING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _refuse(image, where)
+            if image.format == "TIFF":  # this decoder warns while it loads, too
+                image.load()
+            return image
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{where}: more than {MAX_PIXELS:,} pixels; not a film: leave it out") from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(f"{where}: not a readable {', '.join(FORMATS)} image; download or convert it") from error
+    except _DAMAGE as error:
+        raise InputError(f"{where}: the image is cut or damaged ({_line(error)}); download it again") from error
+
+
+def _refuse(image: Image.Image, where: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{where}: {width} x {height} pixels, more than {MAX_PIXELS:,}; not a film: leave it out")
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"{where}: {width} x {height} pixels; a side needs at least {MIN_SIDE}: leave it out")
+    if image.format == "TIFF" and image.n_frames > 1:
+        raise InputError(f"{where}: {image.n_frames} pages in one file; export one film per file")
+
+
+def _to_gray(image: Image.Image, where: str) -> np.ndarray:
+    mode = image.mode
+    if mode in ("L", "1"):
+        return np.asarray(image.convert("L"))
+    if mode == "F" or mode.startswith("I"):
+        return _stretch(np.asarray(image), where)
+    if mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
+        colour = image.convert("RGBA")
+        black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
+        return np.asarray(Image.alpha_composite(black, colour).convert("L"))
+    return np.asarray(image.convert("RGB").convert("L"))
+
+
+def _stretch(values: np.ndarray, where: str) -> np.ndarray:
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise InputError(f"{where}: pixels that are no number (NaN or infinite); export the film again")
+    low, high = values.min(), values.max()
+    return np.round((values - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def _line(error: Exception) -> str:
+    """The first line of a decoder's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

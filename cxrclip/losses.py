@@ -1,0 +1,113 @@
+"""The contrastive losses of CXR-CLIP (paper, section 2.3): InfoNCE, MVS, ICL, TCL and their weighted sum.
+
+Symbols: x1, x2 the image embeddings and t1, t2 the text embeddings of a batch of B studies, unit rows (B, D); s the
+logit scale, a multiplier (exp of the model's parameter) shared by all terms.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
+
+from cxrclip.errors import InputError
+
+
+class LossTerms(NamedTuple):
+    """The loss and its three unweighted terms, float32 scalars: total = mvs + icl_weight * icl + tcl_weight * tcl."""
+
+    total: Tensor
+    mvs: Tensor
+    icl: Tensor
+    tcl: Tensor
+
+
+def info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """Row i of `a` asks which row of `b` is its own; the other B - 1 rows are negatives.
+
+        l(a -> b) = -1/B sum_i log [ exp(s a_i.b_i) / sum_j exp(s a_i.b_j) ]
+
+    a, b: (B, D) unit rows. Returns a scalar; log B for chance. Source: paper, section 2.3.
+    """
+    logits = logit_scale * a @ b.T                            # (B, B)
+    targets = torch.arange(len(logits), device=logits.device)  # (B,)
+    return F.cross_entropy(logits, targets)
+
+
+def symmetric_info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """L(a, b) = 1/2 [ l(a -> b) + l(b -> a) ], a, b (B, D) -> scalar. With one image and one text this is CLIP."""
+    return (info_nce(a, b, logit_scale) + info_nce(b, a, logit_scale)) / 2
+
+
+def multi_view_supervision(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """Every view and every text of a study supervise each other (MVS).
+
+        L_MVS = 1/4 [ L(x1, t1) + L(x2, t1) + L(x1, t2) + L(x2, t2) ],   in general the mean over V x T pairs
+
+    image_embeds (V, B, D), text_embeds (T, B, D) -> scalar. Source: paper, section 2.3.
+    """
+    return torch.stack([symmetric_info_nce(x, t, logit_scale) for x, t in product(image_embeds, text_embeds)]).mean()
+
+
+def image_contrastive(image_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """L_ICL = L(x1, x2): two images of one study against the other studies'. (V, B, D) -> scalar, 0 if V is 1."""
+    return _first_with_second(image_embeds, logit_scale)
+
+
+def text_contrastive(text_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """L_TCL = L(t1, t2): two texts of one study against the other studies'. (T, B, D) -> scalar, 0 if T is 1."""
+    return _first_with_second(text_embeds, logit_scale)
+
+
+class CXRCLIPLoss(nn.Module):
+    """L = L_MVS + icl_weight * L_ICL + tcl_weight * L_TCL  (paper, section 2.3; published weights 1.0 and 0.5).
+
+    With several processes the embeddings of all are gathered, with gradient, and every process computes the loss of
+    the joined batch. Averaging the parameters' gradients over processes, as DistributedDataParallel does, then gives
+    the gradient of a single process with that batch. All processes must hold the same number of studies.
+    """
+
+    def __init__(self, icl_weight: float = 1.0, tcl_weight: float = 0.5, *, gather: bool = True) -> None:
+        super().__init__()
+        self.icl_weight, self.tcl_weight, self.gather = icl_weight, tcl_weight, gather
+
+    def local(self) -> CXRCLIPLoss:
+        """The same loss on this process's studies alone, for validation that every process does by itself."""
+        return CXRCLIPLoss(self.icl_weight, self.tcl_weight, gather=False)
+
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float) -> LossTerms:
+        """image_embeds (V, B, D), text_embeds (T, B, D), unit rows; V, T in {1, 2} -> LossTerms.
+
+        V = T = 1 is plain CLIP. Computes in float32 whatever the autocast. Raises InputError for other shapes.
+        """
+        _check_shapes(image_embeds, text_embeds)
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            x, t = image_embeds.float(), text_embeds.float()
+            s = logit_scale.float() if isinstance(logit_scale, Tensor) else logit_scale
+            if self.gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+                x, t = _gather_studies(x), _gather_studies(t)
+            mvs, icl, tcl = multi_view_supervision(x, t, s), image_contrastive(x, s), text_contrastive(t, s)
+            return LossTerms(mvs + self.icl_weight * icl + self.tcl_weight * tcl, mvs, icl, tcl)
+
+
+def _first_with_second(embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+    if len(embeds) == 1:
+        return embeds.new_zeros(())
+    return symmetric_info_nce(embeds[0], embeds[1], logit_scale)
+
+
+def _gather_studies(embeds: Tensor) -> Tensor:
+    """(V, B, D) of each of W processes -> (V, W * B, D) on all of them, rank after rank; gradients flow back."""
+    return torch.cat(all_gather(embeds.contiguous()), dim=1)
+
+
+def _check_shapes(image_embeds: Tensor, text_embeds: Tensor) -> None:
+    shapes = [tuple(image_embeds.shape), tuple(text_embeds.shape)]
+    if any(len(shape) != 3 or shape[0] not in (1, 2) for shape in shapes) or shapes[0][1:] != shapes[1][1:]:
+        raise InputError(f"loss: image embeddings {shapes[0]} and text embeddings {shapes[1]}: give (V, B, D) and "
+                         "(T, B, D) with V and T 1 or 2")

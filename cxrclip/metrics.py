@@ -1,0 +1,247 @@
+"""Metrics and their intervals: pure functions on arrays (paper, section 3: AUROC, accuracy, R@k).
+
+N samples, K classes, D embedding dimensions. Tensors are accepted wherever arrays are; results are NumPy or float.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from cxrclip.errors import InputError
+
+Statistic = Callable[..., float]
+
+
+class Retrieval(NamedTuple):
+    """ranks (Q,) float, 1 is best; rows (Q,) int, the input row that each query came from; recall k -> share of
+    queries with rank <= k; mean_rank their mean."""
+
+    ranks: np.ndarray
+    recall: Mapping[int, float]
+    mean_rank: float
+    rows: np.ndarray
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+# ---- retrieval ------------------------------------------------------------------------------------------------------
+
+
+def recall_at_k(image_embeds: ArrayLike | Tensor, text_embeds: ArrayLike | Tensor, texts: Sequence[str],
+                ks: Sequence[int] = (1, 5, 10), direction: str = "image_to_text",
+                chunk_size: int = 256) -> Retrieval:
+    """R@k and mean rank of N image-text pairs; row i of both embeddings and texts[i] are one study.
+
+    Identical texts are one text, embedded as its first row (official protocol: identical texts merged).
+    image_to_text: N queries; the candidates are the U distinct texts, one of them right.
+    text_to_image: U queries; the candidates are the N images; every image with that text is right and the best
+    placed counts, as usual where a query has several right answers (Karpathy and Fei-Fei, 2015).
+    Ties share the mean rank: the right answer's expected place if tied candidates were shuffled. Scores are cosines
+    rounded to float32 after a float64 product, so that equal candidates tie in any chunk.
+
+    image_embeds, text_embeds: (N, D) unit rows. chunk_size: queries scored at a time; memory is about
+    20 bytes * chunk_size * candidates. Raises InputError for unequal lengths, no rows, values that are not finite, or
+    an unknown direction.
+    """
+    images, all_texts = _embeddings(image_embeds, "image"), _embeddings(text_embeds, "text")
+    if images.shape != all_texts.shape or len(texts) != len(images):
+        raise InputError(f"recall_at_k: {images.shape} image and {all_texts.shape} text embeddings, {len(texts)} "
+                         "texts: give one of each per study")
+    number = {text: u for u, text in enumerate(dict.fromkeys(texts))}     # distinct text -> u
+    text_of_row = np.array([number[text] for text in texts])              # (N,)
+    first_row = np.unique(text_of_row, return_index=True)[1]              # (U,)
+    text_of_distinct = np.arange(len(first_row))
+    if direction == "image_to_text":
+        rows = np.arange(len(images))
+        ranks = _ranks(images, all_texts[first_row], text_of_row, text_of_distinct, chunk_size)
+    elif direction == "text_to_image":
+        rows = first_row
+        ranks = _ranks(all_texts[first_row], images, text_of_distinct, text_of_row, chunk_size)
+    else:
+        raise InputError(f"recall_at_k: unknown direction {direction!r}: choose image_to_text or text_to_image")
+    return Retrieval(ranks, {k: float(np.mean(ranks <= k)) for k in ks}, float(ranks.mean()), rows)
+
+
+def recall_ceiling(texts: Sequence[str], contents: Sequence[Hashable],
+                   ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+    """The highest image-to-text R@k (identical texts merged) of any model that sees only `contents` in an image.
+
+    contents[i]: what the image of study i shows as far as a model could know it, such as its findings with side and
+    zone. Images of equal content get the same ranking, so the best is to put the texts most frequent among them first:
+    R@k <= 1/N sum over contents of the counts of their k most frequent texts. Normal studies share one content, so
+    even a perfect reader cannot tell their reports apart.
+    """
+    if not len(texts) or len(texts) != len(contents):
+        raise InputError(f"recall_ceiling: {len(texts)} texts, {len(contents)} contents: give one of each per study")
+    counts: dict[Hashable, Counter] = defaultdict(Counter)
+    for text, content in zip(texts, contents, strict=True):
+        counts[content][text] += 1
+    return {k: sum(n for count in counts.values() for _, n in count.most_common(k)) / len(texts) for k in ks}
+
+
+def in_batch_accuracy(a: Tensor, b: Tensor) -> float:
+    """Share of rows of `a` (B, D) whose most similar row of `b` (B, D) is their own: R@1 within the batch."""
+    return (a @ b.T).argmax(dim=1).eq(torch.arange(len(a), device=a.device)).float().mean().item()
+
+
+def _ranks(queries: np.ndarray, candidates: np.ndarray, text_of_query: np.ndarray, text_of_candidate: np.ndarray,
+           chunk_size: int) -> np.ndarray:
+    """(Q,) rank of the best right candidate: 1 + better + tied / (right + 1), the expected place among the tied."""
+    ranks = np.empty(len(queries))
+    for start in range(0, len(queries), chunk_size):
+        chunk = slice(start, start + chunk_size)
+        scores = (queries[chunk] @ candidates.T).astype(np.float32)           # (C, M)
+        right = text_of_query[chunk, None] == text_of_candidate               # (C, M)
+        best = np.max(scores, axis=1, keepdims=True, where=right, initial=-np.inf)
+        better, tied = np.sum(scores > best, axis=1), scores == best
+        n_right = np.sum(tied & right, axis=1)
+        ranks[chunk] = 1 + better + (np.sum(tied, axis=1) - n_right) / (n_right + 1)
+    return ranks
+
+
+def _embeddings(embeds: ArrayLike | Tensor, name: str) -> np.ndarray:
+    array = _array(embeds).astype(np.float64)
+    if array.ndim != 2 or not len(array):
+        raise InputError(f"{name} embeddings of shape {array.shape}: give (N, D) with at least one row")
+    if not np.isfinite(array).all():
+        row = np.flatnonzero(~np.isfinite(array).all(axis=1))[0]
+        raise InputError(f"{name} embeddings: row {row} is not finite: look at what made it")
+    return array
+
+
+# ---- classification -------------------------------------------------------------------------------------------------
+
+
+def auroc(scores: ArrayLike | Tensor, targets: ArrayLike | Tensor) -> float:
+    """Probability that a positive scores above a negative, ties counting half; the mean over classes.
+
+    scores: (N,) or (N, K); targets: the same shape, 0/1 or bool. Classes with one outcome only are left out of the
+    mean (class_aurocs has them as NaN). Raises InputError if no class has both outcomes.
+    """
+    values = class_aurocs(scores, targets)
+    if np.isnan(values).all():
+        raise InputError("auroc: no class has both outcomes: look at the targets")
+    return float(np.nanmean(values))
+
+
+def class_aurocs(scores: ArrayLike | Tensor, targets: ArrayLike | Tensor) -> np.ndarray:
+    """(K,) AUROC of each class, NaN where a class has one outcome only. Shapes as for auroc, K = 1 for (N,).
+
+    From the ranks: (R+ - P (P + 1) / 2) / (P (N - P)), where R+ is the sum of the P positives' ranks (Mann-Whitney).
+    """
+    scores, positive = _array(scores), _array(targets)
+    if scores.shape != positive.shape or scores.ndim not in (1, 2):
+        raise InputError(f"auroc: scores {scores.shape}, targets {positive.shape}: give two of (N,) or of (N, K)")
+    if not np.isfinite(scores).all():
+        raise InputError(f"auroc: the score at {np.argwhere(~np.isfinite(scores))[0].tolist()} is not finite")
+    if positive.dtype != bool and not np.isin(positive, (0, 1)).all():
+        raise InputError(f"auroc: the target at {np.argwhere(~np.isin(positive, (0, 1)))[0].tolist()} is not 0 or 1")
+    positive = np.atleast_2d(positive.T).astype(bool)                     # (K, N)
+    ranks = _mean_ranks(np.atleast_2d(scores.T))                          # (K, N)
+    p = positive.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return (np.sum(ranks, axis=1, where=positive) - p * (p + 1) / 2) / (p * (positive.shape[1] - p))
+
+
+def accuracy(scores: ArrayLike | Tensor, targets: ArrayLike | Tensor) -> float:
+    """Share of rows of scores (N, K) whose highest score is at the class number targets (N,)."""
+    return float(np.mean(_array(scores).argmax(axis=1) == _array(targets)))
+
+
+def _mean_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks 1..N within each row of (K, N), ties sharing their mean rank."""
+    order = np.argsort(values, axis=1)
+    ordered = np.take_along_axis(values, order, axis=1)
+    place = np.arange(values.shape[1])
+    starts = np.pad(ordered[:, 1:] != ordered[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    ends = np.pad(starts[:, 1:], ((0, 0), (0, 1)), constant_values=True)
+    first = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
+    last = np.minimum.accumulate(np.where(ends, place, len(place))[:, ::-1], axis=1)[:, ::-1]
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2 + 1, axis=1)
+    return ranks
+
+
+# ---- intervals ------------------------------------------------------------------------------------------------------
+
+
+def bootstrap(statistic: Statistic, *arrays: ArrayLike | Tensor, n: int = 1000, seed: int = 0,
+              groups: Sequence[Hashable] | np.ndarray | None = None) -> Interval:
+    """statistic(*arrays) with its percentile interval over n resamples of the rows, or of whole groups.
+
+    arrays: N rows each, resampled together. groups: (N,) ids such as patient ids; rows of one patient are not
+    independent, so patients are drawn, with all their rows. Resamples without a value (one outcome only) are drawn
+    again: see bootstrap_values, which also counts them.
+    """
+    values, _ = bootstrap_values(statistic, *arrays, n=n, seed=seed, groups=groups)
+    low, high = np.percentile(values, (2.5, 97.5))
+    return Interval(float(statistic(*map(_array, arrays))), float(low), float(high))
+
+
+def paired_bootstrap(statistic: Statistic, scores_a: ArrayLike | Tensor, scores_b: ArrayLike | Tensor,
+                     *arrays: ArrayLike | Tensor, n: int = 1000, seed: int = 0,
+                     groups: Sequence[Hashable] | np.ndarray | None = None) -> Interval:
+    """statistic(scores_a, *arrays) - statistic(scores_b, *arrays), both on the same resamples.
+
+    scores_a, scores_b: N rows each, two models on the same samples. An interval that leaves out 0 says that one is
+    better on such samples; two overlapping intervals of single models do not say the contrary.
+    """
+    def difference(a: np.ndarray, b: np.ndarray, *rest: np.ndarray) -> float:
+        return statistic(a, *rest) - statistic(b, *rest)
+    return bootstrap(difference, scores_a, scores_b, *arrays, n=n, seed=seed, groups=groups)
+
+
+def bootstrap_values(statistic: Statistic, *arrays: ArrayLike | Tensor, n: int = 1000, seed: int = 0,
+                     groups: Sequence[Hashable] | np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    """The statistic on n resamples, (n,), and how many resamples were drawn again.
+
+    A resample is drawn again if the statistic raises InputError or is NaN on it, as AUROC is without positives.
+    Raises InputError for arrays of different length, and when more than n resamples had to be drawn again.
+    """
+    columns = [_array(array) for array in arrays]
+    sizes = [len(column) for column in (*columns, *([] if groups is None else [groups]))]
+    if not sizes or len(set(sizes)) != 1 or not sizes[0]:
+        raise InputError(f"bootstrap: arrays and groups of {sizes} rows: give the same number of rows, at least one")
+    draw, rng = _row_sampler(sizes[0], groups), np.random.default_rng(seed)
+    values, redrawn = np.empty(n), 0
+    for i in range(n):
+        while np.isnan(value := _value_or_nan(statistic, [column[rows] for column in columns])
+                       if (rows := draw(rng)) is not None else np.nan):
+            redrawn += 1
+            if redrawn > n:
+                raise InputError(f"bootstrap: {redrawn} of {redrawn + i} resamples have no value: too few samples")
+        values[i] = value
+    return values, redrawn
+
+
+def _row_sampler(n_rows: int, groups: Sequence[Hashable] | np.ndarray | None) -> Callable:
+    """rng -> row indices of one resample."""
+    if groups is None:
+        return lambda rng: rng.integers(n_rows, size=n_rows)
+    number, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)[1:]
+    members = np.split(np.argsort(number, kind="stable"), np.cumsum(sizes)[:-1])    # rows of each group
+    return lambda rng: np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
+
+
+def _value_or_nan(statistic: Statistic, resample: list[np.ndarray]) -> float:
+    try:
+        return float(statistic(*resample))
+    except InputError:
+        return np.nan
+
+
+def _array(values: ArrayLike | Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

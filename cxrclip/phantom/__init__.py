@@ -1,0 +1,1 @@
+"""The embedded default data: a parametric chest, its X-ray films, its reports and its institutions."""

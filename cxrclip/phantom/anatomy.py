@@ -1,0 +1,135 @@
+"""Who is on the film: a body drawn from a population, and the findings put into it.
+
+Everything here is a plain value. `organs.py` and `lesions.py` turn a `Case` into a chest, `render.py` the chest into films,
+`reports.py` the case into text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FINDINGS: tuple[str, ...] = (
+    "Cardiomegaly",
+    "Enlarged Cardiomediastinum",
+    "Aortic Enlargement",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Infiltration",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Thickening",
+    "Fracture",
+    "Support Devices",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Mass",
+    "Nodule",
+    "Calcification",
+    "Tuberculosis",
+)
+
+DEVICE_KINDS: tuple[str, ...] = (
+    "endotracheal tube",
+    "central line",
+    "pacemaker",
+    "nasogastric tube",
+    "sternal wires",
+)
+FRACTURE_KINDS: tuple[str, ...] = ("rib", "clavicle")
+
+SIDES: tuple[str, ...] = ("left", "right", "both")
+ZONES: tuple[str, ...] = ("upper", "mid", "lower")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One abnormality in the body.
+
+    name: one of FINDINGS.  side: the patient's side, or None where the finding has none (the heart).
+    zone: third of the lung, or None for the whole side.  severity: 1 mild, 2 moderate, 3 severe.
+    kind: one of DEVICE_KINDS for Support Devices, of FRACTURE_KINDS for Fracture, else None.
+    """
+
+    name: str
+    side: str | None = None
+    zone: str | None = None
+    severity: int = 2
+    kind: str | None = None
+
+    def __post_init__(self) -> None:
+        kinds = {"Support Devices": DEVICE_KINDS, "Fracture": FRACTURE_KINDS}.get(self.name, ())
+        valid = (
+            self.name in FINDINGS
+            and self.side in (None, *SIDES)
+            and self.zone in (None, *ZONES)
+            and self.severity in (1, 2, 3)
+            and self.kind in (None, *kinds)
+        )
+        if not valid:
+            raise ValueError(f"not a finding: {self!r}; see FINDINGS, SIDES, ZONES and the kinds")
+
+
+@dataclass(frozen=True)
+class Body:
+    """One person: what differs between healthy chests. Factors are relative to the average adult (1.0).
+
+    sex: "F" or "M".  age: years.  height, width, depth: of the thoracic cage.  habitus: 0 lean to 1 obese.
+    heart, aorta, lung, vessels: size factors.  spine_curve: mm sideways.  dome_gap: mm right dome above left.
+    breast: 0 none to 1 large shadow.  gas: 0 none to 1 large stomach bubble.
+    """
+
+    sex: str
+    age: float
+    height: float
+    width: float
+    depth: float
+    habitus: float
+    heart: float
+    aorta: float
+    lung: float
+    vessels: float
+    spine_curve: float
+    dome_gap: float
+    breast: float
+    gas: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A body with its findings. `seed` settles everything left open (vessel tree, position of a lesion, noise)."""
+
+    body: Body
+    findings: tuple[Finding, ...]
+    seed: int
+
+
+def sample_body(rng: np.random.Generator, sex: str | None = None, age: float | None = None) -> Body:
+    """Draw one adult. Women are smaller; age widens the heart and unfolds the aorta."""
+    if sex is None:
+        sex = "M" if rng.random() < 0.55 else "F"
+    if age is None:
+        age = float(np.clip(rng.normal(55, 17), 18, 95))
+    old = (age - 50) / 40
+    size = 1.0 if sex == "M" else 0.93
+    habitus = float(np.clip(rng.beta(2.2, 3.2), 0.03, 0.97))
+    return Body(
+        sex=sex,
+        age=age,
+        height=size * float(rng.normal(1.0, 0.05)),
+        width=size * float(rng.normal(1.0, 0.04)),
+        depth=size * float(rng.normal(1.0 + 0.06 * old, 0.05)),
+        habitus=habitus,
+        heart=float(np.clip(rng.normal(1.0 + 0.04 * old + 0.05 * (habitus - 0.4), 0.05), 0.85, 1.13)),
+        aorta=float(np.clip(rng.normal(1.0 + 0.12 * old, 0.06), 0.8, 1.25)),
+        lung=float(np.clip(rng.normal(1.0 - 0.08 * (habitus - 0.4), 0.06), 0.85, 1.15)),
+        vessels=float(np.clip(rng.normal(1.0, 0.1), 0.75, 1.25)),
+        spine_curve=float(rng.normal(0, 2 + 2 * max(old, 0))),
+        dome_gap=float(rng.normal(14, 5)),
+        breast=float(rng.uniform(0.25, 1.0)) if sex == "F" else 0.0,
+        gas=float(rng.uniform(0, 1)),
+    )

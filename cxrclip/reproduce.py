@@ -1,0 +1,146 @@
+"""`make reproduce`: run the notebooks in order with papermill and end with the tables.
+
+    python -m cxrclip.reproduce --profile quick --mix phantom
+
+An executed notebook is kept with a fingerprint of its text, its parameters, the mix and the library; it is run
+again only when one of them changed or a file it made is gone. So a second start takes seconds, and a killed one
+goes on where it stopped (finished training runs are found as well).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from cxrclip import mixes, results, training
+from cxrclip.errors import InputError
+from cxrclip.experiments import Experiment
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line. Returns 0, or 2 after one line that says what was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m cxrclip.reproduce", description="run the book")
+    for name, default in {"profile": "quick", "mix": "phantom", "build": "build", "data": "", "device": "auto"}.items():
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--in-place", action="store_true", help="execute the committed notebooks as they stand")
+    options = parser.parse_args(arguments)
+    os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false"}
+    try:
+        if options.in_place:
+            return execute_in_place()
+        return reproduce(options.profile, options.mix, options.seed, Path(options.build), options.data, options.device)
+    except (InputError, PapermillExecutionError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or options.build}: {error.strerror}: free some space or set BUILD to a "
+              "folder that can be written", file=sys.stderr)
+        return 2
+
+
+def one_line(error: Exception) -> str:
+    """An error as one line; of a failed notebook cell, the cell's own error."""
+    if isinstance(error, PapermillExecutionError):
+        return f"{error.ename}: {error.evalue}"
+    return str(error)
+
+
+def reproduce(profile: str, mix: str, seed: int, build: Path, data: str, device: str) -> int:
+    """Execute every notebook into build/<mix>-<profile>/ and print the tables."""
+    experiment = Experiment.at(profile, mix=mix, seed=seed)
+    mixes.check_mix(mixes.load_mix(mix), profile, data)
+    training.start_accelerator(training.Recipe(1, device=device))
+    out = build / f"{mixes.mix_path(mix).stem}-{experiment.profile}"
+    out.mkdir(parents=True, exist_ok=True)
+    where = {"build": os.path.relpath(build, NOTEBOOKS), "device": device,
+             "mix": mix if mix == mixes.mix_path(mix).stem else str(mixes.mix_path(mix).resolve()),
+             "data": os.path.relpath(data, NOTEBOOKS) if data else ""}
+    parameters = {"profile": profile, "seed": seed, **where}
+    notebooks = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    started = time.monotonic()
+    for number, notebook in enumerate(notebooks, 1):
+        print(f"[{number}/{len(notebooks)}] {notebook.stem} ", end="", flush=True)
+        seconds = execute(notebook, out, parameters)
+        print("found" if seconds is None else f"{seconds:.0f} s", flush=True)
+    finish(out, time.monotonic() - started)
+    return 0
+
+
+def execute(notebook: Path, out: Path, parameters: Mapping[str, object]) -> float | None:
+    """Run one notebook into `out`/notebooks; None when an up-to-date copy and all it made are there already."""
+    target, record = out / "notebooks" / notebook.name, out / "notebooks" / f".{notebook.stem}.json"
+    key = mixes.digest([notebook.read_text(encoding="utf-8"), parameters, mixes.code_digest("."),
+                        mixes.mix_path(str(parameters["mix"])).read_text(encoding="utf-8")])
+    if record.is_file():
+        known = json.loads(record.read_text())
+        if known["key"] == key and target.is_file() and all((out / name).is_file() for name in known["made"]):
+            return None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    started, partial = time.time(), target.with_suffix(".partial")
+    papermill.execute_notebook(str(notebook), str(partial), parameters=dict(parameters), cwd=str(NOTEBOOKS),
+                               progress_bar=False, stderr_file=sys.stderr)
+    tidy_notebook(partial)
+    partial.replace(target)
+    made = [str(path.relative_to(out)) for path in out.rglob("*")
+            if path.is_file() and path.stat().st_mtime >= started and path != record]
+    results.write_atomically(record, json.dumps({"key": key, "made": sorted(made)}))
+    return time.time() - started
+
+
+def tidy_notebook(path: Path) -> None:
+    """Drop what changes from run to run: timings, progress bars on stderr, papermill's own metadata."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for cell in notebook.cells:
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+        if cell.metadata.get("tags") == []:
+            del cell.metadata["tags"]
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    nbformat.write(notebook, path)
+
+
+def finish(out: Path, seconds: float) -> None:
+    """Join the notebooks' rows into results.csv, print the tables and say where everything is."""
+    parts = [pd.read_csv(path) for path in sorted((out / "results").glob("*.csv"))]
+    if parts:
+        results.write_atomically(out / "results.csv", pd.concat(parts).drop_duplicates().to_csv(index=False))
+    for table in sorted((out / "tables").glob("*.txt")):
+        print(f"\n{table.read_text(encoding='utf-8').rstrip()}")
+    print(f"\ndone in {seconds / 60:.1f} min. Everything is in {out}:")
+    for name, what in {"notebooks": "executed copies", "results.csv": "every number, tidy", "tables": "text, Markdown, "
+                       "LaTeX", "figures": "PNG, SVG and the data behind each"}.items():
+        print(f"  {name:12} {what}")
+
+
+def execute_in_place() -> int:
+    """Execute the committed notebooks as they stand, so that their outputs are those of a clean run."""
+    os.environ["TQDM_DISABLE"] = "1"
+    for notebook in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
+        started = time.monotonic()
+        partial = notebook.with_suffix(".partial")
+        papermill.execute_notebook(str(notebook), str(partial), cwd=str(NOTEBOOKS), progress_bar=False)
+        tidy_notebook(partial)
+        partial.replace(notebook)
+        print(f"{notebook.stem} {time.monotonic() - started:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""What every source shares: read its tables, set bad rows aside, decode its films, write the study table."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from tqdm import tqdm
+
+from cxrclip.errors import InputError
+from cxrclip.images import MIN_SIDE, encode_gray, read_gray, resize_shorter
+from cxrclip.studies import MAX_AGE, MAX_TEXT, SPLITS, Rejected, refuse_many, summary, write_studies
+
+SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
+_AT_ONCE = 256  # studies decoded ahead of the writer
+# Facts a source may count, besides rejected rows; they are reported.
+COUNTED = ("not_downloaded", "in_two_folders", "without_row", "without_film", "missing_films", "guessed_views")
+
+
+class Film(NamedTuple):
+    """One image file of a release."""
+
+    path: Path
+    view: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study of a release before its films are read; `row` is its place in the table it comes from."""
+
+    row: int
+    study_id: str
+    patient_id: str
+    films: Sequence[Film]
+    split: str = ""
+    findings: str | None = None
+    impression: str | None = None
+    positive: Sequence[str] = ()
+    negative: Sequence[str] = ()
+    uncertain: Sequence[str] = ()
+    sex: str | None = None
+    age: float | None = None
+
+
+class Unusable(Exception):
+    """A cell which makes its row unusable."""
+
+    def __init__(self, column: str, reason: str) -> None:
+        super().__init__(f"{column}: {reason}")
+        self.column, self.reason = column, reason
+
+
+@dataclass
+class Intake:
+    """The rows of one release on their way into a study table: the good ones, and those set aside.
+
+    Args:
+        name: the `source` column of the study table.
+        root: the folder of the release; messages name files relative to it.
+        file: the table that row numbers refer to.
+        facts: what `dataset.json` keeps in "about".
+    """
+
+    name: str
+    root: Path
+    file: str
+    facts: dict[str, Any]
+    studies: list[Study] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+
+    def take(self, rows: Iterable[Any], parse: Callable[[int, Any], Study | None]) -> None:
+        """Parse each row (numbered from 1); keep the study, skip None, set the row aside on `Unusable`."""
+        seen: dict[str, int] = {study.study_id: study.row for study in self.studies}
+        for number, row in enumerate(rows, 1):
+            try:
+                study = parse(number, row)
+                if study is not None:
+                    first = seen.setdefault(study.study_id, number)
+                    if first != number:
+                        raise Unusable("study", f"{study.study_id} stands already in row {first}; the first is kept")
+                    self.studies.append(study)
+            except Unusable as fault:
+                self.rejected.append(Rejected(self.file, number, fault.column, fault.reason))
+
+    def write(
+        self, out: str | Path, splits: Mapping[str, str], *, image_size: int, max_rejected: float, progress: bool
+    ) -> pd.DataFrame:
+        """Decode the films (shorter side at most `image_size`), write the folder `out`, return its summary.
+
+        Args:
+            splits: patient -> split, for the studies that do not have one yet.
+
+        Raises:
+            InputError: nothing usable, a patient in two splits, more than the share `max_rejected` of all
+                rows unusable, a parameter out of range, or `out` cannot be written.
+        """
+        if image_size < MIN_SIDE or not 0 <= max_rejected <= 1:
+            raise InputError(f"image_size={image_size} needs at least {MIN_SIDE}; max_rejected={max_rejected} 0 to 1")
+        if not self.studies:
+            first = f" ({self.rejected[0]})" if self.rejected else ""
+            raise InputError(f"{self.root}: no usable study in {self.file}{first}; check the download and its columns")
+        self._check_patients(splits)
+        about = {"source": self.name, "image_size": image_size, **self.facts}
+        rows = self._rows(out, splits, image_size, max_rejected, progress)
+        write_studies(rows, out, about=about, rejected=self.rejected)
+        if progress:
+            counts = {"rejected": len(self.rejected)} | {k: n for k, n in self.facts.items() if k in COUNTED}
+            said = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
+            tqdm.write(f"{self.name}: {len(self.studies):,} studies of {self.file} found; {said}", file=sys.stderr)
+        return summary({self.name: out})
+
+    def _check_patients(self, splits: Mapping[str, str]) -> None:
+        first: dict[str, Study] = {}
+        for study in self.studies:
+            before = first.setdefault(study.patient_id, study)
+            here, there = (s.split or splits.get(s.patient_id, "") for s in (study, before))
+            if here != there:
+                raise InputError(
+                    f"{self.root / self.file}, rows {before.row} and {study.row}: patient {study.patient_id} is in "
+                    f"{there} and in {here}; give every patient one split"
+                )
+
+    def _rows(
+        self, out: str | Path, splits: Mapping[str, str], size: int, max_rejected: float, progress: bool
+    ) -> Iterator[dict[str, Any]]:
+        total = len(self.studies) + len(self.rejected)
+        refuse_many(self.rejected, total, max_rejected, out)
+        for study, films in self._decoded(size, progress):
+            bad = [film for film in films if isinstance(film, InputError)]
+            for error in bad:
+                self.rejected.append(Rejected(self.file, study.row, "image", str(error)))
+            if bad:
+                refuse_many(self.rejected, total, max_rejected, out)
+            good = [(film, data) for film, data in zip(study.films, films, strict=True) if isinstance(data, bytes)]
+            if good:
+                yield {
+                    **{name: getattr(study, name) for name in _COPIED},
+                    "source": self.name,
+                    "split": study.split or splits[study.patient_id],
+                    "images": [{"bytes": data, "path": self._name(film)} for film, data in good],
+                    "views": [film.view for film, _ in good],
+                }
+
+    def _decoded(self, size: int, progress: bool) -> Iterator[tuple[Study, list[bytes | InputError]]]:
+        """Every study with its encoded films, in order; threads decode, as Pillow and OpenCV release the lock."""
+
+        def encoded(film: Film) -> bytes | InputError:
+            try:
+                gray = read_gray(film.path, self._name(film))
+            except InputError as error:
+                return error
+            return encode_gray(resize_shorter(gray, size) if min(gray.shape) > size else gray)
+
+        studies = iter(self.studies)
+        bar = tqdm(total=len(self.studies), desc=self.name, unit="study", disable=not progress)
+        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+            while chunk := list(itertools.islice(studies, _AT_ONCE)):
+                films = pool.map(encoded, [film for study in chunk for film in study.films])
+                for study in chunk:
+                    yield study, list(itertools.islice(films, len(study.films)))
+                    bar.update()
+
+    def _name(self, film: Film) -> str:
+        return name_in(self.root, film.path)
+
+
+_COPIED = ("study_id", "patient_id", "findings", "impression", "positive", "negative", "uncertain", "sex", "age")
+
+
+def existing(root: str | Path, what: str) -> Path:
+    """The folder of a release, which must exist."""
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the folder of {what}")
+    return root
+
+
+def name_in(root: Path, path: Path) -> str:
+    """The path relative to the release, or the bare file name where it lies outside."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
+    """Read a CSV or Parquet table with every cell as stripped text ("" where empty).
+
+    Raises:
+        InputError: no such file, not a table, or a column in `columns` is missing.
+    """
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path).map(lambda cell: "" if pd.isna(cell) else str(cell))
+        else:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such table; check the folder and the file name") from error
+    except (OSError, ValueError) as error:  # pandas and pyarrow: parser, encoding and format errors
+        reason = (str(error).splitlines() or ["?"])[0]
+        raise InputError(f"{path}: not a readable table ({reason}); export it again as CSV in UTF-8") from error
+    if absent := [name for name in columns if name not in table.columns]:
+        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(repr, table.columns))}")
+    return table.apply(lambda column: column.fillna("").str.strip())
+
+
+def split_patients(patients: Iterable[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Give every patient a split. Patients are put in the order of a seeded hash and cut by `shares`.
+
+    So the order of the rows does not matter, and a patient seldom moves when more of a release is downloaded.
+
+    Args:
+        shares: split -> share of the patients; they sum to 1.
+
+    Raises:
+        InputError: an unknown split, a negative share, or shares that do not sum to 1.
+    """
+    if not set(shares) <= set(SPLITS) or min(shares.values(), default=-1) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise InputError(f"shares {dict(shares)}: give {', '.join(SPLITS)} shares from 0 to 1 that sum to 1")
+    ordered = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+    cuts = [round(share * len(ordered)) for share in itertools.accumulate(shares.get(split, 0) for split in SPLITS)]
+    bounds = zip(SPLITS, [0, *cuts[:-1]], cuts, strict=True)
+    return {patient: split for split, start, stop in bounds for patient in ordered[start:stop]}
+
+
+def to_text(column: str, cell: str) -> str | None:
+    """A report section with its white space collapsed; None where empty."""
+    text = " ".join(cell.split())
+    if len(text) > MAX_TEXT:
+        raise Unusable(column, f"{len(text):,} characters; at most {MAX_TEXT:,} are taken")
+    return text or None
+
+
+def to_sex(column: str, cell: str) -> str | None:
+    """F or M, also when spelled out; None where empty or unknown."""
+    known = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M", "": None, "UNKNOWN": None, "U": None}
+    if cell.upper() not in known:
+        raise Unusable(column, f"{cell!r} is not F or M")
+    return known[cell.upper()]
+
+
+def to_age(column: str, cell: str) -> float | None:
+    """Years; None where empty."""
+    try:
+        age = float(cell) if cell else None
+    except ValueError:
+        raise Unusable(column, f"{cell!r} is not a number of years") from None
+    if age is not None and not 0 <= age <= MAX_AGE:
+        raise Unusable(column, f"{cell} is outside 0 to {MAX_AGE:g} years")
+    return age

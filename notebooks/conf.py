@@ -1,0 +1,50 @@
+"""The book: the committed notebooks as a web site. Nothing is executed, and nothing is fetched, now or by the reader."""
+
+from __future__ import annotations
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+
+project = "CXR-CLIP"
+author = "the CXR-CLIP authors"
+html_title = "CXR-CLIP, a book that runs"
+
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+exclude_patterns = ["mixes", "**.ipynb_checkpoints"]
+nb_execution_mode = "off"       # the outputs that were committed
+nb_ipywidgets_js = {}           # no widget is used; the default is a script from the net
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 88
+
+html_theme = "sphinx_book_theme"
+html_theme_options = {"use_download_button": True, "show_toc_level": 2, "home_page_in_toc": True}
+html_math_renderer = "mathml"   # the browser draws formulas by itself; MathJax would be fetched from the net
+html_copy_source = True
+html_show_copyright = False
+
+
+def inline_math(translator: nodes.NodeVisitor, node: nodes.Element) -> None:
+    """A formula in the text, as MathML."""
+    translator.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(translator: nodes.NodeVisitor, node: nodes.Element) -> None:
+    """A formula on its own line, as MathML."""
+    translator.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
+def keep_as_written(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings are plain text (shapes, equations in ASCII): show them as they stand in the source."""
+    if any(lines):
+        lines[:] = [".. code-block:: text", "", *(f"   {line}" for line in lines)]
+
+
+def setup(app: Sphinx) -> None:
+    """Called by sphinx."""
+    app.add_html_math_renderer("mathml", inline_renderers=(inline_math, None), block_renderers=(block_math, None))
+    app.connect("autodoc-process-docstring", keep_as_written)

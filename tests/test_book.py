@@ -1,0 +1,126 @@
+"""What every committed notebook promises, and that set-up files agree with each other."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+MAX_IGNORED = 14  # cells whose output nbval does not compare, in the whole book: keep it small
+HEAD = ("**You learn**", "**It needs**", "**It takes**", "**It makes**")
+
+
+def cells(path, kind):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def source(path):
+    return "\n".join("".join(cell.source) for cell in cells(path, "code"))
+
+
+def test_the_first_eight_notebooks_are_there():
+    assert [path.name[:2] for path in NOTEBOOKS][:8] == [f"{i:02d}" for i in range(8)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestNotebook:
+    def test_head_tells_what_needs_takes_and_makes(self, path):
+        head = cells(path, "markdown")[0].source
+        assert head.startswith(f"# {path.name[:2]} ")
+        assert all(word in head for word in HEAD)
+
+    def test_one_cell_of_parameters_with_the_shared_names(self, path):
+        tagged = [cell for cell in cells(path, "code") if "parameters" in cell.metadata.get("tags", [])]
+        assert len(tagged) == 1
+        names = [node.targets[0].id for node in ast.parse(tagged[0].source).body]
+        assert names == ["profile", "mix", "seed", "build", "data", "device"]
+
+    def test_every_cell_was_run_in_order_without_error(self, path):
+        code = [cell for cell in cells(path, "code") if cell.source.strip()]
+        assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+        assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+        assert not [output for cell in code for output in cell.outputs if output.get("name") == "stderr"]
+
+    def test_functions_have_at_most_five_lines(self, path):
+        for node in ast.walk(ast.parse(source(path))):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 5, f"{node.name}: make it a library function"
+
+    def test_figures_have_captions_and_pages_have_exercises(self, path):
+        text = "\n".join(cell.source for cell in cells(path, "markdown"))
+        assert "## Exercises" in text
+        assert "## What we saw" in text or path.name.startswith("00")
+        if any("image/png" in output.get("data", {}) for cell in cells(path, "code") for output in cell.outputs):
+            assert "*What to see.*" in text
+
+    def test_no_path_of_a_machine(self, path):
+        assert not re.search(r"/(?:home|root|tmp|Users|work)/", path.read_text(encoding="utf-8"))
+
+
+def test_few_cells_are_ignored():
+    ignored = [path.stem for path in NOTEBOOKS for cell in cells(path, "code")
+               if "nbval-ignore-output" in cell.metadata.get("tags", [])]
+    assert len(ignored) <= MAX_IGNORED, ignored
+    skipped = [path.stem for path in NOTEBOOKS for cell in cells(path, "code")
+               if "nbval-skip" in cell.metadata.get("tags", [])]
+    assert not skipped
+
+
+def test_environment_yml_is_python_pip_and_the_lock():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert [item if isinstance(item, str) else list(item) for item in conda] == ["python=3.11", "pip", ["pip"]]
+    assert conda[-1]["pip"] == ["-r requirements.lock", "--no-deps -e ."] or "-r requirements.lock" in conda[-1]["pip"]
+
+
+def test_the_lock_pins_exactly_what_pyproject_asks_for():
+    from packaging.requirements import Requirement
+
+    pins = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            assert re.fullmatch(r"==[^,*]+", str(requirement.specifier)), f"{line}: not an exact pin"
+            pins[requirement.name.lower().replace("_", "-")] = str(requirement.specifier)[2:]
+    text = (ROOT / "pyproject.toml").read_text()
+    asked = [Requirement(item) for item in re.findall(r'"([A-Za-z0-9._-]+>=[^"]+)"', text) if "setuptools" not in item]
+    assert len(asked) > 15
+    for requirement in asked:
+        assert requirement.specifier.contains(pins[requirement.name]), requirement
+
+
+def test_the_installed_versions_are_those_of_the_lock():
+    from importlib.metadata import version
+
+    for name in ("torch", "transformers", "datasets", "numpy", "opencv-python-headless"):
+        line = next(line for line in (ROOT / "requirements.lock").read_text().splitlines() if line.startswith(f"{name}=="))
+        assert version(name).split("+")[0] == line.split("==")[1].split(" ")[0]
+
+
+def test_readme_and_makefile_agree():
+    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()))
+    assert named <= targets, named - targets
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--profile", "huge"], "unknown profile 'huge': choose one of quick, standard, paper"),
+    (["--mix", "nope"], "unknown mix 'nope': choose one of phantom, real-sample"),
+    (["--mix", "real-sample", "--data", "gone"], "no folder gone/openi: set DATA"),
+    (["--device", "tpu"], "unknown device 'tpu': choose auto, cpu or cuda"),
+    (["--build", "/proc/nowhere"], "/proc/nowhere"),
+])
+def test_bad_calls_of_reproduce_give_one_clear_line(arguments, message):
+    call = subprocess.run([sys.executable, "-m", "cxrclip.reproduce", *arguments], capture_output=True, text=True,
+                          cwd=ROOT)
+    assert call.returncode == 2
+    assert message in call.stderr
+    assert call.stderr.count("\n") == 1, call.stderr
+    assert "Traceback" not in call.stderr

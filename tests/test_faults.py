@@ -1,0 +1,116 @@
+"""End to end, in processes of their own: each fault of the input is one clear line, and nothing is half-written."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from cxrclip.images import encode_gray
+
+PREPARE = """
+    import sys
+    from cxrclip.errors import InputError
+    from cxrclip.sources import SOURCES
+
+    try:
+        SOURCES["table"]("films", "out/t", file="t.csv", image="file", patient="who", labels="label", progress=False)
+    except InputError as error:
+        sys.exit(str(error))
+"""
+
+
+@pytest.fixture
+def release(tmp_path):
+    """Forty films and their table, prepared from the folder above."""
+    (tmp_path / "films").mkdir()
+    rows = ["file,label,who"]
+    for i in range(40):
+        noise = np.random.default_rng(i).integers(0, 256, (64, 64), dtype=np.uint8)
+        (tmp_path / "films" / f"{i}.png").write_bytes(encode_gray(noise, "png"))
+        rows.append(f"{i}.png,Edema,p{i}")
+    (tmp_path / "films" / "t.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+def run(folder, code=PREPARE, before=""):
+    """Run code in a new process in `folder`: exit code and what it printed."""
+    script = textwrap.dedent(before) + textwrap.dedent(code)
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def one_line(folder, message, **options):
+    """The run fails with one line that matches, and leaves nothing of the output folder behind."""
+    code, said = run(folder, **options)
+    assert code != 0
+    assert re.search(message, said), said
+    assert said.count("\n") == 1
+    assert not (folder / "out" / "t").exists()
+    assert not (folder / "out").is_dir() or list((folder / "out").iterdir()) == []
+
+
+def test_a_good_release_is_quiet_and_whole(release):
+    assert run(release) == (0, "")
+    assert (release / "out" / "t" / "dataset.json").is_file()
+
+
+def test_too_many_bad_films(release):
+    for i, data in enumerate([b"", b"no film", (release / "films" / "9.png").read_bytes()[:99]]):
+        (release / "films" / f"{i}.png").write_bytes(data)
+    one_line(release, r"3 of 40 rows are unusable.*t\.csv, row 1, column image: 0\.png: .*empty.*; .*row 3")
+
+
+def test_a_few_bad_films_are_listed(release):
+    (release / "films" / "7.png").unlink()
+    assert run(release) == (0, "")
+    listed = (release / "out" / "t" / "rejected.csv").read_text()
+    assert listed.splitlines()[1].startswith('t.csv,8,image,"7.png: no such image file') or "t.csv,8,image" in listed
+
+
+def test_missing_table_column_and_folder(release):
+    table = release / "films" / "t.csv"
+    table.write_text(table.read_text().replace("label", "etiquette", 1))
+    one_line(release, r"t\.csv: no column 'label'; its columns are 'file', 'etiquette', 'who'")
+    table.unlink()
+    one_line(release, r"t\.csv: no such table")
+    (release / "films").rename(release / "elsewhere")
+    one_line(release, r"films: no such folder; give the folder of t\.csv and its films")
+
+
+def test_a_full_disk(release):
+    """A limit on the size of any file stands for the full disk: the same error, from the system itself."""
+    before = """
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    """
+    one_line(release, r"out/t: cannot be written \(.*\); free space or choose another folder", before=before)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into read-only folders")
+def test_a_read_only_folder(release):
+    (release / "out").mkdir()
+    (release / "out").chmod(0o555)
+    one_line(release, r"out/t: cannot be written \(Permission denied\)")
+
+
+def test_a_file_where_the_folder_should_be(release):
+    (release / "out").write_text("in the way")
+    one_line(release, r"out/t: cannot be written \((Not a directory|File exists)\)")
+
+
+def test_a_killed_process_leaves_no_folder_and_the_next_run_is_whole(release):
+    before = """
+        import os
+        from cxrclip import studies
+        studies._write_rejected = lambda *_: os._exit(9)
+    """
+    assert run(release, before=before) == (9, "")
+    assert not (release / "out" / "t").exists()
+    assert run(release) == (0, "")
+    assert (release / "out" / "t" / "dataset.json").is_file()

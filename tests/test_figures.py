@@ -1,0 +1,214 @@
+"""Figures are tested through the data their artists hold: what is drawn is what the frame says."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxrclip import figures
+from cxrclip.errors import InputError
+
+mpl.use("Agg")
+plt = pytest.importorskip("matplotlib.pyplot")
+
+
+@pytest.fixture
+def axes():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def tidy(**columns) -> pd.DataFrame:
+    n = max(len(value) for value in columns.values() if isinstance(value, list))
+    common = {"dataset": "rsna", "task": "zero-shot", "metric": "auroc", "chance": 0.5}
+    return pd.DataFrame(common | columns, index=range(n))
+
+
+def legend(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_training_curves_draw_each_term_and_validation_where_it_was_read(axes):
+    steps = np.arange(1, 9)
+    validation = np.where(steps % 4 == 0, 2.0, np.nan)
+    log = pd.DataFrame({"step": steps, "total": 9.0 / steps, "mvs": 4.0 / steps, "valid_total": validation})
+    figures.training_curves(log, axes)
+    assert legend(axes) == ["total", "MVS", "total, validation"]
+    raw, _, _, _, valid = axes.lines
+    np.testing.assert_array_equal(raw.get_xydata(), np.stack([steps, 9.0 / steps], 1))
+    np.testing.assert_array_equal(valid.get_xydata(), [[4, 2.0], [8, 2.0]])
+    assert axes.get_ylabel() == "loss (nats)"
+    with pytest.raises(InputError, match="no column 'tcl'"):
+        figures.training_curves(log, axes, columns=["tcl"])
+
+
+def test_similarity_matrix_is_symmetric_around_zero_and_boxes_the_pairs(axes):
+    matrix = np.array([[0.9, -0.2, 0.1], [0.0, 0.5, 0.3]])
+    figures.similarity_matrix(matrix, axes, rows=["a", "b"], columns=["x", "y", "z"])
+    image = axes.images[0]
+    np.testing.assert_array_equal(image.get_array(), matrix)
+    assert image.get_clim() == (-0.9, 0.9)
+    assert [patch.get_xy() for patch in axes.patches] == [(-0.5, -0.5), (0.5, 0.5)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_forest_draws_values_intervals_and_chance(axes):
+    frame = tidy(dataset=["rsna", "siim", "rsna"], run=["M", "M", "M,C"], value=[0.7, 0.8, 0.6], low=[0.65, 0.7, 0.5],
+                 high=[0.8, 0.85, np.nan])
+    figures.auroc_forest(frame, axes)
+    first, second = axes.containers
+    np.testing.assert_allclose(first.lines[0].get_xdata(), [0.7, 0.8])
+    ends = first.lines[2][0].get_segments()
+    np.testing.assert_allclose([[end[0][0], end[1][0]] for end in ends], [[0.65, 0.8], [0.7, 0.85]])
+    np.testing.assert_allclose(second.lines[0].get_xdata(), [0.6])
+    assert set(legend(axes)) == {"M", "M,C", "chance"}
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [list(line.get_xdata()) for line in dashed] == [[0.5, 0.5]] * 2
+
+
+def test_forest_refuses_two_rows_on_one_point_and_mixed_metrics(axes):
+    frame = tidy(run=["M", "M"], value=[0.7, 0.8], low=[0.6, 0.7], high=[0.8, 0.9])
+    with pytest.raises(InputError, match="several rows for rsna, M"):
+        figures.auroc_forest(frame, axes)
+    with pytest.raises(InputError, match="one metric"):
+        figures.auroc_forest(frame.assign(run=["M", "C"], metric=["auroc", "accuracy"]), axes)
+
+
+def test_recall_bars_are_percent_in_order_of_k(axes):
+    frame = tidy(task="image_to_text", run=["M"] * 4, metric=["R@10", "R@1", "R@5", "mean rank"],
+                 value=[0.4, 0.1, 0.2, 9.0], low=[0.3, 0.05, 0.1, 8.0], high=[0.5, 0.15, 0.3, 10.0], chance=[0.1, 0.01, 0.05, 50.0])
+    figures.recall_bars(frame, axes)
+    np.testing.assert_allclose([bar.get_height() for bar in axes.patches], [10, 20, 40])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["R@1", "R@5", "R@10"]
+    chance = axes.collections[-1].get_segments()
+    np.testing.assert_allclose([line[0][1] for line in chance], [1, 5, 10])
+    with pytest.raises(InputError, match="one dataset"):
+        figures.recall_bars(frame.assign(dataset=["rsna", "siim", "rsna", "rsna"]), axes)
+
+
+def test_recall_curve_counts_ranks_up_to_k(axes):
+    ranks = pd.DataFrame({"rank": [1.0, 1.5, 4.0, 10.0], "n_candidates": 10, "direction": "image_to_text"})
+    figures.recall_curve(ranks, axes)
+    curve, chance = axes.lines
+    expected = {1: 25.0, 2: 50.0, 3: 50.0, 4: 75.0, 10: 100.0}
+    drawn = dict(curve.get_xydata())
+    assert {k: drawn[k] for k in expected} == expected
+    np.testing.assert_allclose(chance.get_ydata(), 10.0 * chance.get_xdata())
+
+
+def test_tradeoff_places_points_and_names_what_is_lacking(axes):
+    frame = pd.concat([
+        tidy(pretraining_data=["M", "M,C"], value=[0.6, 0.7], low=[0.5, 0.6], high=[0.7, 0.8]),
+        tidy(pretraining_data=["M", "M,C"], value=[0.3, 0.2], low=[0.2, 0.1], high=[0.4, 0.3], dataset="mimic-cxr",
+             task="image_to_text", metric="R@10")])
+    sides = ("mimic-cxr", "image_to_text", "R@10"), ("rsna", "zero-shot", "auroc")
+    figures.tradeoff(frame, axes, *sides)
+    points = [container.lines[0].get_xydata()[0] for container in axes.containers]
+    np.testing.assert_allclose(points, [[30, 60], [20, 70]])
+    with pytest.raises(InputError, match="'M,C' lacks"):
+        figures.tradeoff(frame.iloc[:-1], axes, *sides)
+
+
+def test_films_keep_a_fixed_gray_range_and_spare_axes_are_off():
+    figure, axes = plt.subplots(1, 3)
+    films = [np.full((8, 8), value, np.uint8) for value in (50, 60)]
+    figures.contact_sheet(films, ["a", "b"], axes)
+    assert [axis.images[0].get_clim() for axis in axes[:2]] == [(0, 255)] * 2
+    assert [axis.get_title() for axis in axes] == ["a", "b", ""]
+    assert not axes[2].axison
+    with pytest.raises(InputError, match="2 films, 1 titles"):
+        figures.contact_sheet(films, ["a"], axes)
+    plt.close(figure)
+
+
+def test_overlay_tints_the_mask_and_names_findings_not_seen(axes):
+    mask = np.zeros((8, 8), bool)
+    mask[2:4, 2:5] = True
+    figures.finding_overlay(np.zeros((8, 8), np.uint8), {"Edema": mask, "Hernia": np.zeros((8, 8), bool)}, axes)
+    np.testing.assert_array_equal(axes.images[1].get_array()[..., 3] > 0, mask)
+    assert legend(axes) == ["Edema", "Hernia (not in this view)"]
+
+
+def test_retrieval_example_shows_every_report_and_marks_the_own():
+    figure, axes = plt.subplots(1, 2)
+    reports = pd.DataFrame({"rank": [1, 2, 7], "score": [0.9, 0.8, 0.1], "own": [False, False, True],
+                            "text": ["Clear lungs.", "", "Large left pleural effusion. " * 60]})
+    figures.retrieval_example(np.zeros((8, 8), np.uint8), reports, axes)
+    texts = [text.get_text() for text in axes[1].texts]
+    assert texts[0] == "rank 1   cosine 0.90"
+    assert texts[3] == "(empty report)"
+    assert texts[4].startswith("rank 7")
+    assert "own report" in texts[4]
+    assert texts[5].endswith("…")
+    boxes = [patch.get_bbox() for patch in axes[1].patches]
+    assert all(upper.y0 > lower.y1 for upper, lower in pairwise(boxes))
+    assert boxes[-1].y0 >= 0
+    plt.close(figure)
+
+
+def test_co_occurrence_shows_the_matrix(axes):
+    matrix = pd.DataFrame([[100.0, 20.0], [30.0, 100.0]], ["Edema", "Mass"], ["Edema", "Mass"])
+    figures.co_occurrence(matrix, axes)
+    assert [text.get_text() for text in axes.texts] == ["100", "20", "30", "100"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Edema", "Mass"]
+
+
+def test_roc_of_perfect_scores_and_of_one_outcome(axes):
+    frame = pd.DataFrame({"class": ["Edema"] * 4 + ["Hernia"] * 2, "score": [1, 2, 3, 4, 1, 2],
+                          "target": [False, False, True, True, False, False]})
+    figures.roc_curves(frame, axes)
+    np.testing.assert_array_equal(axes.lines[0].get_xydata()[-2:], [[0, 1], [1, 1]])
+    assert legend(axes) == ["Edema (2 positive)", "Hernia (one outcome only)", "chance"]
+
+
+def test_counts_bars_carry_their_numbers(axes):
+    counts = pd.DataFrame({"name": ["Edema", "Mass", "Edema"], "count": [1200, 3, 7], "source": ["M", "M", "C"]})
+    figures.counts_bars(counts, axes, by="source")
+    assert [bar.get_width() for bar in axes.patches] == [1200, 3, 7]
+    assert [text.get_text() for text in axes.texts] == ["1,200", "3", "7"]
+    assert legend(axes) == ["M", "C"]
+
+
+def test_many_curves_never_look_the_same():
+    looks = list(zip(figures._colours(21), figures._styles(21), strict=True))
+    assert len(set(looks)) == 21
+
+
+ABOUT = {"data": "d0", "experiment": "e0", "versions": {"torch": "2"}, "command": "make reproduce"}
+
+
+def test_saved_figures_are_the_same_bytes_and_carry_their_origin(tmp_path):
+    def draw(folder):
+        figure, axes = plt.subplots(figsize=(2, 2))
+        axes.plot([0, 1], [1, 0])
+        paths = figures.save_figure(figure, folder / "curve.v2", ABOUT)
+        plt.close(figure)
+        return paths
+    first, second = draw(tmp_path / "a"), draw(tmp_path / "b")
+    assert [path.name for path in first] == ["curve.v2.png", "curve.v2.svg", "curve.v2.json"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert json.loads(first[2].read_text()) == ABOUT
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in first)
+
+
+def test_a_figure_without_origin_or_folder_is_refused(tmp_path):
+    figure = plt.figure()
+    with pytest.raises(InputError, match="lacks versions, command"):
+        figures.save_figure(figure, tmp_path / "f", {"data": "", "experiment": ""})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        figures.save_figure(figure, tmp_path / "file" / "f", ABOUT)
+    plt.close(figure)
+
+
+def test_empty_frames_and_lacking_columns_are_refused(axes):
+    with pytest.raises(InputError, match="no rows to draw"):
+        figures.counts_bars(pd.DataFrame({"name": [], "count": []}), axes)
+    with pytest.raises(InputError, match="no column 'target'"):
+        figures.roc_curves(pd.DataFrame({"score": [1], "class": ["a"]}), axes)

@@ -1,0 +1,92 @@
+"""Mix files: what they may say, how faults are named, and that prepared data are found again."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from cxrclip import mixes
+from cxrclip.errors import InputError
+
+
+def write(tmp_path, content) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["phantom", "real-sample"])
+def test_committed_mixes_load_and_name_the_papers_roles(name):
+    mix = mixes.load_mix(name)
+    assert list(mix.pretraining) == ["M", "C", "C14"]
+    assert {"vindr-cxr", "rsna", "siim", "chexpert5x200", "mimic-cxr", "openi"} <= set(mix.tests)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("pretraining: [", "not valid YAML"),
+    ({"tests": {}}, "needs a 'pretraining' and a 'tests' section"),
+    ({"pretraining": {"M": {"phantom": "X"}}}, "role M: unknown phantom 'X': choose one of M, C"),
+    ({"pretraining": {"M": {"source": "X"}}}, "role M: unknown source 'X'"),
+    ({"pretraining": {"M": {"phantom": "M", "colour": 1}}}, "role M: unknown key 'colour'"),
+    ({"pretraining": {"M": {"phantom": "M", "folder": "x"}}}, "exactly one of"),
+    ({"pretraining": {"M": {}}}, "exactly one of"),
+    ({"pretraining": {"M": "phantom"}}, "expected settings"),
+    ({"pretraining": {"M": {"missing": "x"}}, "tests": {"t": {"role": "M"}}}, "must name a role with data"),
+    ({"pretraining": {"M": {"phantom": "M"}}, "tests": {"t": {"role": "N"}}}, "must name a role with data"),
+    ({"pretraining": {}, "tests": {"t": {"phantom": "rsna", "tasks": ["guess"]}}}, "unknown task 'guess'"),
+])
+def test_faults_name_file_role_and_key(tmp_path, content, message):
+    path = write(tmp_path, content)
+    with pytest.raises(InputError, match=message) as caught:
+        mixes.load_mix(path)
+    assert "mine.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_mix_lists_the_known():
+    with pytest.raises(InputError, match="unknown mix 'nope': choose one of phantom, real-sample"):
+        mixes.load_mix("nope")
+    with pytest.raises(InputError, match=r"gone\.yaml does not exist"):
+        mixes.load_mix("gone.yaml")
+
+
+def test_missing_folder_root_and_sizes_are_found_before_any_work(tmp_path):
+    folder = write(tmp_path, {"pretraining": {"M": {"folder": str(tmp_path / "gone")}}})
+    with pytest.raises(InputError, match=r"role M: .*gone is no study folder"):
+        mixes.check_mix(mixes.load_mix(folder), "quick", "")
+    source = write(tmp_path, {"pretraining": {"M": {"source": "openi", "root": "openi"}}})
+    with pytest.raises(InputError, match="role M: no folder .*openi: set DATA"):
+        mixes.check_mix(mixes.load_mix(source), "quick", str(tmp_path))
+    sizes = write(tmp_path, {"pretraining": {"M": {"phantom": "M", "sizes": {"quick": {"train": 1}}}}})
+    with pytest.raises(InputError, match="role M: no sizes for profile 'paper'"):
+        mixes.check_mix(mixes.load_mix(sizes), "paper", "")
+
+
+def test_prepared_data_are_found_again_and_shared_between_roles(tiny_mix, tiny_bench):
+    first = tiny_bench.prepared(tiny_mix, "quick")
+    before = {role: (folder / "dataset.json").stat().st_mtime_ns for role, folder in first.folders.items()}
+    again = mixes.prepare(mixes.load_mix(tiny_mix), "quick", tiny_bench.build, progress=False)
+    assert {role: (folder / "dataset.json").stat().st_mtime_ns for role, folder in again.folders.items()} == before
+    assert first.missing == {"C": "needs CheXpert: registration", "vindr-cxr": "needs VinDr-CXR: credentialed access"}
+    assert len(first.studies("M", "train")) == 24
+
+
+def test_code_digest_sees_code_but_not_comments_or_docstrings(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixes, "PACKAGE", tmp_path)
+    file = tmp_path / "a.py"
+    file.write_text('def f():\n    """One."""\n    return 1\n')
+    one = mixes.code_digest("a.py")
+    file.write_text('# a comment\ndef f():\n    """Two."""\n\n    return 1\n')
+    assert mixes.code_digest("a.py") == one
+    file.write_text('def f():\n    """One."""\n    return 2\n')
+    assert mixes.code_digest("a.py") != one
+
+
+def test_training_texts_hold_reports_and_prompts(tiny_mix, tiny_bench):
+    from cxrclip.prompts import PromptBank
+
+    bank = PromptBank.load()
+    texts = set(mixes.training_texts(tiny_bench.prepared(tiny_mix, "quick"), bank))
+    assert set(bank.sentences()) < texts
+    row = tiny_bench.prepared(tiny_mix, "quick").studies("M", "train")[0]
+    assert (row["findings"] or row["impression"]) in texts
