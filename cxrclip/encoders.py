@@ -8,7 +8,7 @@ Shapes: B images or texts, S pixels a side, L tokens, F features before projecti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -303,22 +303,31 @@ def last_token(tokens: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedTokenizerFast:
-    """A lower-case WordPiece vocabulary of at most `vocab_size` pieces, learnt from `texts`.
+    """A lower-case WordPiece vocabulary of at most `vocab_size` pieces (but every character), learnt from `texts`.
 
-    As BERT: [CLS] text [SEP], and [PAD] is 0. The same texts in any order give the same vocabulary.
+    As BERT: [CLS] text [SEP], and [PAD] is 0. The same texts, in any order, always give the same vocabulary.
+    Raises InputError if there is no text.
     """
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-               "mask_token": "[MASK]"}
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(special.values()), show_progress=False))
+    texts = list(texts)
+    if not any(text.strip() for text in texts):
+        raise InputError("train_tokenizer: no text to learn a vocabulary from: look at the pretraining studies")
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+             "mask_token": "[MASK]"}
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    # The trainer numbers the pieces "##a" in the order of a randomly seeded hash table, and ties go by number. Given
+    # as special tokens they are numbered here; a second tokenizer, below, knows them as ordinary pieces.
+    inner = sorted({f"##{letter}" for word in words for letter in word[1:]})
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer, learner.pre_tokenizer = normalizer, splitter
+    learner.train_from_iterator(texts, trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=[*names.values(), *inner], show_progress=False))
+    tokenizer = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[SEP]", "[CLS]")]
     tokenizer.post_processor = processors.BertProcessing(*ends)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"],
-                                   **special)
+                                   **names)
 
 
 def published_tokenizer(text_encoder: str = "bio-clinical-bert") -> PreTrainedTokenizerBase:
@@ -336,7 +345,7 @@ def _published_weights(name: str) -> dict[str, Tensor]:
     return _fetch(name, lambda: kind.from_pretrained(source, add_pooling_layer=False).state_dict())
 
 
-def _fetch(name: str, get: callable) -> object:
+def _fetch(name: str, get: Callable[[], object]) -> object:
     try:
         return get()
     except OSError as fault:  # a network that is not there is an OSError, from urllib as from huggingface_hub

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cxrclip import evaluation, mixes, results, training
-from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, train_tokenizer
+from cxrclip.encoders import PUBLISHED_WEIGHTS, CXRCLIPConfig, CXRCLIPModel, published_tokenizer, train_tokenizer
 from cxrclip.errors import InputError
 from cxrclip.losses import CXRCLIPLoss
 from cxrclip.prompts import PromptBank
@@ -258,6 +258,7 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
         tokenizer = tokenizer_for(experiment, data, bank, bench)
         torch.manual_seed(experiment.seed)
         model = CXRCLIPModel(model_config(experiment, tokenizer))
+        model.load_published_encoders()
         make, validation = batches_for(experiment, data, bank, tokenizer, model.config)
         recipe = training.Recipe(total_steps(experiment, data), experiment.learning_rate, experiment.weight_decay,
                                  experiment.warmup, experiment.seed, device=bench.device)
@@ -281,7 +282,9 @@ def model_config(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> 
 
 def tokenizer_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank,
                   bench: Workbench) -> PreTrainedTokenizerBase:
-    """The small text encoder's own vocabulary, trained on the mix's texts and kept beside its data."""
+    """The published text encoder's own tokenizer; for a small one a vocabulary trained on the mix's texts, kept."""
+    if experiment.text_encoder in PUBLISHED_WEIGHTS:
+        return published_tokenizer(experiment.text_encoder)
     roles = tuple(role for role in data.mix.pretraining if role in data.folders)
     key = mixes.digest([data.fingerprints(roles), mixes.code_digest("prompts.yaml", "encoders.py")])
     folder = bench.build / "data" / f"tokenizer-{key}"

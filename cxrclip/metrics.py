@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 from torch import Tensor
 
 from cxrclip.errors import InputError
@@ -149,30 +150,17 @@ def class_aurocs(scores: ArrayLike | Tensor, targets: ArrayLike | Tensor) -> np.
         raise InputError(f"auroc: the score at {np.argwhere(~np.isfinite(scores))[0].tolist()} is not finite")
     if positive.dtype != bool and not np.isin(positive, (0, 1)).all():
         raise InputError(f"auroc: the target at {np.argwhere(~np.isin(positive, (0, 1)))[0].tolist()} is not 0 or 1")
-    positive = np.atleast_2d(positive.T).astype(bool)                     # (K, N)
-    ranks = _mean_ranks(np.atleast_2d(scores.T))                          # (K, N)
-    p = positive.sum(axis=1)
+    n = len(scores)
+    ranks = rankdata(scores.reshape(n, -1), axis=0)                       # (N, K), ties share their mean rank
+    positive = positive.reshape(n, -1).astype(bool)                       # (N, K)
+    p = positive.sum(axis=0)                                              # (K,)
     with np.errstate(invalid="ignore"):
-        return (np.sum(ranks, axis=1, where=positive) - p * (p + 1) / 2) / (p * (positive.shape[1] - p))
+        return (ranks.sum(axis=0, where=positive) - p * (p + 1) / 2) / (p * (n - p))
 
 
 def accuracy(scores: ArrayLike | Tensor, targets: ArrayLike | Tensor) -> float:
     """Share of rows of scores (N, K) whose highest score is at the class number targets (N,)."""
     return float(np.mean(_array(scores).argmax(axis=1) == _array(targets)))
-
-
-def _mean_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks 1..N within each row of (K, N), ties sharing their mean rank."""
-    order = np.argsort(values, axis=1)
-    ordered = np.take_along_axis(values, order, axis=1)
-    place = np.arange(values.shape[1])
-    starts = np.pad(ordered[:, 1:] != ordered[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    ends = np.pad(starts[:, 1:], ((0, 0), (0, 1)), constant_values=True)
-    first = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
-    last = np.minimum.accumulate(np.where(ends, place, len(place))[:, ::-1], axis=1)[:, ::-1]
-    ranks = np.empty(values.shape)
-    np.put_along_axis(ranks, order, (first + last) / 2 + 1, axis=1)
-    return ranks
 
 
 # ---- intervals ------------------------------------------------------------------------------------------------------
@@ -212,19 +200,21 @@ def bootstrap_values(statistic: Statistic, *arrays: ArrayLike | Tensor, n: int =
     Raises InputError for arrays of different length, and when more than n resamples had to be drawn again.
     """
     columns = [_array(array) for array in arrays]
-    sizes = [len(column) for column in (*columns, *([] if groups is None else [groups]))]
-    if not sizes or len(set(sizes)) != 1 or not sizes[0]:
+    sizes = [len(column) for column in columns] + ([] if groups is None else [len(groups)])
+    if not columns or len(set(sizes)) != 1 or not sizes[0]:
         raise InputError(f"bootstrap: arrays and groups of {sizes} rows: give the same number of rows, at least one")
     draw, rng = _row_sampler(sizes[0], groups), np.random.default_rng(seed)
-    values, redrawn = np.empty(n), 0
-    for i in range(n):
-        while np.isnan(value := _value_or_nan(statistic, [column[rows] for column in columns])
-                       if (rows := draw(rng)) is not None else np.nan):
-            redrawn += 1
-            if redrawn > n:
-                raise InputError(f"bootstrap: {redrawn} of {redrawn + i} resamples have no value: too few samples")
-        values[i] = value
-    return values, redrawn
+    values: list[float] = []
+    redrawn = 0
+    while len(values) < n:
+        rows = draw(rng)
+        value = _value_or_nan(statistic, [column[rows] for column in columns])
+        if not np.isnan(value):
+            values.append(value)
+        elif (redrawn := redrawn + 1) > n:
+            raise InputError(f"bootstrap: only {len(values)} of {redrawn + len(values)} resamples have a value: "
+                             "too few samples")
+    return np.array(values), redrawn
 
 
 def _row_sampler(n_rows: int, groups: Sequence[Hashable] | np.ndarray | None) -> Callable:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +62,7 @@ class PromptBank:
             name: _class_prompts(states, f"{path}: prompts: {name}")
             for name, states in _mapping(sections["prompts"], f"{path}: prompts").items()
         }
-        aliases = _aliases(sections["aliases"], prompts, path, strict="aliases" in given)
+        aliases = _aliases(sections["aliases"], list(prompts), path, strict="aliases" in given)
         tasks = {
             name: _task(spec, f"{path}: zero_shot: {name}")
             for name, spec in _mapping(sections["zero_shot"], f"{path}: zero_shot").items()
@@ -120,8 +120,8 @@ class PromptBank:
     ) -> str:
         """One sentence for each labelled class, in random order, joined by spaces (paper, section 2).
 
-        max_negatives: keep only this many negative labels, drawn at random (3 for ChestX-ray14 in the paper;
-        None keeps all, as for CheXpert). A study without any label has no report: InputError, where the
+        max_negatives: keep at most this many negative labels, at least 1, drawn at random (3 for ChestX-ray14 in
+        the paper; None keeps all, as for CheXpert). A study without any label has no report: InputError, where the
         official code returns an empty text (ledger B12). Callers set such studies aside beforehand.
         """
         labels = self.labelled(positive, negative, uncertain)
@@ -169,9 +169,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML as usual, except that a key written twice is an error, not a silent loss of the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        mapping = super().construct_mapping(node, deep)  # first: it refuses keys that are lists
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         _unique(keys, f"line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
+        return mapping
 
 
 def _unique_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -219,7 +220,7 @@ def _class_prompts(states: object, where: str) -> dict[str, Texts]:
     return result
 
 
-def _aliases(section: object, classes: Iterable[str], path: Path, *, strict: bool) -> dict[str, str]:
+def _aliases(section: object, classes: list[str], path: Path, *, strict: bool) -> dict[str, str]:
     """The aliases of known classes; `strict` (the file's own aliases) makes any other an error."""
     aliases = _mapping(section, f"{path}: aliases")
     for alias, name in aliases.items():

@@ -112,9 +112,11 @@ def write_studies(
                 count += 1
                 if fault := next(_faults(row, seen), None):
                     raise InputError(f"{folder}, row {count} ({row['study_id']}), {fault}")
+            table = _as_table(shard, folder)
+            for row in shard:
                 digest.update(_canonical(row))
             with _writing(folder):
-                pq.write_table(_as_table(shard, folder), partial / f"studies-{shards:05d}.parquet", row_group_size=256)
+                pq.write_table(table, partial / f"studies-{shards:05d}.parquet", row_group_size=256)
             shards += 1
         if not count:
             raise InputError(f"{folder}: no study to write; check the source and its filters")
@@ -179,9 +181,11 @@ def _complete(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         if pa.types.is_list(field.type) and isinstance(value, str | bytes):  # would become its characters
             raise InputError(f"{where}: column {field.name} holds {value!r:.40}; give a list")
         whole[field.name] = list(value or []) if pa.types.is_list(field.type) else value
-    whole["images"] = [{"bytes": image.get("bytes") or b"", "path": image.get("path")} for image in whole["images"]]
-    if whole["age"] is not None:
-        whole["age"] = float(np.float32(whole["age"]))
+    try:
+        whole["images"] = [{"bytes": image.get("bytes") or b"", "path": image.get("path")} for image in whole["images"]]
+        whole["age"] = None if whole["age"] is None else float(np.float32(whole["age"]))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: images or age have the wrong type ({error}); see cxrclip.studies.SCHEMA") from error
     return whole
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, train_tokenizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from cxrclip import evaluation, studies
+from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, train_tokenizer
 from cxrclip.errors import InputError
 from cxrclip.images import encode_gray, read_gray
 from cxrclip.sampling import EvalTransform

@@ -82,7 +82,8 @@ def test_forest_refuses_two_rows_on_one_point_and_mixed_metrics(axes):
 
 def test_recall_bars_are_percent_in_order_of_k(axes):
     frame = tidy(task="image_to_text", run=["M"] * 4, metric=["R@10", "R@1", "R@5", "mean rank"],
-                 value=[0.4, 0.1, 0.2, 9.0], low=[0.3, 0.05, 0.1, 8.0], high=[0.5, 0.15, 0.3, 10.0], chance=[0.1, 0.01, 0.05, 50.0])
+                 value=[0.4, 0.1, 0.2, 9.0], low=[0.3, 0.05, 0.1, 8.0], high=[0.5, 0.15, 0.3, 10.0],
+                 chance=[0.1, 0.01, 0.05, 50.0])
     figures.recall_bars(frame, axes)
     np.testing.assert_allclose([bar.get_height() for bar in axes.patches], [10, 20, 40])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["R@1", "R@5", "R@10"]

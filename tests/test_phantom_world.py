@@ -1,6 +1,8 @@
 """The phantom world: reproducible, free of leakage, labelled and worded at the stated rates."""
 
 import collections
+import functools
+import itertools
 import json
 import re
 import subprocess
@@ -16,24 +18,27 @@ from cxrclip.phantom import reports, world
 from cxrclip.phantom.anatomy import FINDINGS, Case, Finding, sample_body
 from cxrclip.phantom.render import Film
 
-N = 2000
+N = 1500
 
 
-@pytest.fixture
-def blank_films(monkeypatch):
-    """Studies without the cost of drawing them."""
+@pytest.fixture(scope="module")
+def rows():
+    """rows(name, n, split): studies without the cost of drawing them."""
 
     def render(case, views, scanner, size, masks):
         pixels = np.random.default_rng(case.seed).integers(0, 255, (8, 8)).astype(np.uint8)
-        return [Film(view, pixels, {k: pixels > 99 for k in range(len(case.findings))}) for view in views]
+        return [Film(view, pixels, dict.fromkeys(range(len(case.findings)), pixels > 99)) for view in views]
 
-    monkeypatch.setattr(world, "render_study", render)
+    @functools.cache
+    def draw(name, n=N, split="train"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(world, "render_study", render)
+            return [world.study(name, split, i, seed=5)[0] for i in range(n)]
+
+    return draw
 
 
-def rows(name, n=N, split="train"):
-    return [world.study(name, split, i, seed=5)[0] for i in range(n)]
-
-
+@functools.cache
 def visits(name, n=N):
     return [world.visit(name, "train", i, seed=5) for i in range(n)]
 
@@ -52,14 +57,15 @@ def case_with(*findings):
     return Case(sample_body(np.random.default_rng(0)), findings, 1)
 
 
-# The folder ------------------------------------------------------------------------------------------------
+# The folder -------------------------------------------------------------------------------------------------
 
 
 def test_workers_do_not_change_a_byte(tmp_path):
-    one, two = (
-        world.generate("M", {"train": 40, "test": 3}, tmp_path / str(k), seed=3, image_size=32, workers=k, progress=False)
-        for k in (1, 2)
-    )
+    def draw(k):
+        sizes = {"train": 34, "test": 3}
+        return world.generate("M", sizes, tmp_path / str(k), seed=3, image_size=32, workers=k, progress=False)
+
+    one, two = draw(1), draw(2)
     names = sorted(file.name for file in one.iterdir())
     assert names == ["dataset.json", "studies-00000.parquet", "truth.parquet"]
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
@@ -91,11 +97,11 @@ def test_folder_is_valid_complete_and_aligned_with_its_truth(tmp_path):
     assert about["description"]
 
 
-def test_a_larger_world_begins_with_the_smaller(blank_films):
-    assert rows("M", 30) == rows("M", 60)[:30]
+def test_a_larger_world_begins_with_the_smaller(rows):
+    assert rows("M", 30) == rows("M")[:30]
 
 
-def test_splits_and_institutions_are_different_people(blank_films):
+def test_splits_and_institutions_are_different_people(rows):
     ages = [[r["age"] for r in rows(name, 40, split)] for name in ("M", "mimic-cxr") for split in ("train", "test")]
     assert all(a != b for k, a in enumerate(ages) for b in ages[:k])
 
@@ -140,7 +146,7 @@ world.generate("siim", {{"test": 34}}, {str(tmp_path / "out")!r}, image_size=32,
     assert not done.stderr
 
 
-# Patients and findings -----------------------------------------------------------------------------------------
+# Patients and findings --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", world.INSTITUTIONS)
@@ -150,7 +156,7 @@ def test_patients_return_with_the_same_body(name):
     assert len({v.study_id for v in seen}) == 600
     ratio = 600 / len(patients)
     assert ratio == 1 if world.INSTITUTIONS[name].one_of else 1.2 < ratio < 1.42
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in itertools.pairwise(seen):
         same = before.patient_id == after.patient_id
         assert same == after.follow_up
         assert same == (before.case.body == after.case.body)
@@ -183,7 +189,7 @@ def test_tables_name_every_finding():
 
 
 def test_findings_keep_company():
-    cases = [({f.name for f in v.case.findings}, v.views) for v in visits("M", 4000)]
+    cases = [({f.name for f in v.case.findings}, v.views) for v in visits("M")]
 
     def given(name, condition):
         return share(name in names for names, views in cases if condition(names, views))
@@ -224,7 +230,7 @@ def test_institutions_differ():
     assert ages["M"] > ages["C14"] + 8
 
 
-# Labels ----------------------------------------------------------------------------------------------------------
+# Labels -----------------------------------------------------------------------------------------------------
 
 
 def test_derived_names():
@@ -264,21 +270,20 @@ def test_vocabularies_are_the_published_ones():
     ("name", "vocabulary"),
     [("vindr-cxr", "vindr"), ("rsna", "rsna"), ("siim", "siim"), ("chexpert5x200", "5x200")],
 )
-def test_test_sets_are_labelled_with_the_truth(blank_films, name, vocabulary):
+def test_test_sets_are_labelled_with_the_truth(rows, name, vocabulary):
     for row, v in zip(rows(name, 300), visits(name, 300), strict=True):
         assert tuple(row["positive"]) == world.true_labels(v.case, vocabulary)
         assert sorted({*row["positive"], *row["negative"]} - {"Normal"}) == sorted(world.VOCABULARIES[vocabulary])
         assert row["uncertain"] == []
 
 
-def test_c14_is_mostly_normal_and_mined_at_the_stated_rates(blank_films):
-    table, seen = rows("C14", 4000), visits("C14", 4000)
+def test_c14_is_mostly_normal_and_mined_at_the_stated_rates(rows):
+    table, seen = rows("C14", 3000), visits("C14", 3000)
     assert 0.60 <= share(row["positive"] == ["No Finding"] for row in table) <= 0.65
     true = [set(world.true_labels(v.case, "chestxray14")) - {"No Finding"} for v in seen]
     found = [set(row["positive"]) - {"No Finding"} for row in table]
     misses = sum(len(t - f) for t, f in zip(true, found, strict=True)) / sum(map(len, true))
     assert misses == pytest.approx(world.MISSED, abs=0.015)
-    assert share(f - t for t, f in zip(true, found, strict=True) if True) == 0 or True
     invented = share(bool(f - t) for t, f in zip(true, found, strict=True))
     assert world.INVENTED * 0.6 < invented <= world.INVENTED * 1.3
     for row in table:
@@ -287,12 +292,12 @@ def test_c14_is_mostly_normal_and_mined_at_the_stated_rates(blank_films):
     assert 0.2 < collision([tuple(row["positive"]) for row in table]) < 0.45
 
 
-def test_c_is_labelled_as_by_a_labeller(blank_films):
-    table = rows("C", 3000)
+def test_c_is_labelled_as_by_a_labeller(rows):
+    table = rows("C")
     assert 0.004 < share(not (r["positive"] or r["negative"] or r["uncertain"]) for r in table) < 0.02
     assert share(bool(r["uncertain"]) for r in table) > 0.15
     assert collision([str((r["positive"], r["negative"], r["uncertain"])) for r in table]) < 0.005
-    for row, v in zip(table, visits("C", 3000), strict=True):
+    for row, v in zip(table, visits("C"), strict=True):
         true = set(world.true_labels(v.case, "chexpert"))
         assert set(row["positive"]) <= true
         assert not set(row["negative"]) & true
@@ -302,19 +307,19 @@ def test_c_is_labelled_as_by_a_labeller(blank_films):
 @pytest.mark.parametrize(("name", "finding", "low", "high"), [
     ("rsna", "Pneumonia", 0.19, 0.27), ("siim", "Pneumothorax", 0.19, 0.27),
 ])  # fmt: skip
-def test_task_prevalence(blank_films, name, finding, low, high):
+def test_task_prevalence(rows, name, finding, low, high):
     assert low < share(finding in row["positive"] for row in rows(name)) < high
 
 
-def test_every_vindr_class_occurs(blank_films):
+def test_every_vindr_class_occurs(rows):
     counts = collections.Counter(name for row in rows("vindr-cxr") for name in row["positive"])
     assert min(counts[name] for name in world.VOCABULARIES["vindr"]) > 0.02 * N
 
 
-# Texts -----------------------------------------------------------------------------------------------------------
+# Texts ------------------------------------------------------------------------------------------------------
 
 
-def test_sections_go_missing_at_the_stated_rates(blank_films):
+def test_sections_go_missing_at_the_stated_rates(rows):
     table = rows("M")
     has = [(bool(row.get("findings")), bool(row.get("impression"))) for row in table]
     for kind, expected in zip(((True, True), (True, False), (False, True)), (0.75, 0.12, 0.13), strict=True):
@@ -325,25 +330,27 @@ def test_sections_go_missing_at_the_stated_rates(blank_films):
         assert row["positive"] == row["negative"] == row["uncertain"] == []
 
 
-def test_reports_are_rarely_alike(blank_films):
+def test_reports_are_rarely_alike(rows):
     for name in ("M", "openi"):
         table = rows(name)
         assert collision([row["findings"] for row in table if row.get("findings")]) < 0.001
         assert collision([row["impression"] for row in table if row.get("impression")]) < 0.01
 
 
-def test_reports_have_a_usual_length(blank_films):
+def test_reports_have_a_usual_length(rows):
     def sentences(section):
-        return np.mean([len(re.findall(r"[a-z]\.", row[section])) for row in rows("M", 500) if row.get(section)])
+        return np.mean([len(re.findall(r"[a-z]\.", row[section])) for row in rows("M") if row.get(section)])
 
     assert 5 < sentences("findings") < 10
     assert 1.5 < sentences("impression") < 4
 
 
-def test_openi_is_written_in_another_habit(blank_films):
-    words = {name: np.mean([len(r["findings"].split()) for r in rows(name, 500) if r.get("findings")]) for name in ("M", "openi")}
-    assert words["openi"] < 0.8 * words["M"]
+def test_openi_is_written_in_another_habit(rows):
+    def words(name):
+        return np.mean([len(row["findings"].split()) for row in rows(name) if row.get("findings")])
+
+    assert words("openi") < 0.8 * words("M")
 
 
-def test_only_impressions_in_5x200(blank_films):
+def test_only_impressions_in_5x200(rows):
     assert all(row.get("findings") is None and row["impression"] for row in rows("chexpert5x200", 100))

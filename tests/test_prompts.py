@@ -264,6 +264,8 @@ def fault(*keys, value):
     ("", "lines are needed"),
     ("- a list", "lines are needed"),
     ("a: 1\nb: 2\na: 3\n", "'a' stands there twice"),
+    ("prompts: {[Edema]: {}}", "malformed"),
+    (fault("aliases", "Oedema", value=["Edema"]), "aliases: Oedema: ['Edema'] is not a class"),
     (tiny(promts={}), "unknown section 'promts'"),
     (tiny(prompts={}), "prompts: `name: value` lines"),
     (tiny(prompts={1: {}}), "prompts: the name 1 is not text"),

@@ -250,6 +250,16 @@ def test_crop_boxes_are_distributed_as_torchvisions(shape):
     assert (ours[:, :2] + ours[:, 2:] <= shape).all()
 
 
+def test_crop_area_and_aspect_where_every_crop_fits():
+    """Area uniform, aspect log-uniform: the sorted draws lie on the straight line of a uniform distribution."""
+    rng = np.random.default_rng(0)
+    _, _, heights, widths = np.array([crop_box(1000, 1000, rng, scale=(0.2, 0.5)) for _ in range(4000)]).T
+    areas = (heights * widths / 1e6 - 0.2) / 0.3
+    aspects = np.log(widths / heights) / np.log(4 / 3) / 2 + 0.5
+    for draws in (areas, aspects):
+        assert np.abs(np.sort(draws) - (np.arange(4000) + 0.5) / 4000).max() < 1.95 / math.sqrt(4000)  # KS, p 0.001
+
+
 def test_jitter_is_torchvisions_brightness_then_contrast():
     for seed in range(20):
         rng, image = np.random.default_rng(seed), film(seed)

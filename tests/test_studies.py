@@ -164,6 +164,8 @@ def test_a_folder_made_again_is_never_read_from_an_old_copy(tmp_path, monkeypatc
         ({"study_id": "s0"}, "column study_id: stands in the table twice"),
         ({"sex": 3}, "column sex: 3 is not one of"),
         ({"findings_aug": [3]}, "wrong type"),
+        ({"age": "old"}, "row 2: images or age have the wrong type"),
+        ({"images": [film(1)]}, "row 2: images or age have the wrong type"),
         ({"laterality": "left"}, "unknown column 'laterality'"),
     ],
 )

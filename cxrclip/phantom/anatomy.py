@@ -1,7 +1,7 @@
 """Who is on the film: a body drawn from a population, and the findings put into it.
 
-Everything here is a plain value. `organs.py` and `lesions.py` turn a `Case` into a chest, `render.py` the chest into films,
-`reports.py` the case into text.
+Everything here is a plain value. `organs.py` and `lesions.py` turn a `Case` into a chest, `render.py` the chest into
+films, `reports.py` the case into text.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
+from cxrclip.errors import InputError
 
 FINDINGS: tuple[str, ...] = (
     "Cardiomegaly",
@@ -53,6 +55,7 @@ class Finding:
     name: one of FINDINGS.  side: the patient's side, or None where the finding has none (the heart).
     zone: third of the lung, or None for the whole side.  severity: 1 mild, 2 moderate, 3 severe.
     kind: one of DEVICE_KINDS for Support Devices, of FRACTURE_KINDS for Fracture, else None.
+    Raises InputError for anything else.
     """
 
     name: str
@@ -71,7 +74,7 @@ class Finding:
             and self.kind in (None, *kinds)
         )
         if not valid:
-            raise ValueError(f"not a finding: {self!r}; see FINDINGS, SIDES, ZONES and the kinds")
+            raise InputError(f"not a finding: {self!r}; see FINDINGS, SIDES, ZONES and the kinds in phantom/anatomy.py")
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,9 @@ def sample_body(rng: np.random.Generator, sex: str | None = None, age: float | N
     return Body(
         sex=sex,
         age=age,
-        height=size * float(rng.normal(1.0, 0.05)),
-        width=size * float(rng.normal(1.0, 0.04)),
-        depth=size * float(rng.normal(1.0 + 0.06 * old, 0.05)),
+        height=size * float(np.clip(rng.normal(1.0, 0.055), 0.86, 1.13)),
+        width=size * float(np.clip(rng.normal(1.0, 0.05), 0.87, 1.12)),
+        depth=size * float(np.clip(rng.normal(1.0 + 0.06 * old, 0.06), 0.84, 1.18)),
         habitus=habitus,
         heart=float(np.clip(rng.normal(1.0 + 0.04 * old + 0.05 * (habitus - 0.4), 0.05), 0.85, 1.13)),
         aorta=float(np.clip(rng.normal(1.0 + 0.12 * old, 0.06), 0.8, 1.25)),

@@ -14,6 +14,7 @@ from cxrclip.phantom.organs import (
     LEFT,
     LUNG,
     METAL,
+    RIB_CORTEX,
     RIGHT,
     SIGN,
     SOFT,
@@ -173,7 +174,8 @@ def _opacity(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gene
         centre = spot(s, f.zone, shape, rng)
         for k in range(patches):
             c = centre + (rng.normal(0, 0.8, 3) * radius[grade] * np.array([0.7, 0.8, 0.6]) if k else 0)
-            chest.blobs += cluster(c, radius[grade] * (0.7 if k else 1), peak[grade] * (0.6 if k else 1), n, i, rng, grain)
+            share = 0.65 if k else 1.0
+            chest.blobs += cluster(c, share * radius[grade], share * peak[grade], n, i, rng, grain)
         if lines[grade]:
             at = centre + rng.normal(0, 0.6, (lines[grade], 3)) * radius[grade]
             chest.dust.append(strokes(at, 26, 1.5, SOFT, i, rng))
@@ -229,18 +231,19 @@ def _tuberculosis(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random
     grade = f.severity - 1
     for s in finding_sides(f, rng):
         c = spot(s, f.zone or "upper", shape, rng)
-        chest.blobs += cluster(c, (20, 27, 34)[grade], (0.5, 0.85, 1.3)[grade], 22, i, rng, 0.22)
+        chest.blobs += cluster(c, (22, 30, 38)[grade], (0.5, 0.85, 1.3)[grade], 26, i, rng, 0.2)
         if grade:
             r = (13, 19)[grade - 1]
             mu = (SOFT - LUNG) * 0.9
             hole = c + rng.normal(0, 5, 3)
             chest.blobs.append(Blob(tuple(hole), (1.1 * r, r, r), mu, i, soft=False))
-            chest.blobs.append(Blob(tuple(hole + rng.uniform(-2, 2, 3)), (r - 5, r - 6, r - 5), -mu - LUNG, i, soft=False))
+            inner = hole + rng.uniform(-2, 2, 3)
+            chest.blobs.append(Blob(tuple(inner), (r - 4, r - 5, r - 4), -mu - 0.9 * SOFT, i, soft=False))
         hilum = np.array([SIGN[s] * 44, 112, -14])
         for _ in range((4, 7, 10)[grade]):
             end = c + rng.normal(0, 14, 3)
-            chest.dust.append(tube(curve(tuple(hilum), tuple((hilum + end) / 2 + rng.normal(0, 8, 3)), tuple(end)), 1.5, SOFT, i,
-                                   in_lung=True))
+            path = curve(hilum, (hilum + end) / 2 + rng.normal(0, 8, 3), end)
+            chest.dust.append(tube(path, 1.5, SOFT, i, in_lung=True))
 
 
 def _fibrosis(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Generator) -> None:
@@ -252,7 +255,8 @@ def _fibrosis(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gen
         out = np.interp(y, Y, CAVITY_OUT)
         angle = rng.uniform(-2.6, 1.2, n)
         rim = 1 - 0.45 * rng.beta(1, 1.6, n)
-        at = np.stack([SIGN[s] * (70 + (out - 74) * rim * np.abs(np.cos(angle))), y, -8 + 80 * rim * np.sin(angle)], axis=1)
+        x = 70 + (out - 74) * rim * np.abs(np.cos(angle))
+        at = np.stack([SIGN[s] * x, y, -8 + 80 * rim * np.sin(angle)], axis=1)
         chest.dust.append(strokes(at, 16, 1.5, SOFT * (1.0, 1.2, 1.4)[grade], i, rng))
         base = np.array([SIGN[s] * 84, 178 + shape.dome[s] - 206, -36])
         chest.blobs += cluster(base, 38, (0.14, 0.26, 0.42)[grade], 12, i, rng, 0.34)
@@ -264,7 +268,8 @@ def _calcification(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.rando
     if f.side is None:
         k, s = shape.knob, shape.shift
         turn = np.linspace(-1.9, 1.2, 30)
-        arc = np.stack([18 + 6 * k + s + (15 * k + 3) * np.cos(turn), 64 + 17 * k * np.sin(turn), -30 + 8 * turn], axis=1)
+        x = 18 + 6 * k + s + (15 * k + 3) * np.cos(turn)
+        arc = np.stack([x, 64 + 17 * k * np.sin(turn), -30 + 8 * turn], axis=1)
         chest.dust.append(tube(arc, (2.0, 2.8, 3.6)[grade], BONE * 3, i))
         return
     for s in finding_sides(f, rng):
@@ -282,7 +287,8 @@ def _hernia(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gener
     chest.middle.append(pouch)
     top = (c[1] - 0.1 * r) > Y
     shrink = ball(c, (1.02 * r, 0.88 * r, 0.7 * r))
-    chest.solids.append(stack(np.where(top, shrink.x0, 0), np.where(top, shrink.x1, 0), shrink.z0, shrink.z1, -SOFT * 0.55, i))
+    air = stack(shrink.x0 * top, shrink.x1 * top, shrink.z0, shrink.z1, -SOFT * 0.55, i)
+    chest.solids.append(air)
 
 
 def _fracture(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Generator, ribs: np.ndarray,
@@ -308,36 +314,74 @@ def _device(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gener
     s = SIGN[finding_sides(f, rng)[0]]
     thick = (0.9, 1.0, 1.15)[f.severity - 1]
     kind = f.kind or DEVICE_KINDS[int(rng.integers(len(DEVICE_KINDS)))]
-    add = chest.dust.append
+
+    def wire(path: np.ndarray, radius: float, mu: float = METAL) -> None:
+        chest.dust.append(tube(path, radius * thick, mu, i))
+
     if kind == "endotracheal tube":
-        tip = rng.uniform(38, 60)
-        path = curve((3, -92, 0), (2, -30, -8), (3 + 0.5 * shape.shift, tip, -22))
-        add(tube(path, 4.6 * thick, 0.02, i, blur=2.6))
-        add(tube(path + np.array([3.5, 0, 2], np.float32), 1.9 * thick, METAL, i))
+        path = curve((3, -92, 0), (2, -30, -8), (3 + 0.5 * shape.shift, rng.uniform(38, 60), -22))
+        wire(path, 4.6, 0.03)
+        wire(path + np.array([3.5, 0, 2], np.float32), 1.9)
     elif kind == "central line":
-        add(tube(curve((s * 46, -86, 8), (s * 36, -20, 6), (s * 20 - 4, 30, 12), (-21, 74, 8), (-23, rng.uniform(108, 132), 6)),
-                 2.0 * thick, METAL * 0.8, i))
+        tip = rng.uniform(108, 132)
+        neck = [(s * 46, -86, 8), (s * 36, -20, 6), (s * 20 - 4, 30, 12)]
+        wire(curve(*neck, (-21, 74, 8), (-23, tip, 6)), 2.0, 0.8 * METAL)
     elif kind == "pacemaker":
-        chest.blobs.append(Blob((s * 98, 48, 72), (24 * thick, 19 * thick, 5), METAL, i, soft=False, free=True))
-        stem = [(s * 84, 46, 72), (s * 62, 14, 50), (s * 24 - 6, 34, 14), (-22, 72, 8)]
-        add(tube(curve(*stem, (-26, 130, 14), (2, 186, 44), (44 * shape.heart, 208 + shape.sink, 54), n=60), 1.5 * thick, METAL, i))
-        add(tube(curve(*stem, (-24, 130, 18), (-22, 156, 34), (-34, 146, 46), n=50), 1.5 * thick, METAL, i))
+        can = Blob((s * 98, 48, 72), (24 * thick, 19 * thick, 5), METAL, i, soft=False, free=True)
+        chest.blobs.append(can)
+        vein = [(s * 84, 46, 72), (s * 62, 14, 50), (s * 24 - 6, 34, 14), (-22, 72, 8)]
+        apex = (44 * shape.heart, 208 + shape.sink, 54)
+        wire(curve(*vein, (-26, 130, 14), (2, 186, 44), apex, n=60), 1.5)
+        wire(curve(*vein, (-24, 130, 18), (-22, 156, 34), (-34, 146, 46), n=50), 1.5)
     elif kind == "nasogastric tube":
-        add(tube(curve((-2, -92, -16), (0, 20, -34), (3, 110, -44), (8, 190, -40), (22, 226, -14), (62, 262, 12), (74, 300, 24), n=60),
-                 1.9 * thick, METAL * 0.7, i))
+        gullet = [(-2, -92, -16), (0, 20, -34), (3, 110, -44), (8, 190, -40)]
+        wire(curve(*gullet, (22, 226, -14), (62, 262, 12), (74, 300, 24), n=60), 1.9, 0.7 * METAL)
     else:
         turn = np.linspace(0, 2 * np.pi, 30)
         for y in np.linspace(48, 166, 6):
             z = np.interp(y, Y, CAVITY_FRONT) + 9
-            loop = np.stack([9 * np.cos(turn), y + 4.5 * np.sin(turn), z + 7 * np.cos(turn)], axis=1)
-            add(tube(loop, 1.6 * thick, METAL, i))
+            wire(np.stack([9 * np.cos(turn), y + 4.5 * np.sin(turn), z + 7 * np.cos(turn)], axis=1), 1.6)
 
 
 LESIONS = {
-    "Consolidation": _opacity, "Pneumonia": _opacity, "Infiltration": _opacity, "Edema": _edema, "Atelectasis": _atelectasis,
-    "Nodule": _nodules, "Mass": _nodules, "Tuberculosis": _tuberculosis, "Fibrosis": _fibrosis, "Calcification": _calcification,
-    "Hernia": _hernia, "Support Devices": _device,
+    "Consolidation": _opacity,
+    "Pneumonia": _opacity,
+    "Infiltration": _opacity,
+    "Edema": _edema,
+    "Atelectasis": _atelectasis,
+    "Nodule": _nodules,
+    "Mass": _nodules,
+    "Tuberculosis": _tuberculosis,
+    "Fibrosis": _fibrosis,
+    "Calcification": _calcification,
+    "Hernia": _hernia,
+    "Support Devices": _device,
 }
+
+
+def _healthy(case: Case, shape: Shape) -> Chest:
+    """Soft organs, air and hila in the given shape."""
+    cavity = cavities(shape)
+    inner = [inflated(c, g, s) for s, (c, g) in enumerate(zip(cavity, shape.gaps, strict=True))]
+    front = CAVITY_FRONT + shape.barrel * np.clip(Y / 60, 0, 1) + 9
+    half = np.where((Y > 22) & (Y < 190), 17, 0)
+    sternum = stack(-half, half, front - 6, front + 6, BONE * 0.45)
+    gas = 10 + 24 * case.body.gas
+    bubble = ball((52, shape.dome[LEFT] + 16 + gas * 0.5, 20), (gas * 1.3, gas * 0.62, gas), -SOFT * 0.9)
+    return Chest(
+        skin=[],
+        cavity=cavity,
+        lung=[lung for lung, _ in inner],
+        lung_mu=shape.lung_mu,
+        pleura=[pleura for _, pleura in inner],
+        dome=domes(shape),
+        middle=[heart(shape), *mediastinum(shape)],
+        solids=[trachea(shape), sternum, bubble],
+        blobs=[],
+        dust=hilum(shape),
+        lung_owner=[i for i, f in enumerate(case.findings) if f.name == "Emphysema"],
+        shape=shape,
+    )
 
 
 def build_chest(case: Case, supine: bool) -> Chest:
@@ -345,34 +389,18 @@ def build_chest(case: Case, supine: bool) -> Chest:
 
     Each finding draws from its own random stream: adding one leaves everything else where it was.
     """
-    body, shape = case.body, base_shape(case.body, supine)
+    shape = base_shape(case.body, supine)
     for i, f in enumerate(case.findings):
         _reshape(shape, f, i, np.random.default_rng([case.seed, 10 + i]))
-    cavity = cavities(shape)
-    inner = [inflated(c, g, s) for s, (c, g) in enumerate(zip(cavity, shape.gaps, strict=True))]
-    front = CAVITY_FRONT + shape.barrel * np.clip(Y / 60, 0, 1) + 9
-    half = np.where((Y > 22) & (Y < 190), 17, 0)
-    sternum = stack(-half, half, front - 6, front + 6, BONE * 0.45)
-    gas = 10 + 24 * body.gas
-    bubble = ball((52, shape.dome[LEFT] + 16 + gas * 0.5, 20), (gas * 1.3, gas * 0.62, gas), -SOFT * 0.9)
-    chest = Chest(
-        skin=[], cavity=cavity, lung=[lung for lung, _ in inner], lung_mu=shape.lung_mu,
-        pleura=[p for _, p in inner], dome=domes(shape), middle=[heart(body, shape), *mediastinum(shape)],
-        solids=[trachea(shape), sternum, bubble], blobs=[],
-        dust=hilum(shape),
-        lung_owner=[i for i, f in enumerate(case.findings) if f.name == "Emphysema"],
-        shape=shape,
-    )
+    chest = _healthy(case, shape)
     ribs, collars = rib_paths(shape.barrel).copy(), clavicles().copy()
     for i, f in enumerate(case.findings):
-        rng = np.random.default_rng([case.seed, 100 + i])
+        rng = np.random.default_rng([case.seed, 10 + i])  # the same stream: its first draw is the side, if left open
         if f.name == "Fracture":
             _fracture(chest, shape, f, i, rng, ribs, collars)
         elif f.name in LESIONS:
             LESIONS[f.name](chest, shape, f, i, rng)
-    # ribs are thickest behind and thin out to the cartilage
-    thick = np.interp(np.linspace(0, 1, ribs.shape[2]), [0, 0.12, 0.2, 0.35, 0.55, 0.8, 1], [0.02, 0.04, 0.09, 0.09, 0.055, 0.06, 0.05])
-    chest.dust += [bone(ribs, 5.5, 3.0, thick), bone(collars, 5.5, 5.5, 0.085)]
+    chest.dust += [bone(ribs, 5.5, 3.0, RIB_CORTEX), bone(collars, 5.5, 5.5, 0.085)]
     rng = np.random.default_rng([case.seed, 1])
     for s in (RIGHT, LEFT):
         for part in vessel_tree(s, shape, rng):

@@ -14,7 +14,7 @@ import numpy as np
 
 from cxrclip.phantom.anatomy import Body
 
-SOFT, LUNG, BONE, METAL = 0.019, 0.0045, 0.024, 0.16
+SOFT, LUNG, BONE, METAL = 0.019, 0.0045, 0.024, 0.28
 RIGHT, LEFT = 0, 1
 SIGN = (-1.0, 1.0)
 Y = np.arange(-90, 352, 2, dtype=np.float32)  # heights of the horizontal slices
@@ -92,10 +92,10 @@ def curve(*knots: np.ndarray | tuple[float, float, float], n: int = 24) -> np.nd
     return (0.5 * path).astype(np.float32)
 
 
-def dust(xyz: np.ndarray, mass: np.ndarray | float, blur: float, owner: int | None = None, in_lung: bool = False) -> Dust:
+def dust(xyz: np.ndarray, mass: np.ndarray | float, blur: float, *, in_lung: bool = False) -> Dust:
     """Points (..., 3) of equal or given mass."""
     xyz = xyz.reshape(-1, 3).astype(np.float32)
-    return Dust(xyz, np.broadcast_to(np.asarray(mass, np.float32).ravel(), len(xyz)), blur, owner, in_lung)
+    return Dust(xyz, np.broadcast_to(np.asarray(mass, np.float32).ravel(), len(xyz)), blur, None, in_lung)
 
 
 @dataclass
@@ -142,8 +142,8 @@ CAVITY_OUT = along((-2, 52), (4, 66), (15, 84), (40, 108), (80, 126), (130, 137)
 CAVITY_IN = along((-2, 46), (4, 32), (15, 20), (40, 6), (80, 0), (352, 0))
 CAVITY_BACK = along((-2, -24), (4, -40), (15, -56), (40, -74), (90, -92), (150, -99), (230, -96), (352, -80))
 CAVITY_FRONT = along((-2, -20), (4, -4), (15, 10), (40, 32), (90, 58), (150, 76), (220, 88), (352, 90))
-HEART_RIGHT = along((84, 0), (92, -16), (105, -27), (125, -34), (150, -41), (175, -43), (200, -38), (222, -28), (240, -14),
-                    (252, 4), (258, 14), smooth=7)
+HEART_RIGHT = along((84, 0), (92, -16), (105, -27), (125, -34), (150, -41), (175, -43), (200, -38), (222, -28),
+                    (240, -14), (252, 4), (258, 14), smooth=7)
 HEART_LEFT = along((84, 8), (92, 26), (105, 36), (120, 37), (140, 49), (165, 65), (190, 78), (206, 82), (222, 80),
                    (238, 66), (250, 42), (258, 16), smooth=7)
 HEART_BACK = along((84, -8), (100, -26), (135, -46), (165, -52), (195, -48), (228, -36), (258, 14), smooth=7)
@@ -154,11 +154,16 @@ SPINE_Z = along((-90, -20), (-20, -38), (40, -56), (120, -66), (200, -62), (300,
 TORSO_HALF = along((-90, 58), (-66, 62), (-44, 92), (-30, 134), (-8, 168), (25, 180), (80, 174), (200, 168), (352, 168))
 TORSO_BACK = along((-90, -62), (-40, -84), (0, -108), (50, -126), (130, -136), (230, -130), (352, -112))
 TORSO_FRONT = along((-90, 44), (-40, 40), (0, 52), (50, 72), (110, 94), (200, 110), (352, 112))
+# cortex of a rib from its head to the cartilage: thickest behind, thin at the side
+RIB_CORTEX = np.interp(
+    np.linspace(0, 1, 84), [0, 0.12, 0.2, 0.35, 0.55, 0.8, 1], [0.02, 0.04, 0.085, 0.085, 0.05, 0.055, 0.05]
+)
 RIB_ENDS = np.radians([150, 150, 148, 147, 145, 142, 136, 128, 118, 106, 66, 44]).astype(np.float32)
 
 
 def stack(x0: np.ndarray, x1: np.ndarray, z0: np.ndarray, z1: np.ndarray, mu: float | np.ndarray = 0.0,
           owner: int | None = None) -> Stack:
+    mu = float(mu) if np.ndim(mu) == 0 else np.asarray(mu, np.float32)
     return Stack(*(np.broadcast_to(np.asarray(p, np.float32), Y.shape) for p in (x0, x1, z0, z1)), mu, owner)
 
 
@@ -201,7 +206,8 @@ def skin(body: Body, shape: Shape, view: str) -> list[Stack]:
     for s in SIGN:
         if body.breast:
             drop = 8 * body.breast
-            swell = along((96, 0), (130, 0.35), (165, 0.85), (186 + drop, 1), (206 + drop, 0.72), (216 + drop, 0), smooth=5)
+            knots = [(96, 0), (130, 0.35), (165, 0.85), (186 + drop, 1), (206 + drop, 0.7), (216 + drop, 0)]
+            swell = along(*knots, smooth=5)
             r = (52 + 20 * body.breast) * swell**0.6
             bulge = (10 + 34 * body.breast) * swell
             parts.append(stack(s * 74 - r, s * 74 + r, front - 34 - bulge, front - 16 + bulge))
@@ -237,17 +243,16 @@ def domes(shape: Shape) -> list[Stack]:
     return out
 
 
-def heart(body: Body, shape: Shape) -> Stack:
+def heart(shape: Shape) -> Stack:
     """Enlargement goes to the left, backwards and down; the right border follows half as much."""
     big = shape.heart
     top = 84
-    x0, x1, z0, z1 = (
-        stretched(p, top, 1 + (shape.sink + 26 * (big - 1)) / 150) for p in (HEART_RIGHT, HEART_LEFT, HEART_BACK, HEART_FRONT)
-    )
+    down = 1 + (shape.sink + 26 * (big - 1)) / 150
+    x0, x1, z0, z1 = (stretched(p, top, down) for p in (HEART_RIGHT, HEART_LEFT, HEART_BACK, HEART_FRONT))
     body_part = np.clip((Y - top) / 50, 0, 1)
     grow = 1 + (big - 1) * body_part
     return stack(x0 * (1 + 0.55 * (grow - 1)) + shape.shift, x1 * grow + shape.shift, z0 * (1 + 0.7 * (grow - 1)), z1,
-                 0.0006, shape.owners.get("heart"))
+                 0.0016, shape.owners.get("heart"))
 
 
 def mediastinum(shape: Shape) -> list[Stack]:
@@ -257,9 +262,9 @@ def mediastinum(shape: Shape) -> list[Stack]:
     ease = 1 + (wide - 1) * np.clip(np.minimum((Y + 40) / 60, (165 - Y) / 50), 0, 1)
     shift = shape.shift
     centre = stack(MEDIASTINUM_RIGHT * ease + shift, MEDIASTINUM_LEFT * ease + shift, CAVITY_BACK + 20,
-                   np.minimum(CAVITY_FRONT - 22, 44), 0.0, own)
+                   np.minimum(CAVITY_FRONT - 22, 44), 0.001 * (Y < 150), own)
     arch = ball((9 + 6 * knob + shift, 66 - 6 * (knob - 1), -24), (17 * knob + 3, 19 * knob, 42 * np.sqrt(knob)),
-                0.001, own_aorta)
+                0.0015, own_aorta)
     bend = along((60, 0), (110, 6), (170, 2), (240, -8), (300, -14), smooth=15)
     x = 20 + bend + 22 * (aorta - 1) * np.clip((Y - 50) / 60, 0, 1) + shift * 0.5
     r = np.where((Y > 60) & (Y < 300), 12 * aorta, 0)
@@ -278,7 +283,8 @@ def trachea(shape: Shape) -> Stack:
 @cache
 def hila() -> tuple[tuple[int | None, Dust], ...]:
     """Main bronchi, pulmonary arteries and veins: (side of a vessel, or None, points). The left artery lies higher."""
-    bronchi = [curve((2, 86, -28), (-14, 102, -30), (-30, 120, -28)), curve((2, 86, -28), (18, 102, -30), (36, 113, -32))]
+    fork = (2, 86, -28)
+    bronchi = [curve(fork, (-14, 102, -30), (-30, 120, -28)), curve(fork, (18, 102, -30), (36, 113, -32))]
     vessels = [
         (RIGHT, [(-10, 112, -4), (-36, 116, -12), (-48, 136, -22), (-54, 166, -34)], 10.5, 5.5),
         (LEFT, [(14, 102, -6), (38, 103, -20), (52, 122, -34), (58, 152, -42)], 11, 5.5),
@@ -288,7 +294,10 @@ def hila() -> tuple[tuple[int | None, Dust], ...]:
         (LEFT, [(22, 126, -12), (46, 98, -8), (62, 62, 0)], 5.5, 2.2),
     ]
     air = [(None, tube(p, np.linspace(6.5, 4, len(p)), -SOFT * 0.75)) for p in bronchi]
-    blood = [(side, tube(curve(*knots), np.linspace(a, b, 24), SOFT * 0.9, in_lung=True)) for side, knots, a, b in vessels]
+    blood = [
+        (side, tube(curve(*knots), np.linspace(wide, thin, 24), SOFT * 0.75, in_lung=True))
+        for side, knots, wide, thin in vessels
+    ]
     return (*air, *blood)
 
 
@@ -306,7 +315,8 @@ def spine(body: Body, view: str) -> tuple[Stack, Dust]:
     """
     level = (Y + 14) / 22.5
     phase = level - np.floor(level)
-    bone = np.where(phase < 0.8, 0.75 + 0.5 * np.exp(-((phase - 0.06) / 0.07) ** 2) + 0.5 * np.exp(-((phase - 0.74) / 0.07) ** 2), 0.0)
+    plates = np.exp(-(((phase - 0.06) / 0.07) ** 2)) + np.exp(-(((phase - 0.74) / 0.07) ** 2))
+    bone = np.where(phase < 0.8, 0.75 + 0.5 * plates, 0.0)
     waist = 1 - 0.09 * np.sin(np.pi * np.clip(phase / 0.8, 0, 1))
     width = along((-90, 13), (0, 15), (150, 18), (300, 23)) * waist
     depth = along((-90, 10), (0, 12), (150, 16), (300, 19)) * waist
@@ -339,10 +349,10 @@ def bone(path: np.ndarray, high: float, deep: float, mu: float | np.ndarray = 0.
 
 
 @cache
-def rib_paths(barrel: float, n: int = 84) -> np.ndarray:
+def rib_paths(barrel: float) -> np.ndarray:
     """Centre lines (2 sides, 12 ribs, n, 3): from the vertebra down and round the cage to the cartilage."""
     k = np.arange(12, dtype=np.float32)[:, None]
-    angle = 0.12 + (RIB_ENDS[:, None] - 0.12) * np.linspace(0, 1, n, dtype=np.float32)
+    angle = 0.12 + (RIB_ENDS[:, None] - 0.12) * np.linspace(0, 1, len(RIB_CORTEX), dtype=np.float32)
     fall = np.minimum(40 + 10 * k, 104)
     y = -9 + 22 * k + fall * (1 - np.cos(angle)) / 2 - 5 * np.sin(2 * angle)
     front = CAVITY_FRONT + barrel * np.clip(Y / 60, 0, 1)
@@ -368,8 +378,9 @@ def limb_bones(view: str) -> tuple[Dust, ...]:
         blade = rng.dirichlet([1, 1, 1], 900) @ np.stack([up, low, joint])
         parts.append(dust(blade, 0.055 * 2.6 * 6200 / 900, 3.5))
         edge = curve(low, (low + joint) / 2 + [s * -8, 0, 0], joint, n=60)
-        crest = curve(up + [s * 4, 22, -6], (up + joint) / 2 + [0, -8, -10], joint + [s * 16, -22, 6], n=60)
-        head = joint + [s * 26, 4, 12] + rng.normal(0, 10, (500, 3))
+        ridge = np.stack([up, (up + joint) / 2, joint]) + np.array([[s * 4, 22, -6], [0, -8, -10], [s * 16, -22, 6]])
+        crest = curve(*ridge, n=60)
+        head = joint + np.array([s * 26, 4, 12]) + rng.normal(0, 10, (500, 3))
         parts += [bone(edge, 4, 4), bone(crest, 5, 4), dust(head, 0.02 * 38000 / 500, 4.0)]
     return tuple(parts)
 
@@ -389,7 +400,7 @@ def vessel_tree(side: int, shape: Shape, rng: np.random.Generator) -> list[Dust]
     depth = rng.permutation(np.linspace(-1, 1, n))
     root = np.stack([np.full(n, 36.0), 120 + 34 * np.sin(angle), -14 - 12 * np.sin(angle) + 10 * depth], axis=1)
     parts, scale = [], shape.vessels[side]
-    for reach, radius, spread in ((0.42, (2.9, 2.1), 0.0), (0.70, (1.9, 1.25), 0.26), (0.98, (1.15, 0.5), 0.22)):
+    for reach, radius, spread in ((0.42, (2.7, 2.0), 0.0), (0.70, (1.9, 1.25), 0.26), (0.98, (1.15, 0.5), 0.22)):
         if spread:
             angle = (angle[:, None] + spread * np.array([-1, 0.1, 1]) + rng.normal(0, 0.08, (len(angle), 3))).ravel()
             depth = np.clip(depth[:, None] + rng.normal(0, 0.34, (len(depth), 3)), -1.1, 1.1).ravel()
@@ -401,7 +412,8 @@ def vessel_tree(side: int, shape: Shape, rng: np.random.Generator) -> list[Dust]
         bow = rng.normal(0, 0.06, (len(angle), 1, 3)) * np.linalg.norm(tip - root, axis=1)[:, None, None]
         t = ((np.arange(m) + 0.5) / m)[None, :, None]
         xyz = root[:, None] * (1 - t) + tip[:, None] * t + 4 * t * (1 - t) * bow
-        r = (radius[0] + (radius[1] - radius[0]) * t[..., 0]) * scale * np.where(xyz[..., 1] < 110, shape.upper_vessels, 1)
+        full = scale * np.where(xyz[..., 1] < 110, shape.upper_vessels, 1)
+        r = (radius[0] + (radius[1] - radius[0]) * t[..., 0]) * full
         ds = np.linalg.norm(tip - root, axis=1)[:, None] / m
         xyz = xyz * np.array([s, 1, 1]) + np.array([shape.shift, 0, 0])
         parts.append(dust(xyz, SOFT * 2.0 * np.pi * r**2 * ds, 0.55 * sum(radius) / 2, in_lung=True))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from cxrclip.errors import InputError
 from cxrclip.phantom.anatomy import Body, Case
 from cxrclip.phantom.lesions import build_chest, posed
 from cxrclip.phantom.organs import LEFT, RIGHT, SOFT, Blob, Chest, Dust, Stack, Y
@@ -25,10 +26,11 @@ TOP_MM = -52.0  # height of its upper edge
 class Scanner:
     """How an institution's films look.
 
-    contrast: slope of the display curve.  gamma: above 1 darkens mid-tones.  noise: quantum noise in the
-    lungs.  scatter: fraction of the primary beam.  detail: 0 none to 1 strong edge enhancement.  blur: mm.  window: percentiles shown black and white.
-    zoom, wander: mean magnification and mm of random misplacement.  border: mm of collimation (0 none).
-    marker: letter at the patient's left ("L"), right ("R") or "".  tilt: degrees of random rotation.
+    contrast: slope of the display curve.  gamma: above 1 darkens mid-tones.  noise: quantum noise in the lungs.
+    scatter: fraction of the primary beam.  detail: 0 none to 1 strong edge enhancement.  blur: mm.
+    window: percentiles of the body shown black and white.  zoom, wander: mean magnification and mm of random
+    misplacement.  border: most mm of collimation at each edge (0 none).  marker: lead letter, "L" at the patient's
+    left, "R" at the right or "".  tilt: degrees of random rotation (standard deviation).
     """
 
     contrast: float = 1.0
@@ -103,16 +105,17 @@ def interval(stack: Stack, beam: Beam) -> tuple[np.ndarray, np.ndarray]:
     x, z = (stack.x0, stack.x1), (stack.z0, stack.z1)
     across, along = (z, x) if beam.side else (x, z)
     solid = (stack.x1 > stack.x0) & (stack.z1 > stack.z0)
-    middle = float((along[0] + along[1]) @ solid) / (2 * max(int(solid.sum()), 1))
+    middle = float((along[0] + along[1])[solid].mean() / 2) if solid.any() else 0.0
     tip = beam.tip * middle
     m = beam.magnify(middle * (sx if beam.side else sz))
     u = beam.u / (-m * sz if beam.side else m * sx)
     # linear interpolation of four profiles at the height of each row of the film
     at = np.clip((CENTRE_MM - tip + beam.v / (m * sy) - Y[0]) / (Y[1] - Y[0]), 0, len(Y) - 1.001)
     k = at.astype(np.int64)
-    table = np.stack([across[1] - across[0], across[0] + across[1], along[1] - along[0], along[0] + along[1]]) * np.float32(0.5)
+    f = (at - k).astype(np.float32)
+    table = np.stack([across[1] - across[0], across[0] + across[1], along[1] - along[0], along[0] + along[1]]) / 2
     table[::2] *= solid
-    half, centre, deep, mid = ((table[:, k] * (1 - (at - k)) + table[:, k + 1] * (at - k)).astype(np.float32))[..., None]
+    half, centre, deep, mid = (table[:, k] * (1 - f) + table[:, k + 1] * f)[..., None]
     root = (u - (centre + beam.turn * mid)) / np.maximum(half, 1e-3)
     root *= root
     np.subtract(1, root, out=root)
@@ -177,10 +180,11 @@ class Projection:
         everywhere = (np.float32(-1e4), np.float32(1e4))
         self.add(SOFT * step * overlap(everywhere, skins), None)
         middle = [interval(s, beam) for s in chest.middle]
-        for s, (a, b) in zip(chest.middle, middle, strict=True):
-            self.total += np.float32(step * (s.mu if np.isscalar(s.mu) else 0)) * (b - a)
-            if s.owner is not None:
-                self.own[s.owner] += SOFT * step * (b - a)
+        rows = CENTRE_MM + beam.v / beam.scale[1]
+        solids = [*middle, *(interval(s, beam) for s in chest.solids)]
+        for s, (a, b) in zip([*chest.middle, *chest.solids], solids, strict=True):
+            mu = s.mu if np.isscalar(s.mu) else np.interp(rows, Y, s.mu).astype(np.float32)[:, None]
+            self.add(step * mu * (b - a), s.owner)
         air = np.zeros_like(self.total)
         for side in (RIGHT, LEFT):
             cuts = [*middle, interval(chest.dome[side], beam)]
@@ -190,7 +194,6 @@ class Projection:
                 self.total += SOFT * (lung - self._free(thinner(chest.lung[side], 1.5), cuts))  # the visceral pleura
             if chest.pleura[side]:
                 space = np.maximum(self._free(chest.cavity[side], cuts) - lung, 0)
-                rows = CENTRE_MM + beam.v / beam.scale[1]
                 for fill, mu, owner in chest.pleura[side]:
                     part = space * np.interp(rows, Y, fill).astype(np.float32)[:, None]
                     self.total -= (SOFT - np.float32(mu)) * part
@@ -198,11 +201,6 @@ class Projection:
             for owner in chest.lung_owner:
                 self.own[owner] += SOFT * lung
             air += lung
-        for s in chest.solids:
-            a, b = interval(s, beam)
-            rows = CENTRE_MM + beam.v / beam.scale[1]
-            mu = s.mu if np.isscalar(s.mu) else np.interp(rows, Y, s.mu).astype(np.float32)[:, None]
-            self.add(np.float32(step) * mu * (b - a), s.owner)
         return air
 
     def _free(self, stack: Stack, cuts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -308,7 +306,8 @@ def finish(gray: np.ndarray, scanner: Scanner, view: str, mm: float, rng: np.ran
         at_left = scanner.marker == "R" or view == "LATERAL"
         corner = np.array([place[0] if at_left else size * mm - place[0] - 8, place[1]])
         points = ((corner + 1.3 * np.array(line)) / mm * 16).astype(np.int32)
-        lead = cv2.polylines(np.zeros(gray.shape, np.uint8), [points], False, 255, max(round(2.2 / mm), 1), cv2.LINE_AA, 4)
+        lead = np.zeros(gray.shape, np.uint8)
+        cv2.polylines(lead, [points], False, 255, max(round(2.2 / mm), 1), cv2.LINE_AA, shift=4)
         gray = np.maximum(gray, lead * np.float32(0.95 / 255))
     return gray * frame
 
@@ -316,21 +315,25 @@ def finish(gray: np.ndarray, scanner: Scanner, view: str, mm: float, rng: np.ran
 def enhance(signal: np.ndarray, detail: float, mm: float) -> np.ndarray:
     """What digital radiography does to fit a chest on a screen: compress the coarse, keep the fine."""
     small = cv2.resize(signal, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
-    coarse = cv2.resize(cv2.GaussianBlur(small, (0, 0), 22 / mm / 4), signal.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    small = cv2.GaussianBlur(small, (0, 0), 22 / mm / 4)
+    coarse = cv2.resize(small, signal.shape[::-1], interpolation=cv2.INTER_LINEAR)
     fine = signal - cv2.GaussianBlur(signal, (0, 0), 5 / mm)
     return signal - 0.3 * detail * coarse + 0.8 * detail * fine
 
 
-def render_study(case: Case, views: Sequence[str], scanner: Scanner, size: int = 128, masks: bool = False) -> list[Film]:
+def render_study(
+    case: Case, views: Sequence[str], scanner: Scanner, size: int = 128, masks: bool = False
+) -> list[Film]:
     """Render the films of a case.
 
     views: of "PA", "AP", "LATERAL".  size: pixels of the square film.  masks: also where each finding shows.
-    A pure function: randomness comes from `case.seed` and the view alone. Patient's right is image left.
+    A pure function: randomness comes from `case.seed` and the view alone. Patient's right is image left; in the
+    lateral the patient faces left. Raises InputError for an unknown view.
     """
     films, chests = [], {}
     for view in views:
         if view not in VIEWS:
-            raise ValueError(f"unknown view {view!r}: use one of {', '.join(VIEWS)}")
+            raise InputError(f"unknown view {view!r}: use one of {', '.join(VIEWS)}")
         rng = np.random.default_rng([case.seed, 2, VIEWS.index(view)])
         beam = aim(view, case.body, scanner, size, rng)
         supine = view == "AP"
@@ -340,6 +343,8 @@ def render_study(case: Case, views: Sequence[str], scanner: Scanner, size: int =
         mm = float(beam.u[1] - beam.u[0])
         shadow.rotate(float(rng.normal(0, scanner.tilt)))
         gray = finish(expose(shadow.total, scanner, view, mm, rng), scanner, view, mm, rng)
-        found = {i: own > max(0.25 * float(own.max()), 0.02) for i, own in enumerate(shadow.own)} if masks else {}
+        found = {}
+        if masks:  # a quarter of its deepest shadow, but whatever is as dense as a rib counts
+            found = {i: own > np.clip(0.25 * own.max(), 0.02, 0.12) for i, own in enumerate(shadow.own)}
         films.append(Film(view, (gray * 255 + 0.5).astype(np.uint8), found))
     return films

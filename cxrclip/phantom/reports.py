@@ -230,10 +230,10 @@ def report_labels(
     denied |= {n for organ, n in MEANT.items() if organ in reading.normal and rng.random() < NORMAL_SAID}
     negative = denied - positive - uncertain
     groups = (positive, negative, uncertain)
-    positive, negative, uncertain = ([n for n in CHEXPERT if n in g and rng.random() >= slips] for g in groups)
+    said = [[n for n in CHEXPERT if n in group and rng.random() >= slips] for group in groups]
     if all(f.name == "Support Devices" for f in case.findings):
-        positive = ["No Finding", *positive]
-    return positive, negative, uncertain
+        said[0].insert(0, "No Finding")
+    return said[0], said[1], said[2]
 
 
 def chexpert_names(finding: Finding) -> list[str]:

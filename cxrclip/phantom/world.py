@@ -24,7 +24,7 @@ from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from cxrclip import images, studies
+from cxrclip import images
 from cxrclip.errors import InputError
 from cxrclip.phantom import reports
 from cxrclip.phantom.anatomy import Body, Case, Finding, sample_body
@@ -35,28 +35,28 @@ from cxrclip.phantom.render import Scanner, render_study
 POPULATIONS = ("hospital", "archive", "clinic", "screening")
 # Percent of sick patients with a finding before the tendencies below; causes stand above what they cause.
 PREVALENCE: Mapping[str, tuple[float, ...]] = {
-    #                       hospital archive clinic screening
-    "Aortic Enlargement": (5, 3, 8, 18),
-    "Cardiomegaly": (15, 7, 18, 18),
-    "Enlarged Cardiomediastinum": (5, 2, 3, 4),
-    "Emphysema": (6, 6, 7, 4),
-    "Tuberculosis": (3, 3, 2, 8),
-    "Fibrosis": (5, 5, 5, 9),
-    "Mass": (4, 8, 3, 7),
-    "Nodule": (7, 10, 9, 10),
-    "Calcification": (5, 3, 13, 8),
-    "Pneumonia": (10, 5, 5, 9),
-    "Consolidation": (9, 8, 3, 7),
-    "Infiltration": (6, 20, 5, 9),
-    "Edema": (9, 5, 3, 3),
-    "Fracture": (5, 2, 5, 5),
-    "Pneumothorax": (6, 8, 3, 5),
-    "Pleural Effusion": (14, 14, 7, 9),
-    "Atelectasis": (14, 14, 12, 6),
-    "Pleural Thickening": (4, 6, 4, 10),
-    "Hernia": (4, 3, 6, 2),
-    "Support Devices": (10, 6, 5, 3),
-}
+    #                               hospital archive clinic screening
+    "Aortic Enlargement":           (    5,      3,     8,    18),
+    "Cardiomegaly":                 (   15,      7,    18,    18),
+    "Enlarged Cardiomediastinum":   (    5,      2,     3,     4),
+    "Emphysema":                    (    6,      6,     7,     4),
+    "Tuberculosis":                 (    3,      3,     2,     8),
+    "Fibrosis":                     (    5,      5,     5,     9),
+    "Mass":                         (    4,      8,     3,     7),
+    "Nodule":                       (    7,     10,     9,    10),
+    "Calcification":                (    5,      3,    13,     8),
+    "Pneumonia":                    (   10,      5,     5,     9),
+    "Consolidation":                (    9,      8,     3,     7),
+    "Infiltration":                 (    6,     20,     5,     9),
+    "Edema":                        (    9,      5,     3,     3),
+    "Fracture":                     (    5,      2,     5,     5),
+    "Pneumothorax":                 (    6,      8,     3,     5),
+    "Pleural Effusion":             (   14,     14,     7,     9),
+    "Atelectasis":                  (   14,     14,    12,     6),
+    "Pleural Thickening":           (    4,      6,     4,    10),
+    "Hernia":                       (    4,      3,     6,     2),
+    "Support Devices":              (   10,      6,     5,     3),
+}  # fmt: skip
 # (finding, later finding): factor on the odds of the later one where the first is there.
 TENDENCIES: Mapping[tuple[str, str], float] = {
     ("Aortic Enlargement", "Cardiomegaly"): 1.8,
@@ -135,7 +135,7 @@ PLACES: Mapping[str, tuple[Shares | None, Shares | None]] = {
     "Pleural Thickening": ((0.42, 0.42, 0.16), (0.45, 0.20, 0.35)),
     "Hernia": (None, None),
 }
-# Odds of each device in bed and standing; those with a side sit at (left, right).
+# Chance of each device in bed and standing (of those with any), and of (left, right).
 DEVICES: Mapping[str, tuple[float, float, tuple[float, float] | None]] = {
     "endotracheal tube": (0.45, 0.00, None),
     "nasogastric tube": (0.35, 0.03, None),
@@ -146,21 +146,9 @@ DEVICES: Mapping[str, tuple[float, float, tuple[float, float] | None]] = {
 CLAVICLE = 0.2  # share of fractures
 # What is still there when a patient comes back.
 CHRONIC = frozenset(
-    {
-        "Aortic Enlargement",
-        "Cardiomegaly",
-        "Enlarged Cardiomediastinum",
-        "Emphysema",
-        "Fibrosis",
-        "Mass",
-        "Nodule",
-        "Calcification",
-        "Pleural Thickening",
-        "Hernia",
-        "pacemaker",
-        "sternal wires",
-    }
-)
+    ("Aortic Enlargement", "Cardiomegaly", "Enlarged Cardiomediastinum", "Emphysema", "Fibrosis", "Mass", "Nodule",
+     "Calcification", "Pleural Thickening", "Hernia", "pacemaker", "sternal wires")
+)  # fmt: skip
 RETURNS = 0.23  # share of studies that are a return visit: about 1.3 studies a patient
 
 # Names ------------------------------------------------------------------------------------------------------
@@ -213,9 +201,11 @@ VOCABULARIES: Mapping[str, Mapping[str, Rule]] = {
     # RSNA's readers boxed every opacity that might be pneumonia.
     "rsna": {"Pneumonia": _named("Pneumonia", "Consolidation", "Infiltration")},
     "siim": {"Pneumothorax": _named("Pneumothorax")},
-    "5x200": {n: _named(n) for n in ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")},
+    "5x200": {
+        n: _named(n) for n in ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+    },
 }
-"""Vocabulary -> its names -> which findings they cover. "No Finding" and "Normal" are added by `true_labels`."""
+"""Vocabulary -> its names -> which findings they cover. `true_labels` adds "No Finding" and "Normal"."""
 
 
 def true_labels(case: Case, vocabulary: str) -> tuple[str, ...]:
@@ -287,12 +277,12 @@ def consensus(case: Case, rng: np.random.Generator, vocabulary: str) -> Labels:
 class Institution:
     """One source of studies.
 
-    population: column of PREVALENCE.  healthy: share of first visits without a finding.  bedside: share of the
-    sick filmed AP in bed (a third of it for the healthy).  lateral: share of standing patients who also get a
-    lateral film.  age: mean and standard deviation in years.  labels: one of the functions above.
-    habits: how its reports are written (parts).  sections: shares of (both, findings only, impression only);
-    None: no reports.  emphasis: factors on the odds of findings.  one_of: every study has exactly one of these
-    findings, in turn, and no other that CheXpert names.
+    population: column of PREVALENCE.  healthy: share of first visits without a finding.  bedside: share of
+    the sick filmed AP in bed (a third of it for the healthy).  lateral: share of standing patients who also
+    get a lateral film.  age: mean and standard deviation in years.  labels: one of the functions above.
+    habits: shares of its ways to write a report.  sections: shares of (both, findings only, impression only)
+    that reached the archive; None: no reports.  emphasis: factors on the odds of findings.  one_of: every
+    study has exactly one of these findings, in turn, and no other that CheXpert names.
     """
 
     about: str
@@ -311,12 +301,12 @@ class Institution:
 
 SCANNERS: Mapping[str, Scanner] = {
     "M": Scanner(),
-    "C": Scanner(contrast=1.08, gamma=0.9, noise=0.015, scatter=0.12, window=(0.5, 99.5), border=6, marker="R"),
+    "C": Scanner(contrast=1.08, gamma=0.9, noise=0.015, window=(0.5, 99.5), border=6, marker="R"),
     "C14": Scanner(contrast=1.12, gamma=1.1, noise=0.018, scatter=0.12, zoom=0.97, wander=8, tilt=2.0),
     "vindr": Scanner(contrast=0.95, gamma=1.15, noise=0.009, scatter=0.08, blur=0.6, zoom=1.03),
-    "rsna": Scanner(contrast=1.1, gamma=1.05, noise=0.02, scatter=0.14, blur=1.0, zoom=0.97, wander=8, tilt=2.0),
+    "rsna": Scanner(contrast=1.1, gamma=1.05, noise=0.02, blur=1.0, zoom=0.97, wander=8, tilt=2.0),
     "siim": Scanner(contrast=1.15, gamma=0.95, noise=0.016, zoom=0.98, wander=7, marker="R"),
-    "openi": Scanner(contrast=0.92, gamma=0.85, noise=0.02, blur=1.1, window=(0.3, 99.7), border=10, marker=""),
+    "openi": Scanner(contrast=0.92, gamma=0.85, noise=0.02, blur=1.1, border=10, marker=""),
 }
 # Sections that reached the archive: both, findings only, impression only.
 _ARCHIVE_M, _ARCHIVE_OPENI, _IMPRESSION = (0.75, 0.12, 0.13), (0.85, 0.02, 0.13), (0.0, 0.0, 1.0)
@@ -419,7 +409,11 @@ def _body(institution: Institution, rng: np.random.Generator) -> Body:
 
 
 def _illness(
-    institution: Institution, body: Body, kept: tuple[Finding, ...], target: str | None, rng: np.random.Generator
+    institution: Institution,
+    body: Body,
+    kept: tuple[Finding, ...],
+    target: str | None,
+    rng: np.random.Generator,
 ) -> tuple[tuple[Finding, ...], bool]:
     """(findings, filmed in bed). kept: findings of the last visit.  target: the one finding wanted."""
     healthy = rng.random() < institution.healthy and not kept
@@ -490,9 +484,8 @@ def _devices(bedside: bool, rng: np.random.Generator) -> list[Finding]:
 
 # Studies ----------------------------------------------------------------------------------------------------
 
-_FINDING = pa.struct(
-    {"name": pa.string(), "side": pa.string(), "zone": pa.string(), "severity": pa.int8(), "kind": pa.string()}
-)
+_TEXT = pa.string()
+_FINDING = pa.struct({"name": _TEXT, "side": _TEXT, "zone": _TEXT, "severity": pa.int8(), "kind": _TEXT})
 _MASK = pa.struct({"finding_index": pa.int16(), "view": pa.string(), "png": pa.binary()})
 TRUTH = pa.schema({"study_id": pa.string(), "findings": pa.list_(_FINDING), "masks": pa.list_(_MASK)})
 """truth.parquet, a row per study in the order of the table: what is there and where it shows, view by view.
@@ -523,7 +516,9 @@ def generate(
     Raises:
         InputError: unknown institution or split, sizes that do not fit, a folder that cannot be written.
     """
-    _check(name, sizes)
+    from cxrclip import studies  # takes seconds to import; the drawing processes do without
+
+    _check(name, sizes, studies.SPLITS)
     places = [(split, i) for split, n in sizes.items() for i in range(n)]
     chunks = [places[k : k + CHUNK] for k in range(0, len(places), CHUNK)]
     about = {
@@ -546,15 +541,15 @@ def generate(
     return Path(folder)
 
 
-def _check(name: str, sizes: Mapping[str, int]) -> None:
+def _check(name: str, sizes: Mapping[str, int], splits: Sequence[str]) -> None:
     if name not in INSTITUTIONS:
         raise InputError(f"unknown phantom institution {name!r}; use one of {', '.join(INSTITUTIONS)}")
     classes = len(INSTITUTIONS[name].one_of) or 1
     for split, n in sizes.items():
-        if split not in studies.SPLITS:
-            raise InputError(f"phantom {name}: unknown split {split!r}; the splits are {', '.join(studies.SPLITS)}")
+        if split not in splits:
+            raise InputError(f"phantom {name}: unknown split {split!r}; use {', '.join(splits)}")
         if n < 0 or n % classes:
-            raise InputError(f"phantom {name}, split {split}: cannot draw {n} studies; give a multiple of {classes}")
+            raise InputError(f"phantom {name}, {split}: cannot draw {n}; give a multiple of {classes}")
 
 
 def _rows(drawn: Iterator[list], truth: pq.ParquetWriter, bar: tqdm) -> Iterator[dict[str, Any]]:
@@ -569,7 +564,7 @@ def _rows(drawn: Iterator[list], truth: pq.ParquetWriter, bar: tqdm) -> Iterator
 def _drawn(
     name: str, chunks: Sequence[Sequence[tuple[str, int]]], seed: int, size: int, workers: int | None
 ) -> Iterator[Iterator[list]]:
-    """The drawn chunks in order. joblib's processes, since they also start from notebooks and plain scripts."""
+    """The drawn chunks in order. joblib, since its processes also start from notebooks and plain scripts."""
     workers = max(1, min(workers or joblib.cpu_count(), len(chunks)))
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1, pre_dispatch=4 * workers)
     drawn = parallel(joblib.delayed(_draw)(name, chunk, seed, size) for chunk in chunks)
@@ -619,7 +614,8 @@ def study(
         for film in films
         for k, mask in film.masks.items()
     ]
-    return row, {"study_id": seen.study_id, "findings": [asdict(f) for f in seen.case.findings], "masks": masks}
+    known = [asdict(f) for f in seen.case.findings]
+    return row, {"study_id": seen.study_id, "findings": known, "masks": masks}
 
 
 def _texts(institution: Institution, seen: Visit, rng: np.random.Generator) -> dict[str, Any]:
