@@ -290,6 +290,17 @@ def retrieve(images: ImageEmbeddings, text_embeds: np.ndarray, texts: Sequence[s
                          "n_candidates": len(studies_of) if to_text else len(images), "direction": direction})
 
 
+def ranked_reports(cosines: np.ndarray, texts: Sequence[str], own: int, top: int = 5) -> pd.DataFrame:
+    """The best `top` reports for one film, and its own wherever it stands: rank, score, text, own.
+
+    cosines: (N,) of the film with each text; own: its own row. Identical texts are one, as their first row.
+    """
+    first = {text: i for i, text in reversed(list(enumerate(texts)))}  # text -> its first row
+    order = sorted(first.values(), key=lambda i: -cosines[i])
+    rows = [(rank, float(cosines[i]), texts[i], texts[i] == texts[own]) for rank, i in enumerate(order, 1)]
+    return pd.DataFrame([row for row in rows if row[0] <= top or row[3]], columns=["rank", "score", "text", "own"])
+
+
 # ---- the difficulty of a data set -----------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ from cxrclip.sampling import (
 )
 
 TRAINING_CODE = ("sampling.py", "prompts.py", "prompts.yaml", "encoders.py", "losses.py", "training.py")
-EVALUATION_CODE = ("evaluation.py", "metrics.py", "prompts.py", "prompts.yaml", "experiments.py")
+EVALUATION_CODE = ("evaluation.py", "metrics.py", "prompts.py", "prompts.yaml", "results.py", "experiments.py")
 
 # What a profile changes of the published settings. Small encoders and images keep the method and cost minutes.
 _SMALL = {"text_encoder": "bert-small", "image_size": 64, "projection_dim": 128, "batch_size": 64,

@@ -24,7 +24,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from .errors import InputError
+from cxrclip.errors import InputError
+from cxrclip.images import read_gray
 
 # Okabe & Ito (2008), in the order used here; its yellow is left out, too faint for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -187,6 +188,11 @@ def film(pixels: np.ndarray, axes: Axes, title: str = "") -> Axes:
     for spine in axes.spines.values():
         spine.set_visible(False)
     return axes
+
+
+def shown(data: bytes) -> np.ndarray:
+    """The pixels (H, W) uint8 of an encoded film of a study, for `film` and its kin."""
+    return read_gray(data, "film")
 
 
 def contact_sheet(films: Sequence[np.ndarray], titles: Sequence[str], axes: np.ndarray) -> np.ndarray:

@@ -66,6 +66,22 @@ def read_gray(source: bytes | Path, where: str) -> np.ndarray:
     return gray
 
 
+def decode_gray(data: bytes, where: str) -> np.ndarray:
+    """Decode a film of a study table, that is, bytes which `encode_gray` wrote, to (H, W) uint8.
+
+    The same pixels as `read_gray`, four times as fast (OpenCV against Pillow; 128 films a training step), but it
+    notices less: it is for films that went through `read_gray` once and stand in a table with a fingerprint.
+
+    Raises:
+        InputError: the bytes cannot be decoded; names `where`.
+    """
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    if image is None:
+        raise InputError(f"{where}: the stored film cannot be decoded; prepare the study folder again")
+    return image
+
+
 def encode_gray(image: np.ndarray, format: Literal["jpeg", "png"] = "jpeg") -> bytes:
     """Encode (H, W) uint8 as JPEG (quality 95) or PNG (lossless). The same array gives the same bytes."""
     if image.ndim != 2 or image.dtype != np.uint8:

@@ -15,10 +15,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
@@ -118,9 +118,9 @@ def tidy_notebook(path: Path) -> None:
 
 def finish(out: Path, seconds: float) -> None:
     """Join the notebooks' rows into results.csv, print the tables and say where everything is."""
-    parts = [pd.read_csv(path) for path in sorted((out / "results").glob("*.csv"))]
+    parts = [results.read_results(path) for path in sorted((out / "results").glob("*.csv"))]
     if parts:
-        results.write_atomically(out / "results.csv", pd.concat(parts).drop_duplicates().to_csv(index=False))
+        results.write_results(reduce(results.merge_results, parts), out / "results.csv")
     for table in sorted((out / "tables").glob("*.txt")):
         print(f"\n{table.read_text(encoding='utf-8').rstrip()}")
     print(f"\ndone in {seconds / 60:.1f} min. Everything is in {out}:")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cxrclip import images
 from cxrclip.errors import InputError
-from cxrclip.images import encode_gray, read_gray, resize_shorter
+from cxrclip.images import decode_gray, encode_gray, read_gray, resize_shorter
 
 
 @pytest.fixture(autouse=True)
@@ -178,6 +178,16 @@ def test_encoding_is_deterministic_and_png_is_lossless():
     assert encode_gray(pixels).startswith(b"\xff\xd8\xff")
     with pytest.raises(ValueError, match="uint8"):
         encode_gray(pixels.astype(np.float32))
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png"])
+def test_a_stored_film_decodes_to_the_same_pixels_the_fast_way(format):
+    for seed in range(5):
+        data = encode_gray(film(30 + seed, 50, seed), format)
+        np.testing.assert_array_equal(decode_gray(data, "film"), read_gray(data, "film"))
+    for damage in (b"", b"no film", data[:20]):
+        with pytest.raises(InputError, match="study 3: the stored film cannot be decoded"):
+            decode_gray(damage, "study 3")
 
 
 def test_resize_shorter_averages_areas_and_keeps_the_aspect_ratio():

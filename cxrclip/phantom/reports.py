@@ -258,7 +258,7 @@ def _assert(finding: Finding, habit: str, rng: np.random.Generator, plain: float
     draw = rng.random()
     if draw < plain:
         umbrella = [t for name, texts in words["derived"].items() if DERIVED[name](finding) for t in texts]
-        if umbrella and rng.random() < 0.3:
+        if umbrella and rng.random() < 0.2:
             return _sentence(f"{_pick(rng, umbrella)}.")
         sided = entry["organ"] != "devices" and rng.random() < 0.6
         return _sentence(f"{_slots(finding, rng)['side'] if sided else ''} {_pick(rng, entry['names'])}.")
