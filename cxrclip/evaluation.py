@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from cxrclip import metrics
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, build_image_encoder
 from cxrclip.errors import InputError
-from cxrclip.images import read_gray
+from cxrclip.images import decode_gray
 from cxrclip.sampling import EvalTransform, TrainTransform
 
 # Inverse L2 strength of the linear probe: the best of PROBE_GRID on a validation half of the phantom VinDr training
@@ -339,7 +339,7 @@ def supervised_reference(train_studies: Dataset, train_targets: np.ndarray, test
 def _films(studies: Dataset) -> Iterator[np.ndarray]:
     """The first image of every study, decoded: (H, W) uint8."""
     for study in studies.select_columns(["study_id", "images"]):
-        yield read_gray(study["images"][0]["bytes"], f"study {study['study_id']}, image 0")
+        yield decode_gray(study["images"][0]["bytes"], f"study {study['study_id']}, image 0")
 
 
 def _first_images(studies: Dataset, transform: EvalTransform, batch_size: int) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from cxrclip.errors import InputError
@@ -90,7 +90,7 @@ class CXRCLIPLoss(nn.Module):
             x, t = image_embeds.float(), text_embeds.float()
             s = logit_scale.float() if isinstance(logit_scale, Tensor) else logit_scale
             if self.gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-                x, t = _gather_studies(x), _gather_studies(t)
+                x, t = _GatherStudies.apply(x.contiguous()), _GatherStudies.apply(t.contiguous())
             mvs, icl, tcl = multi_view_supervision(x, t, s), image_contrastive(x, s), text_contrastive(t, s)
             return LossTerms(mvs + self.icl_weight * icl + self.tcl_weight * tcl, mvs, icl, tcl)
 
@@ -101,9 +101,23 @@ def _first_with_second(embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
     return symmetric_info_nce(embeds[0], embeds[1], logit_scale)
 
 
-def _gather_studies(embeds: Tensor) -> Tensor:
-    """(V, B, D) of each of W processes -> (V, W * B, D) on all of them, rank after rank; gradients flow back."""
-    return torch.cat(all_gather(embeds.contiguous()), dim=1)
+class _GatherStudies(torch.autograd.Function):
+    """(V, B, D) of each of W processes -> (V, W * B, D) on all of them, rank after rank.
+
+    An embedding enters the loss of every process, so its gradient is the sum over processes.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, embeds: Tensor) -> Tensor:
+        parts = [torch.empty_like(embeds) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, embeds)
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
 
 
 def _check_shapes(image_embeds: Tensor, text_embeds: Tensor) -> None:

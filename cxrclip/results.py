@@ -468,17 +468,20 @@ def other_sets_table(results: pd.DataFrame) -> Table:
     results: tidy rows of one mix and profile. The mean over findings with its interval, chance, and how many films.
     """
     known = {dataset for dataset, _, _ in (*TABLE_2, *TABLE_3)}
-    own = results[~results["dataset"].isin(known) & (results["class"] == "all") & results["metric"].isin(["auroc", "accuracy"])]
+    beyond = ~results["dataset"].isin(known) & (results["class"] == "all")
+    own = results[beyond & results["metric"].isin(["auroc", "accuracy"])]
     if own.empty:
         raise InputError("table of other sets: no result on a test set beyond the paper's: evaluate a run on one first")
     own = over_seeds(own)
     cells = [[f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]", f"{100 * row.chance:.0f}",
               f"{row.n:.0f}", row.note] for row in own.itertuples()]
-    keys = own[["dataset", "image_encoder", "pretraining_data", "task", "metric"]]
-    frame = pd.DataFrame(cells, columns=pd.MultiIndex.from_product([["films"], ["measured", "chance", "test films", "note"]]),
-                         index=pd.MultiIndex.from_frame(keys, names=["test set", "image encoder", "pretrained on", "task", "metric"]))
-    return Table("Test sets of this mix that the paper does not have", f"Measured on the mix '{own['mix'].iloc[0]}' "
-                 f"(profile {own['profile'].iloc[0]}).", frame, ("measured [95 % interval over patients]; in percent",))
+    index = pd.MultiIndex.from_frame(own[["dataset", "image_encoder", "pretraining_data", "task", "metric"]],
+                                     names=["test set", "image encoder", "pretrained on", "task", "metric"])
+    columns = pd.MultiIndex.from_product([["films"], ["measured", "chance", "test films", "note"]])
+    header = f"Measured on the mix '{own['mix'].iloc[0]}' (profile {own['profile'].iloc[0]})."
+    legend = ("measured [95 % interval over patients]; in percent",)
+    frame = pd.DataFrame(cells, columns=columns, index=index)
+    return Table("Test sets of this mix that the paper does not have", header, frame, legend)
 
 
 def _table(title: str, results: pd.DataFrame, columns: Sequence[tuple[str, str, str]],

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from cxrclip.errors import InputError
-from cxrclip.images import read_gray, resize_shorter
+from cxrclip.images import decode_gray, resize_shorter
 from cxrclip.prompts import STATES, PromptBank
 
 FRONTAL = ("PA", "AP", "FRONTAL")
@@ -269,7 +269,7 @@ class PretrainingDataset(Dataset):
         rng = generator(self.seed, epoch, study["study_id"])
         chosen = draw_images(study["views"], self.views, rng)
         texts = draw_texts(study, self.texts, self.bank, rng, self.max_negatives)
-        films = {i: read_gray(study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
+        films = {i: decode_gray(study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
                  for i in sorted(set(chosen))}
         images = torch.stack([self.transform(films[i], rng) for i in chosen])
         return {"study_id": study["study_id"], "images": images, "texts": texts}

@@ -7,12 +7,13 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 
 project = "CXR-CLIP"
-author = "the CXR-CLIP authors"
+author = "the cxrclip maintainers"
 html_title = "CXR-CLIP, a book that runs"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 exclude_patterns = ["mixes", "**.ipynb_checkpoints"]
 nb_execution_mode = "off"       # the outputs that were committed
+nb_output_stderr = "remove"     # progress bars
 nb_ipywidgets_js = {}           # no widget is used; the default is a script from the net
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 autodoc_member_order = "bysource"
@@ -20,7 +21,8 @@ autodoc_typehints = "signature"
 python_maximum_signature_line_length = 88
 
 html_theme = "sphinx_book_theme"
-html_theme_options = {"use_download_button": True, "show_toc_level": 2, "home_page_in_toc": True}
+html_theme_options = {"use_download_button": True, "show_toc_level": 2, "home_page_in_toc": True,
+                      "navbar_persistent": []}
 html_math_renderer = "mathml"   # the browser draws formulas by itself; MathJax would be fetched from the net
 html_copy_source = True
 html_show_copyright = False

@@ -17,7 +17,8 @@ TINY = {
         "C14": {"phantom": "C14", "max_negatives": 3, "sizes": {"quick": {"train": 24, "valid": 8}}},
     },
     "tests": {
-        "rsna": {"phantom": "rsna", "tasks": ["zero-shot", "linear-probe"], "sizes": {"quick": {"train": 40, "test": 30}}},
+        "rsna": {"phantom": "rsna", "tasks": ["zero-shot", "linear-probe"],
+                 "sizes": {"quick": {"train": 40, "test": 30}}},
         "vindr-cxr": {"missing": "needs VinDr-CXR: credentialed access"},
         "openi": {"phantom": "openi", "tasks": ["retrieval"], "sizes": {"quick": {"test": 20}}},
     },

@@ -100,7 +100,8 @@ def test_the_installed_versions_are_those_of_the_lock():
     from importlib.metadata import version
 
     for name in ("torch", "transformers", "datasets", "numpy", "opencv-python-headless"):
-        line = next(line for line in (ROOT / "requirements.lock").read_text().splitlines() if line.startswith(f"{name}=="))
+        lines = (ROOT / "requirements.lock").read_text().splitlines()
+        line = next(line for line in lines if line.startswith(f"{name}=="))
         assert version(name).split("+")[0] == line.split("==")[1].split(" ")[0]
 
 

@@ -133,7 +133,7 @@ def test_damaged_states_are_named_in_one_line(tmp_path, tensors, damage):
 
 
 def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match="nothing.info.json: no such file"):
+    with pytest.raises(InputError, match=r"nothing.info\.json: no such file"):
         load_state(tmp_path / "nothing")
 
 

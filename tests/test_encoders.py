@@ -98,18 +98,16 @@ def test_save_and_load_are_exact_and_offline(image_encoder, tmp_path, monkeypatc
     with torch.no_grad():
         model.logit_scale.fill_(3.0)
     model.eval().save_pretrained(tmp_path)
-    for kind in (CXRCLIPModel, AutoModel):
-        loaded = kind.from_pretrained(tmp_path).eval()
-        assert type(loaded) is CXRCLIPModel
-        assert loaded.config.to_dict() | {"_name_or_path": ""} == model.config.to_dict() | {"_name_or_path": ""}
-        for name, tensor in model.state_dict().items():
-            assert torch.equal(tensor, loaded.state_dict()[name]), name
-        with torch.no_grad():
-            before, after = model(*inputs()), loaded(*inputs())
-        assert all(torch.equal(before[name], after[name]) for name in before)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert type(loaded) is CXRCLIPModel
+    assert loaded.config.to_dict() | {"_name_or_path": ""} == model.config.to_dict() | {"_name_or_path": ""}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    with torch.no_grad():
+        before, after = model(*inputs()), loaded(*inputs())
+    assert all(torch.equal(before[name], after[name]) for name in before)
     assert AutoConfig.from_pretrained(tmp_path).image_encoder == image_encoder
-    assert not any(b"/" in path.read_bytes() and str(tmp_path).encode() in path.read_bytes()
-                   for path in tmp_path.iterdir())
+    assert not any(str(tmp_path).encode() in path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_parameter_counts_add_up():
@@ -194,9 +192,9 @@ def test_swin_tiny_is_the_published_architecture():
 def test_feature_map_keeps_places(image_encoder):
     """A change in the lower right corner moves the lower right cell most."""
     encoder = build_image_encoder(small_config(image_encoder=image_encoder)).eval()
-    one = torch.zeros(1, 3, 64, 64)
+    one = inputs(images=1)[0]
     two = one.clone()
-    two[:, :, 56:, 56:] = 3.0
+    two[:, :, 52:, 52:] = 3.0
     with torch.no_grad():
         change = (encoder.feature_map(one) - encoder.feature_map(two)).norm(dim=1)[0]
     assert change.argmax() == change.numel() - 1
@@ -248,13 +246,10 @@ print(json.dumps(train_tokenizer(json.load(sys.stdin), vocab_size=120).get_vocab
 
 
 def test_vocabulary_is_the_same_in_any_process_and_order():
-    vocabularies = set()
-    for seed, texts in (("1", TEXTS), ("2", TEXTS[::-1])):
-        found = subprocess.run([sys.executable, "-c", TRAIN], input=json.dumps(texts), capture_output=True, text=True,
-                               check=True, env=os.environ | {"PYTHONHASHSEED": seed})
-        vocabularies.add(found.stdout)
-    vocabularies.add(json.dumps(train_tokenizer(iter(TEXTS), 120).get_vocab(), sort_keys=True) + "\n")
-    assert len(vocabularies) == 1
+    other = subprocess.run([sys.executable, "-c", TRAIN], input=json.dumps(TEXTS[::-1]), capture_output=True, text=True,
+                           check=True, env=os.environ | {"PYTHONHASHSEED": "5"}).stdout
+    for _ in range(3):
+        assert train_tokenizer(iter(TEXTS), 120).get_vocab() == json.loads(other)
 
 
 def test_tokenizer_is_a_berts(tmp_path):
@@ -280,8 +275,8 @@ def test_tokenizer_is_a_berts(tmp_path):
 def test_inner_pieces_are_no_special_tokens():
     tokenizer = train_tokenizer(TEXTS, vocab_size=120)
     assert set(tokenizer.all_special_tokens) == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
-    ids = tokenizer("plax", add_special_tokens=False)["input_ids"]
-    assert len(tokenizer.decode(ids, skip_special_tokens=True)) == len("plax")
+    ids = tokenizer("noles", add_special_tokens=False)["input_ids"]
+    assert len(tokenizer.decode(ids, skip_special_tokens=True)) == len("noles")
 
 
 def test_no_text_no_vocabulary():

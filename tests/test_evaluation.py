@@ -308,3 +308,11 @@ def test_supervised_reference_learns_what_can_be_seen_and_repeats_itself(tmp_pat
     np.testing.assert_array_equal(first, second)
     assert first.shape == (60, 1)
     assert first[truth[:, 0]].min() > first[~truth[:, 0]].max()
+
+
+def test_ranked_reports_show_the_best_and_the_own_one_once():
+    texts = ["a", "b", "a", "c", "d"]
+    found = evaluation.ranked_reports(np.array([0.1, 0.9, 0.1, 0.5, 0.3]), texts, own=2, top=2)
+    assert found["text"].tolist() == ["b", "c", "a"]
+    assert found["rank"].tolist() == [1, 2, 4]
+    assert found["own"].tolist() == [False, False, True]

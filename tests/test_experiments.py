@@ -8,7 +8,16 @@ import pytest
 
 from cxrclip import experiments
 from cxrclip.errors import InputError
-from cxrclip.experiments import Experiment, Workbench, evaluate, fingerprint, growing_mixtures, pretrain, run_all, runnable
+from cxrclip.experiments import (
+    Experiment,
+    Workbench,
+    evaluate,
+    fingerprint,
+    growing_mixtures,
+    pretrain,
+    run_all,
+    runnable,
+)
 
 
 def test_defaults_are_the_published_settings():
@@ -31,7 +40,8 @@ def test_fingerprint_follows_settings_and_data_but_not_names(tiny_experiment, ti
     data = tiny_bench.prepared(tiny_experiment.mix, "quick")
     base = fingerprint(tiny_experiment, data)
     assert fingerprint(replace(tiny_experiment, mix="elsewhere"), data) == base
-    for change in ({"seed": 1}, {"learning_rate": 1e-3}, {"pretraining": ("M", "C14")}, {"views": 1}, {"icl_weight": 0.0}):
+    changes = ({"seed": 1}, {"learning_rate": 1e-3}, {"pretraining": ("M", "C14")}, {"views": 1}, {"icl_weight": 0.0})
+    for change in changes:
         assert fingerprint(replace(tiny_experiment, **change), data) != base, change
 
 

@@ -55,7 +55,7 @@ def test_missing_folder_root_and_sizes_are_found_before_any_work(tmp_path):
     with pytest.raises(InputError, match=r"role M: .*gone is no study folder"):
         mixes.check_mix(mixes.load_mix(folder), "quick", "")
     source = write(tmp_path, {"pretraining": {"M": {"source": "openi", "root": "openi"}}})
-    with pytest.raises(InputError, match="role M: no folder .*openi: set DATA"):
+    with pytest.raises(InputError, match=r"role M: no folder .*openi: set DATA"):
         mixes.check_mix(mixes.load_mix(source), "quick", str(tmp_path))
     sizes = write(tmp_path, {"pretraining": {"M": {"phantom": "M", "sizes": {"quick": {"train": 1}}}}})
     with pytest.raises(InputError, match="role M: no sizes for profile 'paper'"):

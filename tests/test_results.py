@@ -370,3 +370,13 @@ def test_latex_and_markdown_are_escaped(tmp_path):
     assert {line.replace("\\|", "").count("|") for line in lines} == {14}
     paths = results.write_table(table, tmp_path / "t2.x")
     assert [path.name for path in paths] == ["t2.x.txt", "t2.x.md", "t2.x.tex"]
+
+
+def test_sets_beyond_the_paper_get_a_table_of_their_own():
+    own = tidy(row(dataset="mine", task="zero-shot", metric="auroc", value=0.61, low=0.5, high=0.72, chance=0.5, n=90),
+               row(dataset="rsna", task="zero-shot", metric="auroc", value=0.9, low=0.8, high=0.95))
+    text = results.other_sets_table(own).text()
+    assert "61.0 [50.0, 72.0]" in text
+    assert "90.0" not in text
+    with pytest.raises(InputError, match="beyond the paper's"):
+        results.other_sets_table(own[own["dataset"] == "rsna"])
