@@ -134,6 +134,16 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch, workers):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def write_table(self, table):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
+    with pytest.raises(InputError, match=r"cannot be written .No space left"):
+        world.generate("M", {"train": 2}, tmp_path / "out", image_size=32, workers=1, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_runs_from_a_script_without_a_main_guard(tmp_path):
     """Notebooks and standard input have no file that a fresh process could import."""
     code = f"""

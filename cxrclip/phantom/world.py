@@ -7,6 +7,7 @@ small world holds enough of them.
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -529,15 +530,19 @@ def generate(
         "description": f"Phantom. {INSTITUTIONS[name].about}",
     }
     with studies.atomic_folder(folder) as whole:
-        with (
-            tqdm(total=len(places), desc=name, unit="study", disable=not progress) as bar,
-            pq.ParquetWriter(whole / "truth.parquet", TRUTH) as truth,
-            _drawn(name, chunks, seed, image_size, workers) as drawn,
-        ):
-            table = studies.write_studies(_rows(drawn, truth, bar), whole / "table", about=about)
-        for file in table.iterdir():
-            file.rename(whole / file.name)
-        table.rmdir()
+        try:
+            with (
+                tqdm(total=len(places), desc=name, unit="study", disable=not progress) as bar,
+                pq.ParquetWriter(whole / "truth.parquet", TRUTH) as truth,
+                _drawn(name, chunks, seed, image_size, workers) as drawn,
+            ):
+                table = studies.write_studies(_rows(drawn, truth, bar), whole / "table", about=about)
+            for file in table.iterdir():
+                file.rename(whole / file.name)
+            table.rmdir()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(f"{folder}: cannot be written ({reason}); free space there") from error
     return Path(folder)
 
 
@@ -571,7 +576,9 @@ def _drawn(
     try:
         yield drawn
     finally:
-        drawn.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # joblib's remark on chunks that nobody wants after a failure
+            drawn.close()
         if workers > 1:
             get_reusable_executor().shutdown(wait=True)
 
