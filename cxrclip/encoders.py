@@ -57,7 +57,7 @@ PUBLISHED_WEIGHTS = {"resnet50": "IMAGENET1K_V1", "swin-tiny": "microsoft/swin-t
 
 
 class CXRCLIPConfig(PretrainedConfig):
-    """What a CXRCLIPModel is made of; the defaults are the published model (PAPER section 2).
+    """What a CXRCLIPModel is made of; the defaults are the published model.
 
     image_encoder, text_encoder: a name of IMAGE_ENCODERS, TEXT_ENCODERS. image_pooling: "mean" over all places, or
     "first_token", the top-left patch that the released code takes of Swin (ledger B8). text_pooling: "last_token"

@@ -157,7 +157,7 @@ def targets(studies: Dataset, classes: Sequence[str]) -> np.ndarray:
 
 
 def zero_shot_scores(image_embeds: np.ndarray, prompts: Prompts) -> np.ndarray:
-    """(N, K) probability of "X" against "no X": softmax over the two cosines of each class (PAPER section 3).
+    """(N, K) probability of "X" against "no X": softmax over the two cosines of each class (the official protocol).
 
     image_embeds: (N, D) unit rows. prompts: class -> (negative (P, D), positive (Q, D)) unit rows; with several texts a
     side's cosine is the mean of its cosines. No temperature: it would not change any AUROC of a class.
@@ -172,7 +172,7 @@ def zero_shot_scores(image_embeds: np.ndarray, prompts: Prompts) -> np.ndarray:
 
 
 def zero_shot_classes(image_embeds: np.ndarray, prompts: Prompts) -> np.ndarray:
-    """(N, K) mean cosine to each class's positive texts; the argmax is the class (CheXpert 5x200, PAPER section 3)."""
+    """(N, K) mean cosine to each class's positive texts; the argmax is the class (CheXpert 5x200, the official protocol)."""
     return _mean_cosines(image_embeds, [positive for _, positive in prompts.values()])
 
 
@@ -257,7 +257,7 @@ def score_frame(images: ImageEmbeddings | Mapping[str, np.ndarray], classes: Seq
 def retrieval_text(study: Mapping[str, object]) -> str:
     """The longer of findings and impression, findings if equally long (official authors, issue #10).
 
-    Empty if the study has neither; the released code compares the two alphabetically (PAPER, B7).
+    Empty if the study has neither; the released code compares the two alphabetically (ledger B7).
     """
     sections = [str(study[name] or "").strip() for name in ("findings", "impression")]
     return max(sections, key=len)

@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from cxrclip import evaluation, mixes, results, training
 from cxrclip.encoders import PUBLISHED_WEIGHTS, CXRCLIPConfig, CXRCLIPModel, published_tokenizer, train_tokenizer
@@ -55,7 +56,7 @@ IMAGE_ENCODERS = {"resnet": {"quick": "resnet-small", "standard": "resnet-small"
 
 @dataclass(frozen=True)
 class Experiment:
-    """One pretraining run. Defaults are the published settings (PAPER section 2); `at` shrinks them to a profile.
+    """One pretraining run. Defaults are the published settings; `at` shrinks them to a profile.
 
     `pretraining` names roles of the mix. `steps` counts optimiser updates; when it is None, `epochs` passes over
     the pretraining studies are made.
@@ -152,7 +153,8 @@ class Run:
     @cached_property
     def model(self) -> CXRCLIPModel:
         """The pretrained model, in evaluation mode, on the CPU."""
-        return CXRCLIPModel.from_pretrained(self.folder / "model").eval()
+        with _without_weight_bars():
+            return CXRCLIPModel.from_pretrained(self.folder / "model").eval()
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -234,7 +236,7 @@ def pretrain(experiment: Experiment, bench: Workbench | None = None,
     if reason := runnable(experiment, data):
         raise InputError(f"cannot pretrain {experiment.name}: {reason}: choose other roles or add data to the mix")
     folder = bench.build / "runs" / fingerprint(experiment, data)
-    with mixes.exclusive(folder):
+    with mixes.exclusive(folder) if _first_process() else nullcontext():
         if not (folder / "run.json").is_file():
             _train(experiment, data, folder, bench, report)
     return Run(experiment, folder, bench)
@@ -264,12 +266,20 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
                                  experiment.warmup, experiment.seed, device=bench.device)
         criterion = CXRCLIPLoss(experiment.icl_weight, experiment.tcl_weight)
         model = training.fit(model, criterion, make, validation, recipe, folder, report)
-    model.save_pretrained(folder / "model")
+    if not _first_process():
+        return
+    with _without_weight_bars():
+        model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "tokenizer")
     about = {"experiment": asdict(experiment), "data": data.fingerprints(experiment.pretraining),
              "recipe": asdict(recipe), "seconds": round(time.time() - started, 1), "versions": versions(),
              "machine": platform.machine(), "parameters": sum(p.numel() for p in model.parameters())}
     results.write_atomically(folder / "run.json", json.dumps(about, indent=1, default=str))
+
+
+def _first_process() -> bool:
+    """True outside `accelerate launch` and in its first process: the one that locks and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def model_config(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> CXRCLIPConfig:
@@ -329,6 +339,12 @@ def pretraining_studies(experiment: Experiment, data: mixes.Prepared, bank: Prom
                                         texts=experiment.texts, seed=experiment.seed if split == "train" else 0,
                                         max_negatives=data.mix.pretraining[role].max_negatives)
                      for role in experiment.pretraining])
+
+
+def origin(runs: Sequence[Run], command: str) -> dict[str, object]:
+    """Where a figure of `runs` comes from, as figures.save_figure wants it: data, experiments, versions, command."""
+    data = {role: mark for run in runs for role, mark in run.about["data"].items()}
+    return {"data": data, "experiment": [run.fingerprint for run in runs], "versions": versions(), "command": command}
 
 
 def versions() -> dict[str, str]:
@@ -484,6 +500,18 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _without_weight_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar for each file of weights: these are small and there are many."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -320,7 +320,7 @@ def counts_bars(counts: pd.DataFrame, axes: Axes, name: str = "name", count: str
 def save_figure(figure: Figure, stem: str | Path, about: Mapping[str, object]) -> list[Path]:
     """Writes stem.png (150 dpi), stem.svg and stem.json; returns their paths. Each file appears whole or not at all.
 
-    about: where the figure comes from; `data`, `experiment`, `versions` and `command` must be there (DESIGN section 7).
+    about: where the figure comes from; `data`, `experiment`, `versions` and `command` must be there.
     The same figure gives the same bytes: no date is written and SVG ids are fixed. Raises InputError if a key is
     missing or the folder cannot be written.
     """

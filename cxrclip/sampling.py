@@ -145,7 +145,7 @@ class TrainTransform:
     std: Sequence[float]
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """image (H, W) uint8 -> (3, size, size) float32. Source: PAPER section 2, official behaviour."""
+        """image (H, W) uint8 -> (3, size, size) float32. Source: official behaviour."""
         image = random_resized_crop(image, self.size, rng)
         if rng.random() < CLAHE:
             image = cv2.createCLAHE(clipLimit=4.0, tileGridSize=(8, 8)).apply(image)
@@ -154,7 +154,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Shorter side to `size`, centre crop, normalisation; no CLAHE (PAPER section 2, official behaviour)."""
+    """Shorter side to `size`, centre crop, normalisation; no CLAHE (official behaviour)."""
 
     size: int
     mean: Sequence[float]
@@ -197,7 +197,7 @@ def jitter(image: np.ndarray, rng: np.random.Generator, brightness: float = 0.1,
     """Brightness times 1 +- `brightness`, then contrast times 1 +- `contrast` about the image's mean.
 
     image (H, W) uint8 -> (256,) float32: what becomes of each of the 256 tones of gray, within 0-255. Sources:
-    PAPER section 2; torchvision's definitions.
+    official values; torchvision's definitions.
     """
     tones = np.minimum(TONES * np.float32(rng.uniform(1 - brightness, 1 + brightness)), 255)
     factor = np.float32(rng.uniform(1 - contrast, 1 + contrast))
@@ -226,7 +226,7 @@ class PretrainingDataset(Dataset):
     Args:
         studies: rows of the study table, at random access (studies.open_studies).
         transform: (image (H, W) uint8, generator) -> (3, S, S).
-        max_negatives: negative sentences a prompt keeps; None keeps all. PAPER section 2: 3 for ChestX-ray14.
+        max_negatives: negative sentences a prompt keeps; None keeps all. Official: 3 for ChestX-ray14.
 
     Raises:
         InputError: a missing column, strings where lists belong, an unknown finding (names the study), a study

@@ -45,7 +45,7 @@ class Recipe:
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Multiplier of the base rate at `step` (0-based): linear warm-up, then cos^2(pi/2 t) (PAPER: optimisation)."""
+    """Multiplier of the base rate at `step` (0-based): linear warm-up, then cos^2(pi/2 t) (official schedule)."""
     warmup_steps = max(1, round(warmup * steps))
     if step < warmup_steps:
         return (step + 1) / warmup_steps

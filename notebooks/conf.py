@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import html
+
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
 
 project = "CXR-CLIP"
 author = "the cxrclip maintainers"
@@ -28,15 +34,24 @@ html_copy_source = True
 html_show_copyright = False
 
 
+def formula(node: nodes.Element, as_block: bool) -> str:
+    """LaTeX -> MathML; a formula that docutils cannot read is a warning that names the page."""
+    try:
+        return tex2mathml(node.astext(), as_block=as_block)
+    except MathError as error:
+        logger.warning("formula: %s Write it with other commands.", error, location=node)
+        return f"<code>{html.escape(node.astext())}</code>"
+
+
 def inline_math(translator: nodes.NodeVisitor, node: nodes.Element) -> None:
-    """A formula in the text, as MathML."""
-    translator.body.append(tex2mathml(node.astext()))
+    """A formula in the text."""
+    translator.body.append(formula(node, as_block=False))
     raise nodes.SkipNode
 
 
 def block_math(translator: nodes.NodeVisitor, node: nodes.Element) -> None:
-    """A formula on its own line, as MathML."""
-    translator.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    """A formula on its own line."""
+    translator.body.append(f'<div class="math">{formula(node, as_block=True)}</div>')
     raise nodes.SkipNode
 
 

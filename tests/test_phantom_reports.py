@@ -157,7 +157,7 @@ def test_severity_words_differ():
 
 
 def test_every_finding_is_named_plainly():
-    """FEASIBILITY: a bare name must not be seen only after "no"."""
+    """A bare name must not be seen only after "no"."""
     plain = collections.Counter()
     for case in cases(1500, seed=4, healthy=0):
         for text in both_sections(case, reports.HABITS[case.seed % 5]):
