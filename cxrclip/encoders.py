@@ -45,9 +45,10 @@ SWINS: Mapping[str, Mapping] = {
 }
 BERTS: Mapping[str, Mapping] = {
     "bio-clinical-bert": {"vocab_size": 28996},  # the rest is BERT base, the defaults of BertConfig
-    "bert-small": {"vocab_size": 2000, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-                   "intermediate_size": 256, "attention_probs_dropout_prob": 0.0, "attn_implementation": "eager"},
+    "bert-small": {"vocab_size": 2000, "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+                   "intermediate_size": 192, "attention_probs_dropout_prob": 0.0, "attn_implementation": "eager"},
 }
+TEXTS_AT_ONCE = 32  # texts of like length in one pass of BERT
 IMAGE_ENCODERS = ("resnet50", "swin-tiny", "resnet-small", "swin-small")
 TEXT_ENCODERS = tuple(BERTS)
 IMAGE_POOLINGS = ("mean", "first_token")
@@ -266,13 +267,26 @@ def _conv_norm(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 
 class TextEncoder(nn.Module):
-    """BERT and its pooling: (B, L) token ids and mask -> (B, F)."""
+    """BERT and its pooling: (B, L) token ids and mask -> (B, F).
+
+    Texts of like length go through BERT together, cut to the longest among them: a short impression does not pay for
+    the padding of a long findings section. The features are those of one pass over the whole batch.
+    """
 
     def __init__(self, network: BertModel, pooling: str) -> None:
         super().__init__()
         self.network, self.pooling, self.features = network, pooling, network.config.hidden_size
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        lengths = attention_mask.sum(dim=1)                           # (B,)
+        order = lengths.argsort(stable=True)
+        parts = []
+        for rows in order.split(TEXTS_AT_ONCE):
+            longest = lengths[rows[-1]]
+            parts.append(self._pooled(input_ids[rows, :longest], attention_mask[rows, :longest]))
+        return torch.cat(parts)[order.argsort()]                      # (B, F)
+
+    def _pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         tokens = self.network(input_ids, attention_mask=attention_mask).last_hidden_state     # (B, L, F)
         if self.pooling == "first_token":
             return tokens[:, 0]

@@ -172,7 +172,7 @@ def zero_shot_scores(image_embeds: np.ndarray, prompts: Prompts) -> np.ndarray:
 
 
 def zero_shot_classes(image_embeds: np.ndarray, prompts: Prompts) -> np.ndarray:
-    """(N, K) mean cosine to each class's positive texts; the argmax is the class (CheXpert 5x200, the official protocol)."""
+    """(N, K) mean cosine to each class's positive texts; the argmax is the class (the official CheXpert 5x200)."""
     return _mean_cosines(image_embeds, [positive for _, positive in prompts.values()])
 
 

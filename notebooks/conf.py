@@ -22,6 +22,7 @@ nb_execution_mode = "off"       # the outputs that were committed
 nb_output_stderr = "remove"     # progress bars
 nb_ipywidgets_js = {}           # no widget is used; the default is a script from the net
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 88
@@ -30,7 +31,8 @@ html_theme = "sphinx_book_theme"
 html_theme_options = {"use_download_button": True, "show_toc_level": 2, "home_page_in_toc": True,
                       "navbar_persistent": []}
 html_math_renderer = "mathml"   # the browser draws formulas by itself; MathJax would be fetched from the net
-html_copy_source = True
+html_static_path = ["book.css"]
+html_css_files = ["book.css"]
 html_show_copyright = False
 
 
@@ -51,17 +53,25 @@ def inline_math(translator: nodes.NodeVisitor, node: nodes.Element) -> None:
 
 def block_math(translator: nodes.NodeVisitor, node: nodes.Element) -> None:
     """A formula on its own line."""
-    translator.body.append(f'<div class="math">{formula(node, as_block=True)}</div>')
+    translator.body.append(f'<div class="formula">{formula(node, as_block=True)}</div>')
     raise nodes.SkipNode
 
 
 def keep_as_written(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings are plain text (shapes, equations in ASCII): show them as they stand in the source."""
-    if any(lines):
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
+    elif any(lines):
         lines[:] = [".. code-block:: text", "", *(f"   {line}" for line in lines)]
+
+
+def skip(app: Sphinx, what: str, name: str, obj: object, default: bool, options: object) -> bool | None:
+    """The schema's value fills a page; the studies notebook shows it as a table."""
+    return True if name == "SCHEMA" else None
 
 
 def setup(app: Sphinx) -> None:
     """Called by sphinx."""
     app.add_html_math_renderer("mathml", inline_renderers=(inline_math, None), block_renderers=(block_math, None))
+    app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", keep_as_written)

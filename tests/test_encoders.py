@@ -50,7 +50,7 @@ def test_forward_shapes_and_unit_rows(image_encoder, features):
     with torch.no_grad():
         output = model(pixels, ids, mask)
         assert model.get_image_features(pixels).shape == (3, features)
-        assert model.get_text_features(ids, mask).shape == (5, 128)
+        assert model.get_text_features(ids, mask).shape == (5, 96)
     assert output.image_embeds.shape == (3, 32)
     assert output.text_embeds.shape == (5, 32)
     torch.testing.assert_close(output.image_embeds.norm(dim=1), torch.ones(3))
@@ -315,3 +315,22 @@ def test_projections_start_as_torch_linear_layers():
     weight = small_model(projection_dim=256).image_projection.weight
     assert weight.abs().max() <= bound
     assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+
+@pytest.mark.parametrize("pooling", encoders.TEXT_POOLINGS)
+def test_texts_in_groups_of_like_length_give_the_features_of_one_pass(pooling, monkeypatch):
+    config = CXRCLIPConfig("resnet-small", "bert-small", projection_dim=8, image_size=64, vocab_size=50,
+                           text_pooling=pooling)
+    encoder = encoders.build_text_encoder(config).eval().double()
+    lengths = torch.tensor([9, 2, 30, 5, 5, 17, 3])
+    mask = (torch.arange(30) < lengths[:, None]).long()
+    ids = torch.randint(5, 50, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
+    results = {}
+    for at_once in (100, 3, 1):
+        monkeypatch.setattr(encoders, "TEXTS_AT_ONCE", at_once)
+        encoder.zero_grad()
+        features = encoder(ids, mask)
+        (features * torch.arange(7.0, dtype=torch.float64)[:, None]).sum().backward()
+        results[at_once] = features.detach(), encoder.network.embeddings.word_embeddings.weight.grad.clone()
+    for at_once in (3, 1):
+        torch.testing.assert_close(results[at_once], results[100], atol=1e-10, rtol=1e-8)

@@ -89,6 +89,16 @@ def test_collapsed_model_is_at_chance():
         assert recall_at_k(embeds, embeds, list("abcdefg"), direction=direction).ranks.tolist() == [4.0] * 7
 
 
+@pytest.mark.parametrize("n", [7, 13, 101])
+def test_equal_candidates_tie_wherever_they_stand(n):
+    """A matrix product may differ in its last bit from column to column; equal texts must tie all the same."""
+    rng = np.random.default_rng(0)
+    images, text = rng.normal(size=(n, 5 * n)), rng.normal(size=5 * n)
+    for chunk_size in (1, 2, 5, n):
+        found = recall_at_k(images, np.tile(text, (n, 1)), [str(i) for i in range(n)], chunk_size=chunk_size)
+        assert found.ranks.tolist() == [(n + 1) / 2] * n
+
+
 @pytest.mark.parametrize("direction", ["image_to_text", "text_to_image"])
 @pytest.mark.parametrize("seed", range(4))
 def test_slow_reference_with_ties_and_duplicates_for_all_chunk_sizes(direction, seed):
