@@ -24,13 +24,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from cxrclip import metrics
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, build_image_encoder
 from cxrclip.errors import InputError
 from cxrclip.images import decode_gray
+from cxrclip.progress import progress_bar
 from cxrclip.sampling import EvalTransform, TrainTransform
 
 # Inverse L2 strength of the linear probe: the best of PROBE_GRID on a validation half of the phantom VinDr training
@@ -68,8 +68,8 @@ def embed_studies(model: CXRCLIPModel, studies: Dataset, transform: EvalTransfor
     """
     model = model.to(device).eval()
     features, embeds = [], []
-    for batch in tqdm(_first_images(studies, transform, batch_size), "images", -(-len(studies) // batch_size),
-                      leave=False, disable=not progress):
+    for batch in progress_bar(_first_images(studies, transform, batch_size), "images", -(-len(studies) // batch_size),
+                      leave=False, shown=progress):
         feature = model.get_image_features(batch.to(device))                    # (B, F)
         features.append(feature.float().cpu())
         embeds.append(F.normalize(model.image_projection(feature), dim=-1).float().cpu())   # (B, D)

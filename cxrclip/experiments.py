@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -29,6 +28,7 @@ from cxrclip import evaluation, mixes, results, training
 from cxrclip.encoders import PUBLISHED_WEIGHTS, CXRCLIPConfig, CXRCLIPModel, published_tokenizer, train_tokenizer
 from cxrclip.errors import InputError
 from cxrclip.losses import CXRCLIPLoss
+from cxrclip.progress import progress_bar
 from cxrclip.prompts import PromptBank
 from cxrclip.sampling import (
     EpochBatches,
@@ -43,10 +43,10 @@ TRAINING_CODE = ("sampling.py", "prompts.py", "prompts.yaml", "encoders.py", "lo
 EVALUATION_CODE = ("evaluation.py", "metrics.py", "prompts.py", "prompts.yaml", "results.py", "experiments.py")
 
 # What a profile changes of the published settings. Small encoders and images keep the method and cost minutes.
-_SMALL = {"text_encoder": "bert-small", "image_size": 64, "projection_dim": 128, "batch_size": 48,
+_SMALL = {"text_encoder": "bert-small", "image_size": 64, "projection_dim": 128, "batch_size": 32,
           "learning_rate": 2e-3, "max_tokens": 80}
 PROFILES: Mapping[str, Mapping] = {
-    "quick": _SMALL | {"image_encoder": "resnet-small", "steps": 280},
+    "quick": _SMALL | {"image_encoder": "resnet-small", "steps": 300},
     "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 2400},
     "paper": {},
 }
@@ -472,8 +472,8 @@ def _train_side_by_side(experiments: Sequence[Experiment], bench: Workbench) -> 
     quiet = replace(bench, progress=False)
     with (_environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"),
           ProcessPoolExecutor(min(jobs, len(experiments)), mp_context=get_context("spawn")) as pool,
-          tqdm(total=total, unit="step", desc=f"training {len(experiments)} runs",
-               disable=None if bench.progress else True) as bar):
+          progress_bar(total=total, unit="step", desc=f"training {len(experiments)} runs",
+                       shown=bench.progress) as bar):
         futures = [pool.submit(_complete, item, quiet) for item in experiments]
         while not all(future.done() for future in futures):
             time.sleep(0.5)

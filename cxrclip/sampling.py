@@ -109,9 +109,9 @@ def maybe_back_translated(section: Section, rng: np.random.Generator) -> str:
 
 
 def variant(section: Section, rng: np.random.Generator) -> str:
-    """Another wording of the section: a back-translation if there is one, else its sentences in another order."""
-    if section.translations:
-        return section.translations[rng.integers(len(section.translations))]
+    """Another wording of the section: a back-translation that differs, else its sentences in another order."""
+    if others := [text for text in section.translations if text != section.text]:
+        return others[rng.integers(len(others))]
     return shuffle_sentences(section.text, rng)
 
 

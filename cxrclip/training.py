@@ -17,13 +17,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import AdamW
-from tqdm import tqdm
 
 from cxrclip.checkpoints import load_optimizer_tensors, load_state, optimizer_tensors, save_state
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.losses import CXRCLIPLoss, LossTerms
 from cxrclip.metrics import in_batch_accuracy
+from cxrclip.progress import progress_bar
 
 Batch = Mapping[str, Tensor]
 BatchMaker = Callable[[int, int, int], Iterator[Batch]]  # (first step, rank, number of processes) -> endless batches
@@ -190,7 +190,7 @@ class StepLog:
         if main:
             kept = self.path.read_text().splitlines()[:step] if self.path.exists() else []
             self.path.write_text("".join(f"{line}\n" for line in kept))
-        self.bar = tqdm(total=steps, initial=step, unit="step", disable=None if main and report is None else True)
+        self.bar = progress_bar(total=steps, initial=step, unit="step", shown=main and report is None)
 
     def __enter__(self) -> StepLog:
         return self

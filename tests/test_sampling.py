@@ -16,6 +16,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import adjust_brightness, adjust_contrast
 from transformers import PreTrainedTokenizerFast
 
+from cxrclip import sampling
 from cxrclip.errors import InputError
 from cxrclip.images import encode_gray, read_gray
 from cxrclip.prompts import PromptBank
@@ -516,3 +517,9 @@ def test_plain_clip_batch(bank, mixed_rows, tokenizer):
     assert batch["input_ids"].shape[:2] == (1, 20)
     words = max(len(re.findall(r"\S+", text)) for i in range(20) for text in data[0, i]["texts"])
     assert batch["input_ids"].shape[2] == words + 2
+
+
+def test_a_translation_equal_to_the_section_is_no_second_wording():
+    section = sampling.Section("One line. Two lines.", ["One line. Two lines."])
+    rng = np.random.default_rng(0)
+    assert {sampling.variant(section, rng) for _ in range(20)} == {"Two lines. One line."}

@@ -62,24 +62,24 @@ def _reshape(shape: Shape, f: Finding, i: int, rng: np.random.Generator) -> None
         shape.heart *= (1.16, 1.32, 1.52)[grade]
         shape.owners["heart"] = i
     elif f.name == "Enlarged Cardiomediastinum":
-        shape.mediastinum *= (1.35, 1.65, 2.0)[grade]
+        shape.mediastinum *= (1.18, 1.38, 1.7)[grade]
         shape.owners["mediastinum"] = i
     elif f.name == "Aortic Enlargement":
         shape.aorta *= (1.2, 1.45, 1.75)[grade]
         shape.knob *= (1.25, 1.5, 1.8)[grade]
         shape.owners["aorta"] = i
     elif f.name == "Edema":
-        shape.upper_vessels *= (1.12, 1.22, 1.3)[grade]
-        shape.vessels = [v * (1.08, 1.15, 1.2)[grade] for v in shape.vessels]
+        shape.upper_vessels *= (1.06, 1.15, 1.25)[grade]
+        shape.vessels = [v * (1.04, 1.1, 1.17)[grade] for v in shape.vessels]
     elif f.name == "Emphysema":
-        shape.barrel += (6, 16, 28)[grade]
-        shape.heart *= (0.96, 0.9, 0.83)[grade]
-        shape.sink += (6, 14, 22)[grade]
+        shape.barrel += (3, 9, 20)[grade]
+        shape.heart *= (0.98, 0.94, 0.87)[grade]
+        shape.sink += (3, 8, 16)[grade]
         for s in (RIGHT, LEFT):
-            shape.dome[s] += (8, 18, 28)[grade]
-            shape.dome_depth[s] *= (0.85, 0.66, 0.48)[grade]
-            shape.lung_mu[s] *= (0.8, 0.6, 0.42)[grade]
-            shape.vessels[s] *= (0.85, 0.68, 0.52)[grade]
+            shape.dome[s] += (4, 11, 22)[grade]
+            shape.dome_depth[s] *= (0.93, 0.8, 0.6)[grade]
+            shape.lung_mu[s] *= (0.92, 0.78, 0.56)[grade]
+            shape.vessels[s] *= (0.94, 0.82, 0.64)[grade]
     elif f.name in ("Atelectasis", "Tuberculosis", "Fibrosis"):
         rise, pull = {"Atelectasis": ((8, 20, 36), (0, 6, 16)), "Tuberculosis": ((0, 6, 14), (0, 4, 9)),
                       "Fibrosis": ((8, 18, 30), (0, 2, 4))}[f.name]
@@ -102,7 +102,7 @@ def _open_pleura(shape: Shape, f: Finding, i: int, sides: list[int]) -> None:
             gap, mu = along((-10, g), (40, g), (150, 0.75 * g), (260, 0.5 * g)), 0.0
         elif f.name == "Pleural Effusion":
             floor = 252 + shape.dome[s] - 206
-            top, rise = floor - (48, 96, 170)[grade], (44, 52, 64)[grade]
+            top, rise = floor - (34, 76, 150)[grade], (44, 52, 64)[grade]
             gap, mu = 150 * np.clip((Y - top) / rise, 0, 1) ** 1.8, SOFT
         else:
             t = (9, 15, 24)[grade]
@@ -168,7 +168,7 @@ def _opacity(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gene
     radius, peak, n, patches, lines, grain = {
         "Consolidation": ((24, 36, 50), (0.6, 1.1, 1.8), 10, 1, (0, 0, 0), 0.42),
         "Pneumonia": ((22, 30, 40), (0.5, 0.8, 1.2), 12, 3, (6, 10, 14), 0.30),
-        "Infiltration": ((26, 36, 48), (0.3, 0.5, 0.75), 26, 1, (22, 40, 64), 0.20),
+        "Infiltration": ((28, 40, 52), (0.42, 0.7, 1.0), 26, 1, (26, 48, 76), 0.20),
     }[f.name]
     for s in finding_sides(f, rng):
         centre = spot(s, f.zone, shape, rng)
@@ -186,7 +186,7 @@ def _edema(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Genera
     grade = f.severity - 1
     for s in (RIGHT, LEFT):
         for dx, y, r in ((56, 112, 42), (74, 146, 42), (68, 78, 34)):
-            chest.blobs += cluster(np.array([SIGN[s] * dx, y, -18]), r, (0.22, 0.46, 0.85)[grade], 8, i, rng, 0.36)
+            chest.blobs += cluster(np.array([SIGN[s] * dx, y, -18]), r, (0.12, 0.28, 0.6)[grade], 8, i, rng, 0.36)
         n = (5, 9, 13)[grade]
         y = np.linspace(165, 222, n) + shape.dome[s] - 206
         x = np.interp(y, Y, CAVITY_OUT) - rng.uniform(9, 13, n)
@@ -213,12 +213,12 @@ def _atelectasis(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.
 
 
 def _nodules(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Generator) -> None:
-    """Nodules of 10 to 26 mm and masses of 32 to 70 mm, lobulated."""
+    """Nodules of 17 to 30 mm (dense, so that 64 pixels show them) and masses of 34 to 70 mm, lobulated."""
     grade = f.severity - 1
-    r = {"Nodule": (6.5, 10, 14), "Mass": (17, 25, 35)}[f.name][grade]
+    r = {"Nodule": (8.5, 12, 15), "Mass": (17, 25, 35)}[f.name][grade]
     for s in finding_sides(f, rng):
         c = spot(s, f.zone, shape, rng)
-        mu = (SOFT - LUNG) * (1.9 if f.name == "Nodule" else 1.0)
+        mu = (SOFT - LUNG) * (2.4 if f.name == "Nodule" else 1.0)
         chest.blobs.append(Blob(tuple(c), (r, r * 0.95, r), mu, i, soft=False))
         for o in rng.normal(0, 0.45, (3, 3)) * r:
             chest.blobs.append(Blob(tuple(c + o), (0.55 * r,) * 3, mu * 0.4, i, soft=False))
@@ -270,20 +270,20 @@ def _calcification(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.rando
         turn = np.linspace(-1.9, 1.2, 30)
         x = 18 + 6 * k + s + (15 * k + 3) * np.cos(turn)
         arc = np.stack([x, 64 + 17 * k * np.sin(turn), -30 + 8 * turn], axis=1)
-        chest.dust.append(tube(arc, (2.0, 2.8, 3.6)[grade], BONE * 3, i))
+        chest.dust.append(tube(arc, (2.8, 3.8, 4.8)[grade], BONE * 3, i))
         return
     for s in finding_sides(f, rng):
         c = spot(s, f.zone, shape, rng)
-        for o in rng.normal(0, 15, ((2, 4, 7)[grade], 3)):
-            r = rng.uniform(3, 4) + 0.8 * grade
+        for o in rng.normal(0, 15, ((3, 6, 9)[grade], 3)):
+            r = rng.uniform(4, 5) + grade
             chest.blobs.append(Blob(tuple(c + o), (r, r, r), BONE * 2.0, i, soft=False))
 
 
 def _hernia(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Generator) -> None:
     """A pouch of stomach behind the heart with air above a fluid level."""
-    r = (26, 38, 52)[f.severity - 1]
+    r = (32, 44, 58)[f.severity - 1]
     c = (rng.uniform(2, 14), 206 + shape.sink - 0.62 * r, -34)
-    pouch = ball(c, (1.15 * r, r, 0.8 * r), 0.0012, i)
+    pouch = ball(c, (1.15 * r, r, 0.8 * r), 0.003, i)
     chest.middle.append(pouch)
     top = (c[1] - 0.1 * r) > Y
     shrink = ball(c, (1.02 * r, 0.88 * r, 0.7 * r))
@@ -301,12 +301,12 @@ def _fracture(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gen
         else:
             k = {"upper": 3, "mid": 5, "lower": 7, None: 5}[f.zone] + int(rng.integers(2))
             path, at = ribs[s, k], int(rng.integers(24, 36))
-        path[at:] += np.array([0, (4, 8, 13)[grade], (0, -2, -4)[grade]], np.float32)
+        path[at:] += np.array([0, (6, 11, 17)[grade], (0, -2, -4)[grade]], np.float32)
         broken = path[max(at - 9, 0):at + 10].copy()
         chest.dust.append(bone(broken, 6, 4, 0.03, i))
-        r = (5, 7, 9.5)[grade]
+        r = (8, 11, 14)[grade]
         middle = (path[at - 1] + path[at]) / 2
-        chest.blobs.append(Blob(tuple(middle), (r, r, r), BONE * 1.2, i, soft=False, free=True))
+        chest.blobs.append(Blob(tuple(middle), (r, r, r), BONE * 1.5, i, soft=False, free=True))
 
 
 def _device(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Generator) -> None:

@@ -23,13 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cxrclip import images
 from cxrclip.errors import InputError
 from cxrclip.phantom import reports
 from cxrclip.phantom.anatomy import Body, Case, Finding, sample_body
 from cxrclip.phantom.render import Scanner, render_study
+from cxrclip.progress import progress_bar
 
 # What the sick have -----------------------------------------------------------------------------------------
 
@@ -532,7 +533,7 @@ def generate(
     with studies.atomic_folder(folder) as whole:
         try:
             with (
-                tqdm(total=len(places), desc=name, unit="study", disable=not progress) as bar,
+                progress_bar(total=len(places), desc=name, unit="study", shown=progress) as bar,
                 pq.ParquetWriter(whole / "truth.parquet", TRUTH) as truth,
                 _drawn(name, chunks, seed, image_size, workers) as drawn,
             ):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from cxrclip.errors import InputError
 from cxrclip.images import MIN_SIDE, encode_gray, read_gray, resize_shorter
+from cxrclip.progress import progress_bar
 from cxrclip.studies import MAX_AGE, MAX_TEXT, SPLITS, Rejected, refuse_many, summary, write_studies
 
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
@@ -160,7 +161,7 @@ class Intake:
             return encode_gray(resize_shorter(gray, size) if min(gray.shape) > size else gray)
 
         studies = iter(self.studies)
-        bar = tqdm(total=len(self.studies), desc=self.name, unit="study", disable=not progress)
+        bar = progress_bar(total=len(self.studies), desc=self.name, unit="study", shown=progress)
         with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
             while chunk := list(itertools.islice(studies, _AT_ONCE)):
                 films = pool.map(encoded, [film for study in chunk for film in study.films])
