@@ -89,15 +89,21 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, object]) -> floa
         if known["key"] == key and target.is_file() and all((out / name).is_file() for name in known["made"]):
             return None
     target.parent.mkdir(parents=True, exist_ok=True)
-    started, partial = time.time(), target.with_suffix(".partial")
-    papermill.execute_notebook(str(notebook), str(partial), parameters=dict(parameters), cwd=str(NOTEBOOKS),
-                               progress_bar=False, stderr_file=sys.stderr)
-    tidy_notebook(partial)
-    partial.replace(target)
+    started = time.time()
+    run_notebook(notebook, target, parameters=dict(parameters), stderr_file=sys.stderr)
     made = [str(path.relative_to(out)) for path in out.rglob("*")
             if path.is_file() and path.stat().st_mtime >= started and path != record]
     results.write_atomically(record, json.dumps({"key": key, "made": sorted(made)}))
     return time.time() - started
+
+
+def run_notebook(notebook: Path, target: Path, **options: object) -> None:
+    """Execute `notebook` in its folder; `target` appears only when every cell has run."""
+    partial = target.with_name(f".{target.stem}.partial.ipynb")
+    papermill.execute_notebook(str(notebook), str(partial), cwd=str(NOTEBOOKS), progress_bar=False,
+                               extra_arguments=["--IPKernelApp.log_level=ERROR"], **options)
+    tidy_notebook(partial)
+    partial.replace(target)
 
 
 def tidy_notebook(path: Path) -> None:
@@ -134,10 +140,7 @@ def execute_in_place() -> int:
     os.environ["TQDM_DISABLE"] = "1"
     for notebook in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
         started = time.monotonic()
-        partial = notebook.with_suffix(".partial")
-        papermill.execute_notebook(str(notebook), str(partial), cwd=str(NOTEBOOKS), progress_bar=False)
-        tidy_notebook(partial)
-        partial.replace(notebook)
+        run_notebook(notebook, notebook)
         print(f"{notebook.stem} {time.monotonic() - started:.0f} s", flush=True)
     return 0
 

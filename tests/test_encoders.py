@@ -50,7 +50,7 @@ def test_forward_shapes_and_unit_rows(image_encoder, features):
     with torch.no_grad():
         output = model(pixels, ids, mask)
         assert model.get_image_features(pixels).shape == (3, features)
-        assert model.get_text_features(ids, mask).shape == (5, 96)
+        assert model.get_text_features(ids, mask).shape == (5, 64)
     assert output.image_embeds.shape == (3, 32)
     assert output.text_embeds.shape == (5, 32)
     torch.testing.assert_close(output.image_embeds.norm(dim=1), torch.ones(3))
