@@ -255,7 +255,7 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
            report: Callable[[int], None] | None) -> None:
     """Train into `folder`; run.json is written last, so a folder without it is never taken as finished."""
     started = time.time()
-    with _one_thread():
+    with _one_thread(), torch.random.fork_rng():
         bank = PromptBank.load()
         tokenizer = tokenizer_for(experiment, data, bank, bench)
         torch.manual_seed(experiment.seed)
