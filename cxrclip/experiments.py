@@ -24,7 +24,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from cxrclip import evaluation, mixes, results, training
+from cxrclip import evaluation, mixes, results, studies, training
 from cxrclip.encoders import PUBLISHED_WEIGHTS, CXRCLIPConfig, CXRCLIPModel, published_tokenizer, train_tokenizer
 from cxrclip.errors import InputError
 from cxrclip.losses import CXRCLIPLoss
@@ -299,9 +299,9 @@ def tokenizer_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank
     key = mixes.digest([data.fingerprints(roles), mixes.code_digest("prompts.yaml", "encoders.py")])
     folder = bench.build / "data" / f"tokenizer-{key}"
     with mixes.exclusive(folder):
-        if not (folder / "done").is_file():
-            train_tokenizer(mixes.training_texts(data, bank)).save_pretrained(folder)
-            (folder / "done").touch()
+        if not folder.is_dir():
+            with studies.atomic_folder(folder) as partial:
+                train_tokenizer(mixes.training_texts(data, bank)).save_pretrained(partial)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
@@ -397,20 +397,26 @@ def _embedded(run: Run, role: mixes.Role, split: str, folder: Path) -> evaluatio
     """Embed the studies of a role's split once, and store them."""
     path = folder / "embeddings" / f"{role.name}-{split}.npz"
     if not path.is_file():
-        studies = run.data.studies(role.name, split)
-        evaluation.save_embeddings(evaluation.embed_studies(run.model, studies, run.transform), path)
+        films = run.data.studies(role.name, split)
+        evaluation.save_embeddings(evaluation.embed_studies(run.model, films, run.transform), path)
     return evaluation.load_embeddings(path)
 
 
 def _prompts(role: mixes.Role, ensemble: bool = False) -> Mapping:
-    return PromptBank.load().zero_shot(role.prompts + ("-ensemble" if ensemble else ""))
+    return _bank().zero_shot(role.prompts + ("-ensemble" if ensemble else ""))
+
+
+@lru_cache(maxsize=1)
+def _bank() -> PromptBank:
+    """The library's own prompts, read once a process: every task of every test role asks for them."""
+    return PromptBank.load()
 
 
 def _zero_shot_frames(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings) -> dict[str, pd.DataFrame]:
     """Scores of the official texts, and of an ensemble of wordings beside them where the prompts file has one."""
-    studies = run.data.studies(role.name, role.split)
+    tested = run.data.studies(role.name, role.split)
     tasks = {"zero-shot": _prompts(role)}
-    if f"{role.prompts}-ensemble" in PromptBank.load().tasks:
+    if f"{role.prompts}-ensemble" in _bank().tasks:
         tasks["zero-shot-ensemble"] = _prompts(role, ensemble=True)
     frames = {}
     for task, prompts in tasks.items():
@@ -419,7 +425,7 @@ def _zero_shot_frames(run: Run, role: mixes.Role, images: evaluation.ImageEmbedd
         score = evaluation.zero_shot_scores if paired else evaluation.zero_shot_classes
         classes = list(prompts)
         frames[task] = evaluation.score_frame(images, classes, score(images.embeds, embeds),
-                                              evaluation.targets(studies, classes))
+                                              evaluation.targets(tested, classes))
     return frames
 
 
