@@ -46,7 +46,8 @@ SWINS: Mapping[str, Mapping] = {
 BERTS: Mapping[str, Mapping] = {
     "bio-clinical-bert": {"vocab_size": 28996},  # the rest is BERT base, the defaults of BertConfig
     "bert-small": {"vocab_size": 2000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-                   "intermediate_size": 128, "attention_probs_dropout_prob": 0.0, "attn_implementation": "eager"},
+                   "intermediate_size": 128, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+                   "attn_implementation": "eager"},
 }
 TEXTS_AT_ONCE = 32  # texts of like length in one pass of BERT
 IMAGE_ENCODERS = ("resnet50", "swin-tiny", "resnet-small", "swin-small")
