@@ -140,6 +140,17 @@ class Experiment:
         """Short name for bars and tables, such as 'resnet-small M,C seed 0'."""
         return f"{self.image_encoder} {','.join(self.pretraining)} seed {self.seed}"
 
+    @property
+    def run_name(self) -> str:
+        """Name of the run in results, the same for all its seeds: method, encoder, data, and what departs from the
+        profile's recipe, such as 'CXR-CLIP resnet-small M icl_weight=0.3'."""
+        clip = self.views == self.texts == 1
+        recipe, told = Experiment.at(self.profile), {"mix", "profile", "pretraining", "image_encoder", "seed"}
+        told |= {"views", "texts", "icl_weight", "tcl_weight"} if clip else set()
+        other = [f"{item.name}={getattr(self, item.name)}" for item in fields(self)
+                 if item.name not in told and getattr(self, item.name) != getattr(recipe, item.name)]
+        return " ".join(["CLIP" if clip else "CXR-CLIP", self.image_encoder, ",".join(self.pretraining), *other])
+
 
 @dataclass(frozen=True)
 class Workbench:
@@ -233,8 +244,8 @@ class Run:
         experiment = self.experiment
         model = "CLIP" if experiment.views == experiment.texts == 1 else "CXR-CLIP"
         data = ",".join(experiment.pretraining)
-        return {"run": f"{model} {experiment.image_encoder} {data}", "profile": experiment.profile,
-                "mix": self.data.mix.name, "origin": "measured", "model": model,
+        return {"run": experiment.run_name, "profile": experiment.profile, "mix": self.data.mix.name,
+                "origin": "measured", "model": model,
                 "image_encoder": experiment.image_encoder, "pretraining_data": data, "seeds": str(experiment.seed),
                 "experiment": self.fingerprint, "data": self.data.fingerprints((role,))[role],
                 "versions": " ".join(f"{name}={number}" for name, number in self.about["versions"].items())}

@@ -139,6 +139,23 @@ def test_rich_prompts_tell_the_truth_and_need_it(tiny_experiment, tiny_bench, tm
         oracle.read_truth(tmp_path)
 
 
+@pytest.mark.parametrize("switch", [{"mvs": False}, {"false_negatives": "soft"}], ids=str)
+def test_switches_of_the_loss_reach_it(switch, tiny_experiment, tiny_bench):
+    """The first step has the same batch and weights: only the loss differs."""
+    base = replace(tiny_experiment, pretraining=("C14",), steps=5)
+    (before, after) = (pretrain(item, tiny_bench).log().iloc[0] for item in (base, replace(base, **switch)))
+    assert before["mvs"] != after["mvs"]
+    assert (before["icl"] == after["icl"]) == ("mvs" in switch)
+
+
+def test_run_names_tell_what_departs_from_the_recipe():
+    assert Experiment.at("quick").run_name == "CXR-CLIP resnet-small M"
+    assert Experiment.at("quick", seed=3, pretraining=("M", "C")).run_name == "CXR-CLIP resnet-small M,C"
+    assert Experiment.at("quick", views=1, texts=1).run_name == "CLIP resnet-small M"
+    odd = Experiment.at("quick", image_encoder="swin", icl_weight=0.3, mvs=False)
+    assert odd.run_name == "CXR-CLIP swin-small M icl_weight=0.3 mvs=False"
+
+
 def test_switches_train_together(tiny_experiment, tiny_bench):
     run = pretrain(replace(tiny_experiment, pretraining=("M", "C14"), mvs=False, false_negatives="soft",
                            report_share=0.5, reports_last=0.5, label_weight=0.5, rich_prompts=True,
