@@ -19,9 +19,9 @@ from itertools import product
 
 import pandas as pd
 
-from cxrclip import results
+from cxrclip import mixes, results
 from cxrclip.errors import InputError
-from cxrclip.experiments import IMAGE_ENCODERS, Experiment
+from cxrclip.experiments import IMAGE_ENCODERS, Experiment, growing_mixtures, runnable
 
 MIXTURES = (("M",), ("M", "C"), ("M", "C", "C14"))
 ICL_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
@@ -38,6 +38,9 @@ REMEDIES: Mapping[str, Mapping[str, object]] = {
     "prompts with side, zone, severity (oracle)": {"rich_prompts": True},
 }
 STAMPS = ("comparison", "row", "budget")
+SEEDS: Mapping[str, int] = {"quick": 1, "standard": 3, "paper": 1}
+# Some thirty runs in two minutes: enough to show how a comparison is made, too little to tell its rows apart.
+QUICK: Mapping[str, object] = {"steps": 40, "batch_size": 24, "validations": 1}
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,30 @@ class Row:
     row: str
     budget: str
     experiment: Experiment
+
+
+def plan(profile: str, mix: str, seed: int, data: mixes.Prepared) -> dict[str, list[Row]]:
+    """Every comparison of the book at a profile's size, seed by seed: what notebooks 05 to 15 train, in their order.
+
+    At "quick" the comparisons after the first make few steps (QUICK), at the budget "steps" alone.
+    """
+    recipe = Experiment.at(profile, mix=mix, seed=seed)
+    base = replace(recipe, **QUICK) if profile == "quick" else recipe
+    studies = {role: len(data.studies(role, "train")) for role in data.mix.pretraining if role in data.folders}
+    found = {"tables 2 and 3": tables_2_and_3(recipe, growing_mixtures(data.mix)), "ablation": ablation(base),
+             "loss combinations": loss_combinations(base), "loss weights": loss_weights(base)}
+    if base.steps and set(MIXTURES[-1]) <= set(studies):
+        found |= {"label growth": label_growth(base, studies), "remedies": remedies(base)}
+    seeds = range(seed, seed + SEEDS[profile])
+    return {name: with_seeds([row for row in rows if profile != "quick" or row.budget == "steps"], seeds)
+            for name, rows in found.items()}
+
+
+def trainable(rows: Iterable[Row], data: mixes.Prepared) -> tuple[list[Row], dict[str, str]]:
+    """The rows that this mix can train, and of the others the reason (row -> reason), to be shown in their place."""
+    reasons = {row: runnable(row.experiment, data) for row in rows}
+    return ([row for row, reason in reasons.items() if reason is None],
+            {row.row: reason for row, reason in reasons.items() if reason})
 
 
 def ablation(base: Experiment) -> list[Row]:
@@ -116,14 +143,14 @@ def remedies(base: Experiment) -> list[Row]:
     return _rows("remedies", {"steps": rows})
 
 
-def tables_2_and_3(base: Experiment) -> list[Row]:
-    """Both image encoders on M; M,C; M,C,C14, and the ablation's plain CLIP on M. Budget: the base's."""
+def tables_2_and_3(base: Experiment, mixtures: Sequence[tuple[str, ...]] = MIXTURES) -> list[Row]:
+    """Both image encoders on each mixture, and as a baseline plain CLIP on M (the ablation's first row)."""
     rows = {}
     for family in IMAGE_ENCODERS.values():
-        here = replace(base, image_encoder=family[base.profile], pretraining=("M",))
-        rows[f"CLIP {here.image_encoder} M"] = ablation(here)[0].experiment
+        here = replace(base, image_encoder=family[base.profile])
         rows |= {f"CXR-CLIP {here.image_encoder} {','.join(roles)}": replace(here, pretraining=roles)
-                 for roles in MIXTURES}
+                 for roles in mixtures}
+    rows[f"CLIP {base.image_encoder} M"] = ablation(base)[0].experiment
     return _rows("tables 2 and 3", {"steps" if base.steps else "epochs": rows})
 
 

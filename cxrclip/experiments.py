@@ -50,7 +50,7 @@ _SMALL = {"text_encoder": "bert-small", "image_size": 64, "projection_dim": 128,
           "learning_rate": 3e-3, "max_tokens": 80}
 PROFILES: Mapping[str, Mapping] = {
     "quick": _SMALL | {"image_encoder": "resnet-small", "steps": 300},
-    "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 2400},
+    "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 800},
     "paper": {},
 }
 IMAGE_ENCODERS = {"resnet": {"quick": "resnet-small", "standard": "resnet-small", "paper": "resnet50"},
@@ -93,6 +93,7 @@ class Experiment:
     learning_rate: float = 5e-5
     weight_decay: float = 1e-4
     warmup: float = 1 / 15
+    validations: int = 5
     seed: int = 0
     shares: tuple[float, ...] | None = None
     draw: str = "first"
@@ -312,7 +313,7 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
         model.load_published_encoders()
         make, validation = batches_for(experiment, data, bank, tokenizer, model.config)
         recipe = training.Recipe(total_steps(experiment, data), experiment.learning_rate, experiment.weight_decay,
-                                 experiment.warmup, experiment.seed, device=bench.device)
+                                 experiment.warmup, experiment.seed, experiment.validations, device=bench.device)
         criterion = CXRCLIPLoss(experiment.icl_weight, experiment.tcl_weight, mvs=experiment.mvs,
                                 false_negatives=experiment.false_negatives)
         model = training.fit(model, criterion, make, validation, recipe, folder, report)
