@@ -3,7 +3,7 @@
 results/claims.yaml says what is compared; no verdict is written by hand. A verdict is one of
 - reproduced: every comparison goes the claimed way, its 95 % interval leaves out 0, over two seeds or more;
 - direction only: every comparison goes the claimed way, but some interval holds 0, or there is one seed only, or the
-  change exceeds a bound that the claim sets ("marginal");
+  change exceeds a bound that the claim sets ("marginal"), or the claim's own conditions cannot be met here (`limit`);
 - not reproduced: some comparison goes the other way;
 - not run: some row is not there.
 """
@@ -65,7 +65,8 @@ def verdicts(results: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
     for claim in content["claims"]:
         outcomes = [_compare(table, item, content["measures"][item["measure"]], f"claim {claim['claim']}")
                     for item in claim["compare"]]
-        verdict = max((outcome.verdict for outcome in outcomes), key=VERDICTS.index)
+        best = VERDICTS[1] if "limit" in claim else VERDICTS[0]
+        verdict = max(best, *(outcome.verdict for outcome in outcomes), key=VERDICTS.index)
         why = "; ".join(outcome.why for outcome in outcomes)
         lines.append({"claim": claim["claim"], "text": claim["text"], "rule": claim["reading"],
                       "rows": "; ".join(outcome.rows for outcome in outcomes), "verdict": verdict,
@@ -81,6 +82,25 @@ def unpaired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[float, flo
     value = a["value"] - b["value"]
     return (value, value - np.hypot(a["value"] - a["low"], b["high"] - b["value"]),
             value + np.hypot(a["high"] - a["value"], b["value"] - b["low"]))
+
+
+def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, str]) -> pd.DataFrame:
+    """Difference of every row of a comparison to its row `reference`, budget by budget, for figures.ablation_forest.
+
+    results: tidy rows of one comparison, one row a seed; measure: dataset, task, metric. Columns row, budget, metric,
+    value, low, high, note (paired or unpaired), experiment, data, versions (of both rows). Rows whose budget lacks the
+    reference are left out.
+    """
+    table = over_seeds(with_sums(results))
+    part = table[(table[list(measure)] == list(measure.values())).all(axis=1) & (table["class"] == "all")]
+    base = {row["budget"]: row for _, row in part[part["row"] == reference].iterrows()}
+    names, origin = ["row", "budget", "metric", "value", "low", "high", "note"], ["experiment", "data", "versions"]
+    others = [row for _, row in part.iterrows() if row["row"] != reference and row["budget"] in base]
+    lines = [(row["row"], row["budget"], f"{measure['metric']} minus {reference}",
+              *_difference(table, row, base[row["budget"]]),
+              *(" ".join(dict.fromkeys(f"{row[name]} {base[row['budget']][name]}".split())) for name in origin))
+             for row in others]
+    return pd.DataFrame(lines, columns=[*names, *origin])
 
 
 def markdown(table: pd.DataFrame, results: pd.DataFrame, rows: bool = False) -> str:
@@ -118,7 +138,7 @@ def _compare(table: pd.DataFrame, item: Mapping, measure: Mapping[str, str], whe
         doubts.append(f"a change of {abs(value) / b['value']:.0%}, more than {item['at_most']:.0%}")
     verdict = "not reproduced" if not toward else "direction only" if doubts else "reproduced"
     why = (f"{label}{budget}: {names[0]} against {names[1]} {100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-           f" {paired}" + (f" ({', '.join(doubts)})" if doubts else ""))
+           f" ({paired})" + (f" ({', '.join(doubts)})" if doubts else ""))
     rows = "; ".join(f"{label}{budget}, {name}: {100 * row['value']:.1f} [{100 * row['low']:.1f}, "
                      f"{100 * row['high']:.1f}], seeds {row['seeds']}, runs {row['experiment']}"
                      for name, row in zip(names, (a, b), strict=True))
@@ -146,8 +166,8 @@ def _difference(table: pd.DataFrame, a: pd.Series, b: pd.Series) -> tuple[float,
     wanted = f"{a['metric']} minus {b['row'] or b['run']}"
     found = table[(table[same] == a[same]).all(axis=1) & (table["metric"] == wanted)]
     if len(found):
-        return *found.iloc[0][["value", "low", "high"]], "(paired)"
-    return *unpaired(a, b), "(unpaired)"
+        return *found.iloc[0][["value", "low", "high"]], "paired"
+    return *unpaired(a, b), "unpaired"
 
 
 def _name(selector: Mapping[str, str]) -> str:

@@ -62,9 +62,10 @@ def test_without_its_rows_a_claim_is_not_run_and_says_what_is_lacking():
 
 
 def test_the_state_of_the_art_is_only_compared_with_plain_clip():
-    line = verdict(tidy_results(2), 4)
+    line = verdict(tidy_results(3), 4)
+    assert "CXR-CLIP on M against CLIP on M +3.0 [+1.4" in line["why"]      # clearly better, and yet
+    assert line["verdict"] == "direction only"
     assert "not about the state of the art" in line["why"]
-    assert "CXR-CLIP on M against CLIP on M" in line["why"]
 
 
 def test_a_paired_difference_is_preferred_to_the_rows_own_intervals():
@@ -76,6 +77,17 @@ def test_a_paired_difference_is_preferred_to_the_rows_own_intervals():
     line = verdict(tidy(*frame.to_dict("records"), paired), 5)
     assert line["verdict"] == "reproduced", line["why"]
     assert "+0.5 [+0.1, +0.9] (paired)" in line["why"]
+
+
+def test_differences_to_the_full_method_are_made_budget_by_budget():
+    full = tidy_results(2)
+    measure = {"dataset": "all", "task": "image_to_text", "metric": "RSUM"}
+    found = claims.differences_to(full[full["comparison"] == "ablation"], "+ TCL", measure)
+    assert len(found) == 2 * 5
+    line = found.set_index(["budget", "row"]).loc["compute", "plain CLIP"]
+    assert line["value"] == pytest.approx(-3 * 0.55 * 0.025 / 0.3)      # five steps of 0.005 on three sets
+    assert line["note"] == "unpaired"
+    assert line["low"] < line["value"] < line["high"]
 
 
 def test_unpaired_intervals_cover_as_often_as_they_say():
