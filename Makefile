@@ -14,7 +14,7 @@ RUN    := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.rep
 OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --data $(DATA) --device $(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce notebooks test lint unit nbval book lab bench lock clean
+.PHONY: help env reproduce tables figures notebooks test lint unit nbval book lab bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -33,6 +33,12 @@ $(STAMP): requirements.lock
 
 reproduce: $(STAMP)  ## run the notebooks in order: tables, figures and results.csv in build/<mix>-<profile>/
 	@$(RUN) $(OPTIONS)
+
+tables: $(STAMP)  ## results/tables/ and the README's tables and verdicts, from results/standard.csv alone
+	@$(BIN)/python -m cxrclip.render tables
+
+figures: $(STAMP)  ## figures/*.png, *.svg, *.json from results/standard.csv alone
+	@$(BIN)/python -m cxrclip.render figures
 
 notebooks: $(STAMP)  ## execute the committed notebooks in place (quick profile, phantom world)
 	@$(RUN) --in-place

@@ -26,6 +26,7 @@ from sklearn.metrics import roc_curve
 
 from cxrclip.errors import InputError
 from cxrclip.images import read_gray
+from cxrclip.results import LABELS
 
 # Okabe & Ito (2008), in the order used here; its yellow is left out, too faint for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,6 +34,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CHANCE = "#6b6b6b"
 CURVES = {"total": "total", "mvs": "MVS", "icl": "ICL", "tcl": "TCL", "valid_total": "total, validation",
           "accuracy_image_text": "image → text", "accuracy_text_image": "text → image"}
+Measure = tuple[str, str, str]      # data set, task, metric
+CLASSIFICATION: Measure = ("all", "zero-shot", "auroc")
+RETRIEVAL: Measure = ("all", "image_to_text", "RSUM")
+PAPER_WEIGHTS: Mapping[str, float] = {"ICL": 1.0, "TCL": 0.5}
 LOSSES = ("total", "mvs", "icl", "tcl", "valid_total")
 
 
@@ -151,32 +156,146 @@ def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction", up_to: 
     return _finish(axes, "k (candidates looked at)", "R@k (%)", legend=True)
 
 
-def tradeoff(results: pd.DataFrame, axes: Axes, x: tuple[str, str, str], y: tuple[str, str, str],
-             by: str = "pretraining_data") -> Axes:
-    """Classification against retrieval, one point with both intervals per `by` value; an arrow joins them in order.
+def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,
+           by: str = "budget") -> Axes:
+    """Classification against retrieval as label data grow: a line a budget, a point a `row`, both intervals.
 
-    results: tidy rows; x and y: (dataset, task, metric) of each axis. Values are drawn in percent.
-    Raises InputError if either measure is absent for a point, or stands there twice.
+    results: tidy rows of one comparison, a row a run and measure (results.over_seeds of results.with_sums), in the
+    order in which the data grow; x and y: (dataset, task, metric) of each axis, drawn in percent. Up and to the right
+    is better. Raises InputError if a point lacks a measure or has it twice.
     """
-    _require(results, [by, "dataset", "task", "metric", "value", "low", "high"], "results")
-    sides = []
-    for side in (x, y):
-        part = results[(results[["dataset", "task", "metric"]] == list(side)).all(axis=1)]
-        _unique(part, [by])
-        sides.append(part.set_index(by))
-    groups = list(dict.fromkeys(results[by]))
-    absent = [name for name in groups if any(name not in side.index for side in sides)]
-    if absent:
-        raise InputError(f"trade-off: {absent[0]!r} lacks {' / '.join(x)} or {' / '.join(y)}: leave it out or run it")
-    h, v = (100 * side.loc[groups, "value"].to_numpy() for side in sides)
-    errors = [100 * _errors(side.loc[groups]) for side in sides]
-    for i, (name, colour, marker) in enumerate(zip(groups, _colours(len(groups)), _markers(len(groups)), strict=True)):
-        axes.errorbar(h[i], v[i], yerr=errors[1][:, [i]], xerr=errors[0][:, [i]], fmt=marker, markersize=9,
-                      color=colour, capsize=3, label=str(name))
-        if i:
-            axes.annotate("", (h[i], v[i]), (h[i - 1], v[i - 1]),
-                          arrowprops={"arrowstyle": "->", "color": CHANCE, "shrinkA": 8, "shrinkB": 8})
-    return _finish(axes, f"{_title(x[2])} (%), {x[0]}, {x[1]}", f"{_title(y[2])} (%), {y[0]}, {y[1]}", legend=True)
+    points = _points(results, [by, "row"], x, y)
+    groups = list(dict.fromkeys(points[by]))
+    looks = zip(groups, _colours(len(groups)), _markers(len(groups)), _styles(len(groups)), strict=True)
+    for group, colour, marker, style in looks:
+        part = points[points[by] == group]
+        label = f"equal {group}" if by == "budget" else str(group)
+        axes.errorbar(part["x"], part["y"], xerr=part[["x_low", "x_high"]].T, yerr=part[["y_low", "y_high"]].T,
+                      fmt=marker, linestyle=style, color=colour, markersize=7, capsize=2, elinewidth=0.8, linewidth=1.5,
+                      label=label)
+        for point in part.itertuples():
+            _label_point(axes, point.x, point.y, point.row, colour)
+    return _finish(axes, _measure_label(x), _measure_label(y), legend=True)
+
+
+def remedies_plot(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,
+                  reference: str = "paper's recipe") -> Axes:
+    """Remedies for the trade-off, both axes, against the paper's recipe: dashed lines cross at the row `reference`.
+
+    Arguments as for pareto, rows of one budget. Up and to the right of the cross is better in both. Raises InputError
+    without the reference.
+    """
+    points = _points(results, ["row"], x, y)
+    if reference not in set(points["row"]):
+        raise InputError(f"remedies: no row {reference!r}; there are {', '.join(points['row'])}")
+    _one(results, "budget")
+    looks = zip(points.itertuples(), _colours(len(points)), _markers(len(points)), strict=True)
+    for point, colour, marker in looks:
+        own = point.row == reference
+        axes.errorbar(point.x, point.y, xerr=[[point.x_low], [point.x_high]], yerr=[[point.y_low], [point.y_high]],
+                      fmt="*" if own else marker, color="black" if own else colour, markersize=13 if own else 8,
+                      capsize=3, elinewidth=1, label=point.row)
+        if own:
+            axes.axvline(point.x, color=CHANCE, linestyle="--", linewidth=1, zorder=0)
+            axes.axhline(point.y, color=CHANCE, linestyle="--", linewidth=1, zorder=0)
+    _finish(axes, _measure_label(x), _measure_label(y))
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return axes
+
+
+def ablation_forest(differences: pd.DataFrame, axes: Axes) -> Axes:
+    """Difference of each row to the full method, in percentage points, with its interval; 0 is the full method.
+
+    differences: columns row, budget, metric, value, low, high (claims.differences_to), one metric; a marker and colour
+    a budget. Raises InputError if two fall on one point.
+    """
+    _require(differences, ["row", "budget", "metric", "value", "low", "high"], "differences")
+    _one(differences, "metric")
+    _unique(differences, ["row", "budget"])
+    rows, groups = list(dict.fromkeys(differences["row"])), list(dict.fromkeys(differences["budget"]))
+    looks = zip(groups, _offsets(len(groups)), _colours(len(groups)), _markers(len(groups)), strict=True)
+    for group, offset, colour, marker in looks:
+        part = differences[differences["budget"] == group]
+        y = np.array([rows.index(name) for name in part["row"]]) + offset
+        axes.errorbar(100 * part["value"].to_numpy(float), y, xerr=100 * _errors(part), fmt=marker, color=colour,
+                      capsize=3, label=f"equal {group}")
+    axes.axvline(0, color=CHANCE, linestyle="--", linewidth=1.2, label="no difference")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    metric, _, reference = differences["metric"].iloc[0].partition(" minus ")
+    _finish(axes, f"{_title(metric)}: difference to '{reference}' (percentage points, 95 % interval)", "", legend=True)
+    axes.grid(axis="x", alpha=0.3)
+    return axes
+
+
+def weights_curve(results: pd.DataFrame, axes: Axes, measure: Measure = RETRIEVAL,
+                  paper: Mapping[str, float] = PAPER_WEIGHTS) -> Axes:
+    """A measure against the weight of a loss, one line a loss; dotted lines mark the weights that the paper uses.
+
+    results: tidy rows of the comparison 'loss weights', a row a run and measure; `row` is '<loss> <weight>', such as
+    'ICL 0.5'. measure: (dataset, task, metric), drawn in percent. Raises InputError for a row without a weight.
+    """
+    part = _measure(results, measure)
+    _unique(part, ["row"])
+    parts = part["row"].str.extract(r"^(.+?)[ =]+([0-9.]+)$").to_numpy()
+    if wrong := [row for row, (name, _) in zip(part["row"], parts, strict=True) if not isinstance(name, str)]:
+        raise InputError(f"loss weights: row {wrong[0]!r} is not '<loss> <weight>'")
+    part = part.assign(loss=parts[:, 0], weight=parts[:, 1].astype(float)).sort_values("weight")
+    losses = sorted(part["loss"].unique())
+    for loss, colour, marker in zip(losses, _colours(len(losses)), _markers(len(losses)), strict=True):
+        line = part[part["loss"] == loss]
+        axes.errorbar(line["weight"], 100 * line["value"], yerr=100 * _errors(line), fmt=marker, linestyle="-",
+                      color=colour, capsize=3, label=f"{loss} weight")
+        if loss in paper:
+            axes.axvline(paper[loss], color=colour, linestyle=":", linewidth=1.5, label=f"{loss} in the paper")
+    return _finish(axes, "weight of the loss (MVS has weight 1)", _measure_label(measure), legend=True)
+
+
+def coarse_text(results: pd.DataFrame, axes: Axes) -> Axes:
+    """Accuracy of side, zone and severity against the share of studies that have labels only, with chance dashed.
+
+    results: tidy rows of task coarse-text (results.share_rows), a row a run and class; `row` begins or ends with the
+    share in percent, such as '50 % labels'. Raises InputError for a row without a number.
+    """
+    _require(results, ["row", "class", "value", "low", "high", "chance"], "coarse text")
+    _unique(results, ["row", "class"])
+    shares = results["row"].str.extract(r"([0-9.]+)\s*%")[0].astype(float)
+    if shares.isna().any():
+        raise InputError(f"coarse text: row {results['row'][shares.isna()].iloc[0]!r} names no share in percent")
+    part = results.assign(share=shares).sort_values("share")
+    names = list(dict.fromkeys(results["class"]))
+    for name, colour, marker in zip(names, _colours(len(names)), _markers(len(names)), strict=True):
+        line = part[part["class"] == name]
+        axes.errorbar(line["share"], 100 * line["value"], yerr=100 * _errors(line), fmt=marker, linestyle="-",
+                      color=colour, capsize=3, label=name)
+        axes.plot(line["share"], 100 * line["chance"], color=colour, linestyle="--", linewidth=1,
+                  label=f"{name}, chance")
+    _finish(axes, "studies with labels only (% of the pretraining studies)", "right answers (%)")
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return axes
+
+
+def collisions(results: pd.DataFrame, axes: Axes) -> Axes:
+    """Probability that two studies carry the same text, a line a source: the phantom's beside the real tables'.
+
+    results: tidy rows of task collision; `class` says which text; origin measured (phantom) or published (computed on
+    public tables). The axis is logarithmic: a source without a collision has no point.
+    """
+    _require(results, ["dataset", "class", "origin", "value", "low", "high"], "collisions")
+    _unique(results, ["dataset", "class", "origin"])
+    names = results["dataset"].map(lambda name: LABELS.get(name, name)) + ", " + results["class"]
+    rows = list(dict.fromkeys(names))
+    looks = {"published": ("real public table", "black", "D", 0.12), "measured": ("phantom", PALETTE[1], "o", -0.12)}
+    for origin, (label, colour, marker, offset) in looks.items():
+        part = results[results["origin"] == origin]
+        y = np.array([rows.index(name) for name in names[part.index]], float) + offset
+        axes.errorbar(part["value"], y, xerr=_errors(part), fmt=marker, color=colour, capsize=3, label=label)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    _finish(axes, "probability that two random studies carry the same text", "", legend=True)
+    axes.grid(axis="x", alpha=0.3)
+    return axes
 
 
 def film(pixels: np.ndarray, axes: Axes, title: str = "") -> Axes:
@@ -367,6 +486,44 @@ def _unique(frame: pd.DataFrame, columns: list[str]) -> None:
     if len(twice):
         key = ", ".join(str(twice.iloc[0][column]) for column in columns)
         raise InputError(f"figure: several rows for {key}: filter the results first")
+
+
+def _measure(results: pd.DataFrame, measure: Measure) -> pd.DataFrame:
+    """The rows of one (dataset, task, metric). Raises InputError if there are none."""
+    _require(results, ["row", "dataset", "task", "metric", "class", "value", "low", "high"], "results")
+    part = results[(results[["dataset", "task", "metric"]] == list(measure)).all(axis=1) & (results["class"] == "all")]
+    if part.empty:
+        raise InputError(f"figure: no rows for {', '.join(measure)}: evaluate it, or add sums with results.with_sums")
+    return part
+
+
+def _points(results: pd.DataFrame, key: list[str], x: Measure, y: Measure) -> pd.DataFrame:
+    """A row a point: key, x, y in percent, and distances x_low, x_high, y_low, y_high to the interval's ends."""
+    sides = []
+    for name, measure in (("x", x), ("y", y)):
+        part = _measure(results, measure)
+        _unique(part, key)
+        low, high = 100 * _errors(part)
+        sides.append(part[key].assign(**{name: 100 * part["value"], f"{name}_low": low, f"{name}_high": high}))
+    points = sides[0].merge(sides[1], how="outer", on=key, sort=False)
+    if (lacking := points[points[["x", "y"]].isna().any(axis=1)]).size:
+        point = ", ".join(map(str, lacking[key].iloc[0]))
+        raise InputError(f"figure: {point} lacks {' / '.join(x)} or {' / '.join(y)}: leave it out or run it")
+    order = sides[0][key].apply(tuple, axis=1)
+    return points.set_index(points[key].apply(tuple, axis=1)).loc[order].reset_index(drop=True)
+
+
+def _measure_label(measure: Measure) -> str:
+    """Axis label of a measure in percent."""
+    dataset, task, metric = measure
+    where = "three sets" if dataset == "all" else LABELS.get(dataset, dataset)
+    what = f"{task} {_title(metric)}" if metric in ("auroc", "accuracy") else _title(metric)
+    how = f"{task.replace('_', ' ')}, " if task in ("image_to_text", "text_to_image") else ""
+    return f"{what} ({how}{where}; {'points' if metric == 'RSUM' else '%'})"
+
+
+def _label_point(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    axes.annotate(text, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color=colour)
 
 
 def _errors(part: pd.DataFrame) -> np.ndarray:

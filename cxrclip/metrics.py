@@ -76,21 +76,57 @@ def recall_at_k(image_embeds: ArrayLike | Tensor, text_embeds: ArrayLike | Tenso
     return Retrieval(ranks, {k: float(np.mean(ranks <= k)) for k in ks}, float(ranks.mean()), rows)
 
 
-def recall_ceiling(texts: Sequence[str], contents: Sequence[Hashable],
-                   ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """The highest image-to-text R@k (identical texts merged) of any model that sees only `contents` in an image.
+def recall_ceiling(texts: Sequence[str], contents: Sequence[Hashable], ks: Sequence[int] = (1, 5, 10),
+                   direction: str = "image_to_text") -> dict[int, float]:
+    """The highest R@k (identical texts merged) of any model that sees only `contents` in an image; no exact ties.
 
     contents[i]: what the image of study i shows as far as a model could know it, such as its findings with side and
-    zone. Images of equal content get the same ranking, so the best is to put the texts most frequent among them first:
-    R@k <= 1/N sum over contents of the counts of their k most frequent texts. Normal studies share one content, so
-    even a perfect reader cannot tell their reports apart.
+    zone. Images of equal content are alike to the model, so normal studies cannot be told apart even by a perfect
+    reader.
+    image_to_text: they get the same ranking; best is to put the texts most frequent among them first, so
+    R@k <= 1/N sum over contents of the counts of their k most frequent texts.
+    text_to_image: they come in random order; best is to begin with the content whose first k images most likely hold
+    one with the query's text. Raises InputError for unequal lengths, no rows or an unknown direction.
     """
     if not len(texts) or len(texts) != len(contents):
         raise InputError(f"recall_ceiling: {len(texts)} texts, {len(contents)} contents: give one of each per study")
-    counts: dict[Hashable, Counter] = defaultdict(Counter)
-    for text, content in zip(texts, contents, strict=True):
-        counts[content][text] += 1
-    return {k: sum(n for count in counts.values() for _, n in count.most_common(k)) / len(texts) for k in ks}
+    pairs, sizes = Counter(zip(texts, contents, strict=True)), Counter(contents)
+    if direction == "image_to_text":
+        counts: dict[Hashable, list[int]] = defaultdict(list)
+        for (_, content), n in pairs.items():
+            counts[content].append(n)
+        return {k: sum(sum(sorted(count)[-k:]) for count in counts.values()) / len(texts) for k in ks}
+    if direction != "text_to_image":
+        raise InputError(f"recall_ceiling: unknown direction {direction!r}: choose image_to_text or text_to_image")
+    best: dict[tuple[str, int], float] = defaultdict(float)
+    for (text, content), right in pairs.items():
+        for k in ks:
+            best[text, k] = max(best[text, k], float(chance_of_hit(right, sizes[content], k)))
+    distinct = set(texts)
+    return {k: sum(best[text, k] for text in distinct) / len(distinct) for k in ks}
+
+
+def chance_of_hit(right: ArrayLike, candidates: ArrayLike, k: int) -> np.ndarray:
+    """(Q,) probability that k of the `candidates`, drawn without replacement, hold one of the `right` ones.
+
+    right, candidates: (Q,) counts of each query, or one count each.
+    """
+    right, candidates = np.asarray(right, float), np.asarray(candidates, float)
+    missed = np.ones(np.broadcast(right, candidates).shape)
+    for j in range(k):
+        missed = missed * np.clip((candidates - right - j) / np.maximum(candidates - j, 1), 0, 1)
+    return 1 - missed
+
+
+def collision_probability(contents: Sequence[Hashable]) -> float:
+    """Probability that two items drawn without replacement have equal content: sum n_c (n_c - 1) / (N (N - 1)).
+
+    In a batch of B items each has on average (B - 1) times as many false negatives in the contrastive loss.
+    """
+    n = len(contents)
+    if n < 2:
+        raise InputError(f"collision_probability: {n} contents: give at least two")
+    return sum(count * (count - 1) for count in Counter(contents).values()) / (n * (n - 1))
 
 
 def in_batch_accuracy(a: Tensor, b: Tensor) -> float:
@@ -190,6 +226,21 @@ def paired_bootstrap(statistic: Statistic, scores_a: ArrayLike | Tensor, scores_
     def difference(a: np.ndarray, b: np.ndarray, *rest: np.ndarray) -> float:
         return statistic(a, *rest) - statistic(b, *rest)
     return bootstrap(difference, scores_a, scores_b, *arrays, n=n, seed=seed, groups=groups)
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """(M,) p-values adjusted for M tests looked at together (Holm, 1979): reject those at or below the level.
+
+    The i-th smallest p becomes the largest of (M - j + 1) p_(j) over j <= i, at most 1. The chance of any false
+    rejection then stays below the level, whatever the tests have in common. Raises InputError for values outside 0..1.
+    """
+    p = _array(p_values).astype(float)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise InputError(f"holm: p-values {p.tolist()}: give a list of numbers from 0 to 1")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
 
 
 def bootstrap_values(statistic: Statistic, *arrays: ArrayLike | Tensor, n: int = 1000, seed: int = 0,

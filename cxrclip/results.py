@@ -1,14 +1,15 @@
-"""Results: one tidy table, the published numbers beside it, and the paper's tables drawn from it alone.
+"""Results: one tidy table, and the published numbers beside it.
 
 A row of the tidy table is one number with its interval and its origin; COLUMNS says what each column means. Values are
-fractions (an AUROC of 0.788), tables print percent (78.8). A missing number is never blank: its cell says why.
+fractions (an AUROC of 0.788). tables.py, claims.py and figures.py draw from such a table alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
-import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
-from tabulate import tabulate
 
 from cxrclip import metrics
 from cxrclip.errors import InputError
@@ -29,10 +29,15 @@ COLUMNS: Mapping[str, str] = {
     "model": "method, such as CXR-CLIP",
     "image_encoder": "name of the image encoder",
     "pretraining_data": "roles pretrained on, joined by commas: M; M,C; M,C,C14",
-    "dataset": "role of the test set in the mix, such as vindr-cxr; 'all' for a sum over data sets",
-    "task": "zero-shot, linear-probe-10, linear-probe-100, image_to_text, text_to_image or size",
-    "metric": "auroc, accuracy, R@1, R@5, R@10, RSUM (their sum), mean rank; train, valid, test for task size",
-    "class": "finding the number is for; 'all' for the mean over findings",
+    "comparison": "what the run is compared in: ablation, loss combinations, loss weights, label growth, remedies; "
+                  "empty for the main rows, those of the paper's Tables 1 to 3",
+    "row": "label inside the comparison, such as '+ MVS'; empty for the main rows",
+    "budget": "what the comparison holds equal: steps, epochs, compute or M exposure; empty for the main rows",
+    "dataset": "role of the test set in the mix, such as vindr-cxr; 'all' for a sum or mean over the paper's three",
+    "task": "zero-shot, linear-probe-10, linear-probe-100, image_to_text, text_to_image, coarse-text, collision, size",
+    "metric": "auroc, accuracy, R@1, R@5, R@10, RSUM (their sum), mean rank; train, valid, test for task size; "
+              "'ceiling R@1' is the most any model can reach; 'auroc minus X' is a paired difference to the row X",
+    "class": "finding (task coarse-text: attribute) the number is for; 'all' for the mean over findings",
     "value": "the number; fractions, except mean rank and sizes (counts)",
     "low": "lower end of the 95 % interval; empty where unknown",
     "high": "upper end of the 95 % interval; empty where unknown",
@@ -45,8 +50,9 @@ COLUMNS: Mapping[str, str] = {
     "data": "fingerprint of the test data",
     "versions": "versions of the software behind the number",
 }
-KEY = ("run", "profile", "mix", "origin", "model", "image_encoder", "pretraining_data", "dataset", "task", "metric",
-       "class")
+STAMPS = ("comparison", "row", "budget")
+KEY = ("run", "profile", "mix", "origin", "model", "image_encoder", "pretraining_data", *STAMPS, "dataset", "task",
+       "metric", "class")
 NUMBERS = ("value", "low", "high", "chance", "n")
 ABOUT = ("run", "profile", "mix", "origin", "model", "image_encoder", "pretraining_data", "seeds", "experiment", "data",
          "versions")
@@ -60,7 +66,11 @@ STATUS: Mapping[str, tuple[str, str]] = {
 }
 PUBLISHED = Path(__file__).parent.parent / "results" / "published.csv"
 KS = (1, 5, 10)
+CEILING = "attainable ceiling"
 SPLITS = ("train", "valid", "test")
+
+CLASSIFICATION_SETS = ("vindr-cxr", "rsna", "siim")
+RETRIEVAL_SETS = ("chexpert5x200", "mimic-cxr", "openi")
 
 # How ids are printed, and which published encoder stands beside a small one of its family.
 LABELS: Mapping[str, str] = {
@@ -70,12 +80,9 @@ LABELS: Mapping[str, str] = {
 }
 FAMILY: Mapping[str, str] = {"resnet-small": "ResNet-50", "resnet50": "ResNet-50", "swin-small": "Swin-T",
                              "swin-tiny": "Swin-T"}
-TABLE_2 = (*((dataset, task, "auroc") for dataset in ("vindr-cxr", "rsna", "siim")
-             for task in ("zero-shot", "linear-probe-10", "linear-probe-100")),
-           ("chexpert5x200", "zero-shot", "accuracy"))
-RETRIEVAL_SETS = ("chexpert5x200", "mimic-cxr", "openi")
-TABLE_3 = (*((dataset, "image_to_text", f"R@{k}") for dataset in RETRIEVAL_SETS for k in KS),
-           ("all", "image_to_text", "RSUM"))
+
+Frames = pd.DataFrame | Sequence[pd.DataFrame]
+Scores = Frames | Mapping[str, Frames]
 
 
 # ---- per-sample scores -> tidy rows ---------------------------------------------------------------------------------
@@ -86,8 +93,8 @@ def auroc_rows(scores: pd.DataFrame, about: Mapping[str, object], dataset: str, 
     """AUROC rows of one run: the mean over classes ('all') and each class, with patient-bootstrap intervals.
 
     scores: per-sample frame of evaluation.score_frame (study_id, patient_id, class, score, target, and draw for the
-    draws of a linear probe; the value is then the mean over draws). about: the columns ABOUT. A class with one outcome
-    only has no AUROC: it is left out of the mean and the note names it.
+    draws of a linear probe; the value is then the mean over draws). about: the columns ABOUT, and STAMPS if any.
+    A class with one outcome only has no AUROC: it is left out of the mean and the note names it.
     """
     wide = _Wide.of(scores)
     usable = wide.targets.any(axis=0) & ~wide.targets.all(axis=0)
@@ -143,35 +150,102 @@ def retrieval_rows(ranks: pd.DataFrame, about: Mapping[str, object], dataset: st
 
 def chance_recall(right: np.ndarray, candidates: np.ndarray, k: int) -> float:
     """Mean over queries of the probability that k candidates, drawn at random, hold one of the `right` ones."""
-    missed = np.ones(len(right))
-    for j in range(k):
-        missed *= np.clip((candidates - right - j) / np.maximum(candidates - j, 1), 0, 1)
-    return float(1 - missed.mean())
+    return float(metrics.chance_of_hit(right, candidates, k).mean())
+
+
+def share_rows(hits: pd.DataFrame, about: Mapping[str, object], dataset: str, task: str, metric: str = "accuracy", *,
+               n_bootstrap: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """A share of right answers for each class, with patient-bootstrap intervals: such as the accuracy of the side.
+
+    hits: per-sample frame with patient_id, class, hit (0 or 1) and, if known, chance (of that answer).
+    """
+    tidy = []
+    for name, part in hits.groupby("class", sort=False):
+        values = part["hit"].to_numpy(float)
+        weights = _patient_weights(part["patient_id"].to_numpy(), n_bootstrap, seed)
+        chance = part["chance"].mean() if "chance" in part else np.nan
+        tidy.append({"class": name, "metric": metric, "value": values.mean(), "chance": chance, "n": len(part),
+                     **_interval(_weighted_means(values, weights))})
+    return _rows(tidy, about, dataset, task)
+
+
+def ceiling_rows(texts: Sequence[str], contents: Sequence[object], about: Mapping[str, object],
+                 dataset: str) -> pd.DataFrame:
+    """The attainable R@k and RSUM of a retrieval set, both directions: metrics "ceiling R@1", ..., "ceiling RSUM".
+
+    texts, contents: metrics.recall_ceiling. The ceiling is the test set's own, no model's, so the columns that name a
+    run are overwritten; it has no interval, for it is counted on these very studies.
+    """
+    common = {**about, "run": "ceiling", "model": CEILING, "image_encoder": "", "pretraining_data": "", "seeds": "",
+              "experiment": "", **dict.fromkeys(STAMPS, "")}
+    tidy = []
+    for direction, queries in (("image_to_text", len(texts)), ("text_to_image", len(set(texts)))):
+        ceiling = {f"R@{k}": value for k, value in metrics.recall_ceiling(texts, contents, KS, direction).items()}
+        ceiling["RSUM"] = sum(ceiling.values())
+        tidy += [{"task": direction, "class": "all", "metric": f"ceiling {name}", "value": value, "n": queries}
+                 for name, value in ceiling.items()]
+    return _rows(tidy, common, dataset)
+
+
+def size_rows(summary: pd.DataFrame, about: Mapping[str, object]) -> pd.DataFrame:
+    """Sizes as tidy rows, for Table 1: studies of each data set and split; 0 where a data set lacks a split.
+
+    summary: studies.summary (columns name, split, studies). about: profile, mix, data, versions; the rest is empty.
+    """
+    counts = summary.set_index(["name", "split"])["studies"]
+    empty = dict.fromkeys([*ABOUT, *STAMPS], "")
+    return _tidy([{**empty, **about, "run": "sizes", "origin": "measured", "dataset": name, "task": "size",
+                   "metric": split, "class": "all", "value": counts.get((name, split), 0)}
+                  for name in dict.fromkeys(summary["name"]) for split in SPLITS])
+
+
+# ---- over data sets and seeds ---------------------------------------------------------------------------------------
 
 
 def rsum_rows(results: pd.DataFrame, datasets: Sequence[str] = RETRIEVAL_SETS) -> pd.DataFrame:
     """The paper's RSUM: the sum of the recalls over its three retrieval sets, for each run that has all three.
 
-    The sets are independent samples, so half-widths add in quadrature.
+    One row a seed: call it before over_seeds. The sets are independent samples: half-widths add in quadrature.
     """
-    parts = results[(results["metric"] == "RSUM") & results["dataset"].isin(datasets)]
+    return _across(results[results["metric"].isin(["RSUM", "ceiling RSUM"])], datasets, 1.0)
+
+
+def mean_auroc_rows(results: pd.DataFrame, datasets: Sequence[str] = CLASSIFICATION_SETS) -> pd.DataFrame:
+    """The mean AUROC over the paper's three classification sets, for each run that has all three. As rsum_rows."""
+    aurocs = results[(results["metric"] == "auroc") & (results["class"] == "all")]
+    return _across(aurocs, datasets, 1 / len(datasets))
+
+
+def with_sums(results: pd.DataFrame) -> pd.DataFrame:
+    """The results with RSUM and mean AUROC over the paper's three sets (data set 'all'), one row a seed."""
+    return merge_results(merge_results(results, rsum_rows(results)), mean_auroc_rows(results))
+
+
+def _across(results: pd.DataFrame, datasets: Sequence[str], weight: float) -> pd.DataFrame:
+    """`weight` times the sum over data sets, for every run and seed that has them all."""
     tidy = []
+    parts = results[results["dataset"].isin(datasets)]
     for _, rows in parts.groupby([*(key for key in KEY if key != "dataset"), "seeds"], dropna=False, sort=False):
         if set(rows["dataset"]) != set(datasets):
             continue
-        value = rows["value"].sum()
-        below, above = (np.sqrt(((rows["value"] - rows[end]) ** 2).sum()) for end in ("low", "high"))
+        value = weight * rows["value"].sum()
+        below, above = (weight * np.sqrt(((rows["value"] - rows[end]) ** 2).sum(skipna=False))
+                        for end in ("low", "high"))
         tidy.append({**rows.iloc[0], "dataset": "all", "value": value, "low": value - below, "high": value + above,
-                     "chance": rows["chance"].sum(), "n": rows["n"].sum(), "data": _joined(rows["data"])})
+                     "chance": weight * rows["chance"].sum(skipna=False), "n": rows["n"].sum(),
+                     **{name: _joined(rows[name]) for name in ("data", "note")}})
     return _tidy(tidy)
 
 
 def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and measure: the mean over its seeds; the interval covers test patients and seeds.
+    """One row per run and measure: the mean over its S seeds, with an interval that holds two sources of spread.
 
-    Half-width = sqrt(mean patient half-width squared + (t(S-1) * sd / sqrt(S)) squared), with sd over the S seeds: the
-    test set is shared, so its part does not shrink with S. A run with one seed stays as it is. Raises InputError if a
-    seed stands there twice.
+    Test patients: the mean half-width of the seeds' own bootstrap intervals. The seeds share one test set, so this
+    part does not shrink with S; it bounds from above that of the mean, whose patient errors are at most fully shared.
+    Training seeds: t(S - 1) * sd / sqrt(S), with sd over the seeds. The two are independent: half-widths add in
+    quadrature (with a t per part this covers at least 95 %; a test simulates it). A run with one seed stays as it is:
+    its interval covers patients only. Where a seed has no interval the mean has none. Raises InputError if a seed
+    stands there twice.
     """
     twice = results[results.duplicated([*KEY, "seeds"])]
     if len(twice):
@@ -183,12 +257,135 @@ def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
         first, value, seeds = rows.iloc[0].to_dict(), rows["value"].mean(), len(rows)
         if seeds > 1:
             spread = student.ppf(0.975, seeds - 1) * rows["value"].std(ddof=1) / np.sqrt(seeds)
-            below, above = (np.hypot((rows["value"] - rows[end]).abs().mean(), spread) for end in ("low", "high"))
-            low, high = max(0.0, value - below), value + above
-            first |= {"value": value, "low": low, "high": min(high, _top(first)), "chance": rows["chance"].mean(),
+            below, above = (np.hypot((rows["value"] - rows[end]).abs().mean(skipna=False), spread)
+                            for end in ("low", "high"))
+            low, high = np.clip((value - below, value + above), *_range(first))
+            first |= {"value": value, "low": low, "high": high, "chance": rows["chance"].mean(),
                       **{name: _joined(rows[name]) for name in ("seeds", "experiment", "data", "versions", "note")}}
         tidy.append(first)
     return _tidy(tidy)
+
+
+# ---- paired differences ---------------------------------------------------------------------------------------------
+
+def differences(scores_a: Scores, scores_b: Scores, metric: str = "auroc", *, n_bootstrap: int = 2000,
+                seed: int = 0) -> pd.DataFrame:
+    """Differences a - b of two methods on the same test items: columns dataset, task, metric, value, low, high, p, n.
+
+    scores_a, scores_b: per-sample frames, one a training seed (a list), or such a list for each data set (a mapping);
+    then the rows of data set 'all' hold the mean AUROC or the summed RSUM. Frames with ranks (evaluation.retrieve)
+    give R@k and RSUM for each direction; frames with scores give `metric`: auroc (mean over classes) or accuracy.
+
+    Two sources of spread, each redrawn in every resample. Patients: drawn with all their films, the same patients for
+    both methods and all seeds, so that what is hard for both cancels. Seeds: the two methods' seeds are other trainings
+    and are not paired; their error is redrawn as se * t(df), se and df as in Welch's test, because a plain bootstrap
+    of three seeds has ten distinct draws and far too narrow an interval. With one seed on a side that side adds
+    nothing, and the note says so. low, high: 95 % percentiles; p: twice the smaller share of resamples beyond 0, at
+    least 2 / (n_bootstrap + 1): adjust many cells with metrics.holm. Raises InputError if test items differ.
+    """
+    a, b = (scores if isinstance(scores, Mapping) else {"": scores} for scores in (scores_a, scores_b))
+    counts = [{len(_as_list(frames)) for frames in part.values()} for part in (a, b)]
+    if list(a) != list(b) or any(len(count) != 1 or 0 in count for count in counts):
+        raise InputError(f"differences: data sets {', '.join(a)} against {', '.join(b)}, seeds {counts}: give both "
+                         "sides the same data sets, and each data set the same seeds")
+    cells: dict[tuple[str, str, str], tuple] = {}
+    for i, dataset in enumerate(a):
+        sides = [[frame.reset_index(drop=True) for frame in _as_list(part[dataset])] for part in (a, b)]
+        cells |= {(dataset, *key): value for key, value in _resampled(sides, metric, n_bootstrap, seed + i).items()}
+    for task, name in dict.fromkeys((task, name) for _, task, name in cells if name in ("RSUM", "auroc")):
+        parts = [cells[dataset, task, name] for dataset in a]
+        if len(parts) > 1:
+            weight = 1.0 if name == "RSUM" else 1 / len(parts)
+            cells["all", task, name] = tuple(_summed(column, weight) for column in zip(*parts, strict=True))
+    order = np.random.default_rng(seed).permutation(n_bootstrap)
+    return pd.DataFrame([{"dataset": dataset, "task": task, "metric": name, **_contrast(*cell, order)}
+                         for (dataset, task, name), cell in cells.items()])
+
+
+def difference_rows(found: pd.DataFrame, about: Mapping[str, object], reference: str, task: str = "") -> pd.DataFrame:
+    """Rows of `differences` as tidy rows of the first method: metric 'auroc minus <reference>'.
+
+    reference: the other method's `row` label inside a comparison, else its `run`. task: that of classification scores.
+    A column p_holm (metrics.holm over all cells looked at together) goes into the note beside p.
+    """
+    tidy = []
+    for line in found.to_dict("records"):
+        adjusted = f", adjusted {line['p_holm']:.2g}" if "p_holm" in line else ""
+        tidy.append({"dataset": line["dataset"], "task": line["task"] or task, "class": "all",
+                     "metric": f"{line['metric']} minus {reference}", "n": line["n"],
+                     **{name: line[name] for name in ("value", "low", "high")},
+                     "note": "; ".join(filter(None, [f"paired, p = {line['p']:.2g}{adjusted}", line["note"]]))})
+    return pd.concat([_rows([row], about, row["dataset"]) for row in tidy], ignore_index=True)
+
+
+def _as_list(frames: Frames) -> list[pd.DataFrame]:
+    return [frames] if isinstance(frames, pd.DataFrame) else list(frames)
+
+
+def _summed(parts: Sequence, weight: float) -> np.ndarray | int:
+    """Sum over data sets: counts of test items as they are, statistics times `weight`."""
+    return sum(parts) if isinstance(parts[0], int) else weight * np.sum(parts, axis=0)
+
+
+def _resampled(sides: Sequence[Sequence[pd.DataFrame]], metric: str, n: int, seed: int) -> dict[tuple[str, str], tuple]:
+    """(task, metric) -> per-seed values (S,) of a and b, per-seed resamples (S, n) of a and b, test items."""
+    statistic = _recall_samples if "rank" in sides[0][0] else _score_samples
+    found = [[statistic(frame, metric, n, seed) for frame in side] for side in sides]
+    items = {key: value[2] for key, value in found[0][0].items()}
+    for frame in itertools.chain(*found):
+        if {key: value[2] for key, value in frame.items()} != items:
+            raise InputError("differences: the frames do not hold the same test items and answers: "
+                             "evaluate both methods on one test set")
+    return {key: (*(np.array([frame[key][0] for frame in side]) for side in found),
+                  *(np.stack([frame[key][1] for frame in side]) for side in found), len(item[0]))
+            for key, item in items.items()}
+
+
+def _recall_samples(ranks: pd.DataFrame, _: str, n: int, seed: int) -> dict[tuple[str, str], tuple]:
+    """(direction, R@k or RSUM) -> value, its resamples (n,), and the items they stand on."""
+    found = {}
+    for direction, part in ranks.sort_values("study_id").groupby("direction", sort=False):
+        rank, weights = part["rank"].to_numpy(float), _patient_weights(part["patient_id"].to_numpy(), n, seed)
+        items = (tuple(part["study_id"]), tuple(part["n_candidates"]))
+        measures = {f"R@{k}": (rank <= k).astype(float) for k in KS}
+        measures["RSUM"] = sum(measures.values())
+        found |= {(direction, name): (hits.mean(), _weighted_means(hits, weights), items)
+                  for name, hits in measures.items()}
+    return found
+
+
+def _score_samples(scores: pd.DataFrame, metric: str, n: int, seed: int) -> dict[tuple[str, str], tuple]:
+    """('', metric) -> value, its resamples (n,), and the items they stand on; metric is auroc or accuracy."""
+    wide = _Wide.of(scores.sort_values(["study_id", "class"]))
+    weights = _patient_weights(wide.patients, n, seed)
+    if metric == "auroc":
+        draws = wide.scores.transpose(1, 0, 2)
+        value = np.mean([metrics.auroc(draw, wide.targets) for draw in draws])
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):     # a resample without any positive
+            samples = np.nanmean(np.mean([_weighted_aurocs(draw, wide.targets, weights) for draw in draws], axis=0), 1)
+    elif metric == "accuracy":
+        hits = (wide.scores.argmax(axis=2) == wide.targets.argmax(axis=1)[:, None]).mean(axis=1)
+        value, samples = hits.mean(), _weighted_means(hits, weights)
+    else:
+        raise InputError(f"differences: unknown metric {metric!r}: choose auroc or accuracy")
+    return {("", metric): (value, samples, (tuple(wide.studies), tuple(wide.classes), wide.targets.tobytes()))}
+
+
+def _contrast(a: np.ndarray, b: np.ndarray, resampled_a: np.ndarray, resampled_b: np.ndarray, items: int,
+              order: np.ndarray) -> dict[str, object]:
+    """Difference of means over seeds, its interval and p. a, b: (S,) a side; resampled: (S, R); order: (R,)."""
+    parts = [(len(side), side.var(ddof=1) / len(side)) for side in (a, b) if len(side) > 1]
+    variance = sum(part for _, part in parts)
+    draws = resampled_a.mean(axis=0) - resampled_b.mean(axis=0)                         # (R,) patients redrawn
+    if variance > 0:
+        df = variance**2 / sum(part**2 / (count - 1) for count, part in parts)
+        draws = draws + np.sqrt(variance) * student.ppf((order + 0.5) / len(order), df)  # seeds redrawn
+    draws = draws[~np.isnan(draws)]
+    low, high = np.percentile(draws, (2.5, 97.5))
+    beyond = min((draws <= 0).sum(), (draws >= 0).sum())
+    note = "" if len(parts) == 2 else "one seed on a side: its spread over seeds is unknown and left out"
+    return {"value": a.mean() - b.mean(), "low": low, "high": high, "p": min(1.0, 2 * (1 + beyond) / (len(draws) + 1)),
+            "n": items, "seeds_a": len(a), "seeds_b": len(b), "note": note}
 
 
 @dataclass(frozen=True)
@@ -267,7 +464,7 @@ def _class_note(wide: _Wide, usable: np.ndarray) -> str:
 
 def _rows(tidy: list[dict], about: Mapping[str, object], dataset: str, task: str | None = None) -> pd.DataFrame:
     """Tidy rows with the run's columns filled in. Raises InputError for lacking or unknown keys in `about`."""
-    wrong = sorted(set(about) ^ set(ABOUT))
+    wrong = sorted((set(about) - set(STAMPS)) ^ set(ABOUT))
     if wrong:
         fault = "lacking" if wrong[0] in ABOUT else "unknown"
         raise InputError(f"about: {wrong[0]!r} is {fault}: give {', '.join(ABOUT)}")
@@ -289,9 +486,13 @@ def _joined(values: Iterable[object]) -> str:
     return ("; " if any(" " in text for text in texts) else " ").join(texts)
 
 
-def _top(row: Mapping[str, object]) -> float:
-    """The largest value a metric can take."""
-    return {"RSUM": float(len(KS)), "mean rank": np.inf}.get(str(row["metric"]), 1.0)
+def _range(row: Mapping[str, object]) -> tuple[float, float]:
+    """The smallest and the largest value that a row's metric can take."""
+    metric = str(row["metric"])
+    if " minus " in metric:
+        return -np.inf, np.inf
+    sets = len(RETRIEVAL_SETS) if row["dataset"] == "all" else 1
+    return 0.0, {"RSUM": float(len(KS) * sets), "mean rank": np.inf}.get(metric, 1.0)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -322,13 +523,17 @@ def write_results(results: pd.DataFrame, path: str | Path) -> Path:
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
-    """Tidy results from CSV. Raises InputError naming the file, and the column or row at fault."""
+    """Tidy results from CSV; STAMPS, unknown to older files, are then empty.
+
+    Raises InputError naming the file, and the column or row at fault.
+    """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError as fault:
         raise InputError(f"{path}: no such results file: run the notebooks first") from fault
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as fault:
         raise InputError(f"{path}: not a results table ({' '.join(str(fault).split())})") from fault
+    frame = frame.assign(**{name: "" for name in STAMPS if name not in frame})
     if wrong := sorted(set(frame.columns) ^ set(COLUMNS)):
         raise InputError(f"{path}: column {wrong[0]!r} is {'lacking' if wrong[0] in COLUMNS else 'unknown'}: "
                          f"a results table has {', '.join(COLUMNS)}")
@@ -354,234 +559,3 @@ def published(path: str | Path = PUBLISHED) -> pd.DataFrame:
         row, status = unknown.index[0] + 2, unknown["status"].iloc[0]
         raise InputError(f"{path}, row {row}, column status: {status!r} is unknown: use one of {', '.join(STATUS)}")
     return frame
-
-
-# ---- tables ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table ready to print. cells: text frame, two levels of columns (data set, measure); '\\n' parts measured from
-    published. header: one sentence on what is measured where. legend: what the marks mean."""
-
-    title: str
-    header: str
-    cells: pd.DataFrame
-    legend: tuple[str, ...]
-
-    def text(self) -> str:
-        """For a terminal: one block per data set, the published number below the measured one; under 120 wide."""
-        def wrapped(cell: str) -> str:
-            return "\n".join(textwrap.fill(line, 24) for line in cell.split("\n"))
-        blocks = []
-        for dataset in self.cells.columns.unique(level=0):
-            block = self.cells[[dataset]].map(wrapped)
-            headers = [*self.cells.index.names, *(column for _, column in block.columns)]
-            rows = [[*index, *row] for index, row in zip(block.index, block.to_numpy(), strict=True)]
-            blocks.append(f"{dataset}\n{tabulate(rows, headers, tablefmt='simple', disable_numparse=True)}")
-        return "\n\n".join([self.title, textwrap.fill(self.header, 110), *blocks,
-                            "\n".join(textwrap.fill(line, 110) for line in self.legend)]) + "\n"
-
-    def markdown(self) -> str:
-        """For the book: one table; measured and published stand on two lines of a cell."""
-        def clean(text: str) -> str:
-            return text.replace("|", "\\|").replace("*", "\\*").replace("\n", "<br>")
-        headers = [*self.cells.index.names, *(clean(f"{dataset}\n{column}") for dataset, column in self.cells.columns)]
-        rows = [[clean(str(cell)) for cell in (*index, *row)]
-                for index, row in zip(self.cells.index, self.cells.to_numpy(), strict=True)]
-        body = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
-        return "\n\n".join([f"**{clean(self.title)}**", clean(self.header), body,
-                            "\n".join(f"- {clean(line)}" for line in self.legend)]) + "\n"
-
-    def latex(self) -> str:
-        """A table environment; needs the packages booktabs and makecell."""
-        def cell(text: str) -> str:
-            lines = [latex_escape(line) for line in text.split("\n")]
-            return "\\makecell{" + r" \\ ".join(lines) + "}" if len(lines) > 1 else lines[0]
-        frame = self.cells.map(cell)
-        frame.index = pd.MultiIndex.from_tuples([tuple(map(latex_escape, row)) for row in frame.index],
-                                                names=[latex_escape(name) for name in frame.index.names])
-        frame.columns = pd.MultiIndex.from_tuples([tuple(map(latex_escape, column)) for column in frame.columns])
-        body = frame.style.to_latex(hrules=True, sparse_index=False, sparse_columns=True, multicol_align="c")
-        caption = latex_escape(f"{self.title}. {self.header} {'; '.join(self.legend)}.")
-        return f"\\begin{{table}}\n\\caption{{{caption}}}\n{body}\\end{{table}}\n"
-
-
-def latex_escape(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
-    special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
-               **{mark: "\\" + mark for mark in "&%$#_{}"}}
-    return "".join(special.get(mark, mark) for mark in text)
-
-
-def write_table(table: Table, stem: str | Path) -> list[Path]:
-    """Writes stem.txt, stem.md and stem.tex; returns their paths."""
-    stem = Path(stem)
-    forms = {".txt": table.text(), ".md": table.markdown(), ".tex": table.latex()}
-    return [write_atomically(stem.with_name(stem.name + suffix), text) for suffix, text in forms.items()]
-
-
-def table1(summary: pd.DataFrame, mix: str, profile: str, missing: Mapping[str, str] | None = None,
-           reference: pd.DataFrame | None = None) -> Table:
-    """The paper's Table 1: studies per data set and split, the published sizes beside them.
-
-    summary: studies.summary (columns name, split, studies). missing: role -> why it has no data.
-    """
-    missing = missing or {}
-    sizes = (published() if reference is None else reference).query("task == 'size'")
-    here = {(row["name"], row["split"]): f"{row['studies']:,}" for _, row in summary.iterrows()}
-    there = {(row["dataset"], row["metric"]): f"pub. {row['value']:,.0f} {STATUS[row['status']][0]}"
-             for _, row in sizes.iterrows()}
-    names = list(dict.fromkeys([*sizes["dataset"], *summary["name"], *missing]))
-    cells = {}
-    for name in names:
-        has_data = any(name == known for known, _ in here)
-        for split in SPLITS:
-            measured = here.get((name, split)) or ("none" if has_data else missing.get(name, "not in this mix"))
-            cells[name, split] = "\n".join(filter(None, [measured, there.get((name, split), "")]))
-    frame = pd.DataFrame([[cells[name, split] for split in SPLITS] for name in names],
-                         pd.MultiIndex.from_tuples([(LABELS.get(name, name),) for name in names], names=["data set"]),
-                         pd.MultiIndex.from_product([["studies"], SPLITS]))
-    return Table("Table 1: data sets and their sizes", _header(mix, profile, "Counted"), frame, _legend(sizes))
-
-
-def table2(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
-           reference: pd.DataFrame | None = None) -> Table:
-    """The paper's Table 2: zero-shot and linear-probe classification (AUROC; accuracy for CheXpert5x200), in percent.
-
-    results: tidy rows of one mix and profile, one or more seeds. missing: role (test set or pretraining data) -> why it
-    has no data. reference: published rows. Raises InputError if two runs claim one cell.
-    """
-    return _table("Table 2: classification", results, TABLE_2, missing, reference)
-
-
-def table3(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
-           reference: pd.DataFrame | None = None) -> Table:
-    """The paper's Table 3: image-to-text retrieval, R@k in percent and their sum. Arguments as for table2."""
-    results = merge_results(results, rsum_rows(results))
-    return _table("Table 3: image-to-text retrieval", results, TABLE_3, missing, reference)
-
-
-def other_sets_table(results: pd.DataFrame) -> Table:
-    """Classification on test sets that the paper does not have (a mix of one's own): one line a run, set and task.
-
-    results: tidy rows of one mix and profile. The mean over findings with its interval, chance, and how many films.
-    """
-    known = {dataset for dataset, _, _ in (*TABLE_2, *TABLE_3)}
-    beyond = ~results["dataset"].isin(known) & (results["class"] == "all")
-    own = results[beyond & results["metric"].isin(["auroc", "accuracy"])]
-    if own.empty:
-        raise InputError("table of other sets: no result on a test set beyond the paper's: evaluate a run on one first")
-    own = over_seeds(own)
-    cells = [[f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]", f"{100 * row.chance:.0f}",
-              f"{row.n:.0f}", row.note] for row in own.itertuples()]
-    index = pd.MultiIndex.from_frame(own[["dataset", "image_encoder", "pretraining_data", "task", "metric"]],
-                                     names=["test set", "image encoder", "pretrained on", "task", "metric"])
-    columns = pd.MultiIndex.from_product([["films"], ["measured", "chance", "test films", "note"]])
-    header = f"Measured on the mix '{own['mix'].iloc[0]}' (profile {own['profile'].iloc[0]})."
-    legend = ("measured [95 % interval over patients]; in percent",)
-    frame = pd.DataFrame(cells, columns=columns, index=index)
-    return Table("Test sets of this mix that the paper does not have", header, frame, legend)
-
-
-def _table(title: str, results: pd.DataFrame, columns: Sequence[tuple[str, str, str]],
-           missing: Mapping[str, str] | None, reference: pd.DataFrame | None) -> Table:
-    missing, reference = missing or {}, published() if reference is None else reference
-    measured = over_seeds(_of_columns(results, columns))
-    reference = _of_columns(reference, columns)
-    for name in ("mix", "profile"):
-        if measured[name].nunique() > 1:
-            several = ", ".join(measured[name].unique())
-            raise InputError(f"{title}: results of more than one {name} ({several}): choose one")
-    here, there = _by_cell(measured, title), _by_cell(reference, title)
-    rows = list(dict.fromkeys(row for row, _ in [*there, *here]))
-    cells = [[_cell(row, column, here, there, missing) for column in columns] for row in rows]
-    names = {_row(run): run["image_encoder"] for _, run in measured.iterrows()}
-    labels = [(model, _encoder_label(encoder, names.get((model, encoder, data), encoder)), data)
-              for model, encoder, data in rows]
-    index = pd.MultiIndex.from_tuples(labels, names=["model", "image encoder (paper's)", "pretrained on"])
-    frame = pd.DataFrame(cells, index, pd.MultiIndex.from_tuples([_column_label(*column) for column in columns]))
-    mix, profile = (measured[name].iloc[0] if len(measured) else "" for name in ("mix", "profile"))
-    legend = ("measured [95 % interval]; pub.: published; all in percent; probe 10 %: linear probe on 10 % of the "
-              "labels; published only: not trained here", *_legend(reference))
-    return Table(title, _header(mix, profile, "Measured"), frame, legend)
-
-
-def _of_columns(results: pd.DataFrame, columns: Sequence[tuple[str, str, str]]) -> pd.DataFrame:
-    """The rows that stand in a table with these (dataset, task, metric) columns."""
-    keys = pd.MultiIndex.from_frame(results[["dataset", "task", "metric"]])
-    return results[keys.isin(columns) & (results["class"] == "all").to_numpy()]
-
-
-def _row(result: pd.Series) -> tuple[str, str, str]:
-    """A result's table row; a small encoder stands in the row of the published one of its family."""
-    encoder = result["image_encoder"]
-    return result["model"], FAMILY.get(encoder, encoder), result["pretraining_data"]
-
-
-def _by_cell(results: pd.DataFrame, title: str) -> dict[tuple, pd.Series]:
-    """Results by (row, column). Raises InputError if two fall into one cell."""
-    cells: dict[tuple, pd.Series] = {}
-    for _, result in results.iterrows():
-        key = (_row(result), (result["dataset"], result["task"], result["metric"]))
-        if key in cells:
-            raise InputError(f"{title}: runs {cells[key]['run']!r} and {result['run']!r} claim the same cell "
-                             f"({', '.join(key[0])}; {', '.join(key[1])}): choose one")
-        cells[key] = result
-    return cells
-
-
-def _cell(row: tuple[str, str, str], column: tuple[str, str, str], here: Mapping, there: Mapping,
-          missing: Mapping[str, str]) -> str:
-    """'measured [low, high]' or the reason why not; below it the published value and its mark."""
-    lines = []
-    if (row, column) in here:
-        result = here[row, column]
-        interval = "" if np.isnan(result["low"]) else f" [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
-        lines.append(f"{100 * result['value']:.1f}{interval}")
-    else:
-        lines.append(_reason(row, column, here, missing))
-    if (row, column) in there:
-        result = there[row, column]
-        lines.append(f"pub. {100 * result['value']:.1f} {STATUS[result['status']][0]}")
-    return "\n".join(lines)
-
-
-def _reason(row: tuple[str, str, str], column: tuple[str, str, str], here: Mapping, missing: Mapping[str, str]) -> str:
-    """Why a cell has no measured number."""
-    if here and not any(row[0] == model for (model, _, _), _ in here):
-        return "published only"
-    sets = RETRIEVAL_SETS if column[0] == "all" else (column[0],)
-    for role in (*sets, *row[2].split(",")):
-        if role in missing:
-            return missing[role]
-    if not any(row == known for known, _ in here):
-        return "no such run" if here else "no run yet"
-    return "not evaluated"
-
-
-def _column_label(dataset: str, task: str, metric: str) -> tuple[str, str]:
-    measure = {"auroc": f"{LABELS.get(task, task)} AUROC", "accuracy": f"{LABELS.get(task, task)} accuracy"}
-    if task.startswith("linear-probe"):
-        measure["auroc"] = f"probe {LABELS.get(task, task)} AUROC"
-    return LABELS.get(dataset, dataset), measure.get(metric, metric)
-
-
-def _encoder_label(published_name: str, used: str) -> str:
-    return used if used == published_name else f"{used} ({published_name})"
-
-
-def _header(mix: str, profile: str, verb: str) -> str:
-    """One sentence that says what the two numbers of a cell stand on."""
-    if not mix:
-        return "Nothing measured yet. Published numbers (pub.) are the paper's, on its own data."
-    if mix == "paper":
-        return f"{verb} on the paper's data sets (profile {profile}). Published numbers (pub.) are the paper's."
-    return (f"{verb} on the mix '{mix}' (profile {profile}), NOT on the paper's data. Published numbers (pub.) are the "
-            f"paper's, on its own data: the two stand on different films and must not be compared as if on the same.")
-
-
-def _legend(reference: pd.DataFrame) -> tuple[str, ...]:
-    """What the marks of the published numbers mean, those in use only."""
-    used = set(reference["status"])
-    return tuple(f"{mark}: {meaning}" for status, (mark, meaning) in STATUS.items() if status in used)

@@ -103,17 +103,82 @@ def test_recall_curve_counts_ranks_up_to_k(axes):
     np.testing.assert_allclose(chance.get_ydata(), 10.0 * chance.get_xdata())
 
 
-def test_tradeoff_places_points_and_names_what_is_lacking(axes):
-    frame = pd.concat([
-        tidy(pretraining_data=["M", "M,C"], value=[0.6, 0.7], low=[0.5, 0.6], high=[0.7, 0.8]),
-        tidy(pretraining_data=["M", "M,C"], value=[0.3, 0.2], low=[0.2, 0.1], high=[0.4, 0.3], dataset="mimic-cxr",
-             task="image_to_text", metric="R@10")])
-    sides = ("mimic-cxr", "image_to_text", "R@10"), ("rsna", "zero-shot", "auroc")
-    figures.tradeoff(frame, axes, *sides)
-    points = [container.lines[0].get_xydata()[0] for container in axes.containers]
-    np.testing.assert_allclose(points, [[30, 60], [20, 70]])
-    with pytest.raises(InputError, match="'M,C' lacks"):
-        figures.tradeoff(frame.iloc[:-1], axes, *sides)
+def both_axes(rows, x, y, **columns) -> pd.DataFrame:
+    """Rows with a classification value x and a retrieval value y, 0.05 wide to each side."""
+    parts = [tidy(row=rows, value=values, low=[v - 0.05 for v in values], high=[v + 0.05 for v in values],
+                  dataset="all", task=task, metric=metric, **{"class": "all", "budget": "steps", **columns})
+             for values, (_, task, metric) in ((x, figures.CLASSIFICATION), (y, figures.RETRIEVAL))]
+    return pd.concat(parts, ignore_index=True)
+
+
+def points(axes) -> list[list[float]]:
+    return [xy.tolist() for container in axes.containers for xy in container.lines[0].get_xydata()]
+
+
+def test_pareto_draws_a_line_a_budget_in_the_order_of_the_rows(axes):
+    frame = pd.concat([both_axes(["M", "M,C"], [0.6, 0.7], [0.3, 0.2]),
+                       both_axes(["M", "A"], [0.6, 0.8], [0.3, 0.4], budget="epochs")])
+    figures.pareto(frame, axes)
+    np.testing.assert_allclose(points(axes), [[60, 30], [70, 20], [60, 30], [80, 40]])
+    assert [text.get_text() for text in axes.texts] == ["M", "M,C", "M", "A"]
+    assert legend(axes) == ["equal steps", "equal epochs"]
+    ends = axes.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose([[end[0][0], end[1][0]] for end in ends], [[55, 65], [65, 75]])
+    assert "AUROC" in axes.get_xlabel()
+    assert "RSUM" in axes.get_ylabel()
+    with pytest.raises(InputError, match="epochs, A lacks"):
+        figures.pareto(frame.iloc[:-1], axes)
+
+
+def test_remedies_cross_at_the_papers_recipe(axes):
+    frame = both_axes(["75 % reports", "paper's recipe"], [0.72, 0.74], [0.2, 0.13])
+    figures.remedies_plot(frame, axes)
+    np.testing.assert_allclose(points(axes), [[72, 20], [74, 13]])
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [dashed[0].get_xdata()[0], dashed[1].get_ydata()[0]] == [74, 13]
+    with pytest.raises(InputError, match="no row \"paper's recipe\""):
+        figures.remedies_plot(frame[frame["row"] != "paper's recipe"], axes)
+
+
+def test_ablation_forest_draws_points_of_difference(axes):
+    frame = pd.DataFrame({"row": ["plain CLIP", "+ MVS", "plain CLIP"], "budget": ["steps", "steps", "compute"],
+                          "metric": "RSUM minus + TCL", "value": [-0.3, -0.1, 0.05], "low": [-0.4, -0.2, -0.05],
+                          "high": [-0.2, 0.0, 0.15]})
+    figures.ablation_forest(frame, axes)
+    np.testing.assert_allclose([x for x, _ in points(axes)], [-30, -10, 5])
+    assert legend(axes) == ["no difference", "equal steps", "equal compute"]
+    with pytest.raises(InputError, match="several rows"):
+        figures.ablation_forest(pd.concat([frame, frame]), axes)
+
+
+def test_weights_are_read_from_the_rows_and_sorted(axes):
+    frame = both_axes(["ICL 2", "ICL 0.25", "TCL 0.5"], [0.5] * 3, [0.1, 0.3, 0.2])
+    figures.weights_curve(frame, axes)
+    np.testing.assert_allclose(points(axes), [[0.25, 30], [2, 10], [0.5, 20]])
+    dotted = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    assert dotted == [1.0, 0.5]
+    with pytest.raises(InputError, match="'full' is not"):
+        figures.weights_curve(frame.replace("TCL 0.5", "full"), axes)
+
+
+def test_coarse_text_is_drawn_against_the_share_in_the_row(axes):
+    frame = tidy(row=["50 % labels", "0 % labels"], value=[0.6, 0.75], low=[0.5, 0.7], high=[0.7, 0.8],
+                 **{"class": "side"})
+    figures.coarse_text(frame, axes)
+    np.testing.assert_allclose(points(axes), [[0, 75], [50, 60]])
+    assert legend(axes) == ["side, chance", "side"]
+    with pytest.raises(InputError, match="names no share"):
+        figures.coarse_text(frame.assign(row=["M", "M,C"]), axes)
+
+
+def test_collisions_stand_beside_the_real_tables(axes):
+    frame = pd.DataFrame({"dataset": ["C14", "C14", "M"], "class": ["label set", "label set", "longest section"],
+                          "origin": ["published", "measured", "measured"], "value": [0.3, 0.25, 0.002],
+                          "low": np.nan, "high": np.nan})
+    figures.collisions(frame, axes)
+    np.testing.assert_allclose(points(axes), [[0.3, 0.12], [0.25, -0.12], [0.002, 0.88]])
+    assert axes.get_xscale() == "log"
+    assert legend(axes) == ["real public table", "phantom"]
 
 
 def test_films_keep_a_fixed_gray_range_and_spare_axes_are_off():

@@ -171,6 +171,33 @@ def test_recall_ceiling_is_reached_by_the_oracle_and_by_no_other():
         assert all(found[k] <= ceiling[k] for k in ceiling)
 
 
+def test_text_to_image_ceiling_is_that_of_a_perfect_reader_who_shuffles_what_looks_alike():
+    """Slow reference: a model that ranks the best content first and shuffles its images, many times over."""
+    # Contents: x holds a, a, b; y holds a, c, c, c, d. Text a: better begun in x (2 of 3) than in y (1 of 5).
+    texts, contents = list("aabacccd"), list("xxxyyyyy")
+    best = {"a": "x", "b": "x", "c": "y", "d": "y"}
+    rng, hits, n = np.random.default_rng(0), dict.fromkeys((1, 2, 5), 0.0), 4000
+    for text, content in best.items():
+        block = [t for t, c in zip(texts, contents, strict=True) if c == content]
+        for _ in range(n):
+            first = list(rng.permutation(block)).index(text) + 1
+            for k in hits:
+                hits[k] += (first <= k) / (n * len(best))
+    found = recall_ceiling(texts, contents, ks=(1, 2, 5), direction="text_to_image")
+    assert found == pytest.approx(hits, abs=0.015)
+    assert found[1] == pytest.approx((2 / 3 + 1 / 3 + 3 / 5 + 1 / 5) / 4)
+    with pytest.raises(InputError, match="unknown direction"):
+        recall_ceiling(texts, contents, direction="both")
+
+
+def test_collisions_are_the_share_of_equal_pairs():
+    contents = list("aaabbc")
+    pairs = list(itertools.combinations(contents, 2))
+    assert metrics.collision_probability(contents) == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
+    with pytest.raises(InputError, match="at least two"):
+        metrics.collision_probability(["a"])
+
+
 def test_in_batch_accuracy():
     a = torch.eye(4)
     assert metrics.in_batch_accuracy(a, a) == 1
@@ -309,3 +336,28 @@ def test_paired_bootstrap_sees_what_single_intervals_hide():
     assert paired_bootstrap(auroc, a, a, targets, n=20) == (0, 0, 0)
     flipped = paired_bootstrap(auroc, b, a, targets, n=400)
     assert (flipped.low, flipped.high) == pytest.approx((-difference.high, -difference.low))
+
+
+# ---- many comparisons
+
+
+def holm_rejections(p_values, level):
+    """Slow reference: step down from the smallest p, compare it with level / tests left, stop at the first failure."""
+    rejected = set()
+    for i in sorted(range(len(p_values)), key=lambda i: p_values[i]):
+        if p_values[i] > level / (len(p_values) - len(rejected)):
+            break
+        rejected.add(i)
+    return rejected
+
+
+def test_holm_rejects_what_stepping_down_rejects_at_every_level():
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 5, 12):
+        p = np.round(rng.random(size) ** 3, 3)
+        adjusted = metrics.holm(p)
+        for level in np.linspace(0.0005, 0.9995, 200):
+            assert set(np.flatnonzero(adjusted <= level)) == holm_rejections(p, level)
+    np.testing.assert_allclose(metrics.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    with pytest.raises(InputError, match="from 0 to 1"):
+        metrics.holm([0.1, np.nan])

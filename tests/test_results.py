@@ -1,18 +1,16 @@
-"""Tidy rows against plain re-statements; tables through their cells; files through their faults."""
+"""Tidy rows and differences against plain re-statements; files through their faults."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_ind
 from sklearn.metrics import roc_auc_score
+from synthetic import ABOUT, row, tidy
 
 from cxrclip import metrics, results
 from cxrclip.errors import InputError
-
-ABOUT = {"run": "resnet-small M", "profile": "quick", "mix": "phantom", "origin": "measured", "model": "CXR-CLIP",
-         "image_encoder": "resnet-small", "pretraining_data": "M", "seeds": "0", "experiment": "e0", "data": "d0",
-         "versions": "torch 2"}
 
 
 def score_frame(n: int = 60, classes: str = "AB", draws: int = 1, seed: int = 0) -> pd.DataFrame:
@@ -21,15 +19,6 @@ def score_frame(n: int = 60, classes: str = "AB", draws: int = 1, seed: int = 0)
     return pd.DataFrame([{"study_id": f"s{i}", "patient_id": f"p{i}", "class": name, "target": truth[i, k],
                           "draw": draw, "score": truth[i, k] + rng.normal()}
                          for draw in range(draws) for i in range(n) for k, name in enumerate(classes)])
-
-
-def row(**changes) -> dict:
-    return {**ABOUT, "dataset": "rsna", "task": "zero-shot", "metric": "auroc", "class": "all", "value": 0.7,
-            "low": 0.6, "high": 0.75, "chance": 0.5, "n": 100, "status": "", "note": "", **changes}
-
-
-def tidy(*rows: dict) -> pd.DataFrame:
-    return results._tidy(list(rows))
 
 
 # ---- rows from scores
@@ -228,7 +217,7 @@ def test_merging_replaces_the_same_measure_of_the_same_seed():
 
 def test_published_numbers_are_complete_and_each_has_a_status():
     frame = results.published()
-    assert len(frame) == 140 + 18
+    assert len(frame) == 140 + 18 + 5        # Tables 2 and 3, Table 1, collisions
     assert (frame["origin"] == "published").all()
     scores = frame[frame["task"] != "size"]
     assert scores.loc[scores["metric"] != "RSUM", "value"].between(0, 1).all()
@@ -252,131 +241,192 @@ def test_an_unknown_status_is_refused(tmp_path):
         results.published(path)
 
 
-# ---- tables
+# ---- stamps, ceilings, shares, sizes
 
 
-def measured(columns=results.TABLE_2, encoder="resnet-small", data="M", **changes) -> list[dict]:
-    return [row(dataset=dataset, task=task, metric=metric, image_encoder=encoder, pretraining_data=data,
-                run=f"{encoder} {data}", **changes) for dataset, task, metric in columns]
+def test_files_without_stamps_are_read_as_main_rows(tmp_path):
+    path = results.write_results(tidy(row()), tmp_path / "r.csv")
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=list(results.STAMPS))
+    frame.to_csv(path, index=False)
+    found = results.read_results(path)
+    assert found[list(results.STAMPS)].iloc[0].tolist() == ["", "", ""]
+    pd.testing.assert_frame_equal(found, tidy(row()))
 
 
-def cell(table: results.Table, encoder: str, data: str, dataset: str, column: str, model: str = "CXR-CLIP") -> str:
-    return table.cells.loc[(model, encoder, data), (dataset, column)]
+def test_stamps_are_part_of_the_key_and_come_from_about():
+    main, stamped = row(), row(comparison="ablation", row="+ MVS", budget="steps", value=0.9)
+    assert len(results.merge_results(tidy(main), tidy(stamped))) == 2
+    assert sorted(results.over_seeds(tidy(main, stamped))["value"]) == [0.7, 0.9]
+    about = ABOUT | {"comparison": "ablation", "row": "+ MVS", "budget": "steps"}
+    found = results.auroc_rows(score_frame(), about, "rsna", "t", n_bootstrap=1)
+    assert set(map(tuple, found[list(results.STAMPS)].to_numpy())) == {("ablation", "+ MVS", "steps")}
+    plain = results.auroc_rows(score_frame(), ABOUT, "rsna", "t", n_bootstrap=1)
+    assert (plain[list(results.STAMPS)] == "").all(axis=None)
 
 
-def test_table_2_shows_measured_and_published_side_by_side():
-    table = results.table2(tidy(*measured()))
-    assert cell(table, "resnet-small (ResNet-50)", "M", "RSNA", "zero-shot AUROC") == "70.0 [60.0, 75.0]\npub. 83.3 r"
-    assert cell(table, "ResNet-50", "M,C", "RSNA", "zero-shot AUROC") == "no such run\npub. 81.7 r"
-    assert cell(table, "Swin-T", "M,C,C14", "RSNA", "probe 100 % AUROC") == "no such run\npub. 89.8 q*"
-    assert cell(table, "ResNet-50", "C with reports", "CheXpert5x200", "zero-shot accuracy", "GLoRIA") == (
-        "published only\npub. 62.4 r")
-    assert "NOT on the paper's data" in table.header
-    assert any(line.startswith("r: recalled from memory") for line in table.legend)
-    assert any(line.startswith("q*: ") for line in table.legend)
+def test_ceiling_rows_are_the_metric_and_belong_to_no_run():
+    texts, contents = list("aabcd"), ["normal"] * 4 + ["effusion"]
+    found = results.ceiling_rows(texts, contents, ABOUT, "openi")
+    assert set(found["run"]) == {"ceiling"}
+    assert set(found["pretraining_data"]) == {""}
+    to_text = found[found["task"] == "image_to_text"].set_index("metric")
+    assert to_text["value"].to_dict() == pytest.approx({"ceiling R@1": 0.6, "ceiling R@5": 1, "ceiling R@10": 1,
+                                                        "ceiling RSUM": 2.6})
+    assert found.groupby("task")["n"].first().to_dict() == {"image_to_text": 5, "text_to_image": 4}
+    assert found["low"].isna().all()
+    sets = pd.concat([found.assign(dataset=name) for name in results.RETRIEVAL_SETS])
+    total = results.rsum_rows(sets).set_index("task").loc["image_to_text"]
+    assert total["value"] == pytest.approx(7.8)
+    assert np.isnan(total["low"])
 
 
-def test_no_cell_is_ever_blank_and_a_deleted_row_says_why():
-    rows = measured()
-    lacking = [line for line in rows if (line["dataset"], line["task"]) != ("siim", "linear-probe-10")]
-    encoder = "resnet-small (ResNet-50)"
-    for part in (rows, lacking, []):
-        table = results.table2(tidy(*part))
-        assert table.cells.map(lambda text: bool(text.split("\n")[0].strip())).all(axis=None)
-    table = results.table2(tidy(*lacking))
-    assert cell(table, encoder, "M", "SIIM", "probe 10 % AUROC") == "not evaluated\npub. 88.3 r"
-    assert cell(results.table2(tidy()), "ResNet-50", "M", "SIIM", "probe 10 % AUROC") == "no run yet\npub. 88.3 r"
+def test_shares_are_means_a_class():
+    hits = pd.DataFrame({"patient_id": list("ppqq"), "class": ["side", "side", "zone", "zone"], "hit": [1, 0, 1, 1],
+                         "chance": [0.5, 0.5, 0.2, 0.4]})
+    found = results.share_rows(hits, ABOUT, "mimic-cxr", "coarse-text", n_bootstrap=20).set_index("class")
+    assert found["value"].to_dict() == {"side": 0.5, "zone": 1.0}
+    assert found["chance"].to_dict() == pytest.approx({"side": 0.5, "zone": 0.3})
 
 
-def test_data_that_are_missing_give_their_reason():
-    missing = {"rsna": "needs RSNA: Kaggle account", "C14": "no C14 here"}
-    rows = measured([column for column in results.TABLE_2 if column[0] != "rsna"])
-    table = results.table2(tidy(*rows), missing)
-    encoder = "resnet-small (ResNet-50)"
-    assert cell(table, encoder, "M", "RSNA", "zero-shot AUROC") == "needs RSNA: Kaggle account\npub. 83.3 r"
-    assert cell(table, "Swin-T", "M,C,C14", "SIIM", "zero-shot AUROC") == "no C14 here\npub. 91.4 r"
-    assert "needs RSNA: Kaggle" in table.text()         # the terminal's cells wrap
-    assert "needs RSNA: Kaggle account" in table.markdown()
-    assert "needs RSNA: Kaggle account" in table.latex()
+def test_mean_auroc_over_the_three_sets_is_made_for_complete_seeds_only():
+    rows = [row(dataset=name, seeds=seed, value=value, low=value - 0.03, high=value + 0.03)
+            for seed in "01" for name, value in zip(results.CLASSIFICATION_SETS, (0.6, 0.7, 0.8), strict=True)]
+    found = results.mean_auroc_rows(tidy(*rows[:5]))
+    assert len(found) == 1
+    np.testing.assert_allclose(found[["value", "low", "high"]].to_numpy(float)[0],
+                               [0.7, 0.7 - 0.03 / np.sqrt(3), 0.7 + 0.03 / np.sqrt(3)])
+    assert set(results.with_sums(tidy(*rows))["dataset"]) == {*results.CLASSIFICATION_SETS, "all"}
 
 
-def test_table_3_sums_the_recalls_itself():
-    columns = [(name, "image_to_text", metric) for name in results.RETRIEVAL_SETS
-               for metric in ("R@1", "R@5", "R@10", "RSUM")]
-    rows = measured(columns)
-    for line in rows:
-        line |= {"value": 0.9, "low": 0.8, "high": 1.0} if line["metric"] == "RSUM" else {}
-    table = results.table3(tidy(*rows))
-    assert list(table.cells.columns) == [(name, metric) for name in ("CheXpert5x200", "MIMIC-CXR", "Open-I")
-                                         for metric in ("R@1", "R@5", "R@10")] + [("all three", "RSUM")]
-    encoder = "resnet-small (ResNet-50)"
-    assert cell(table, encoder, "M", "all three", "RSUM") == "270.0 [252.7, 287.3]\npub. 215.9 r"
-    merged = results.merge_results(tidy(*rows), results.rsum_rows(tidy(*rows)))
-    assert results.table3(merged).text() == table.text()
-    missing = results.table3(tidy(*rows[:8]), {"openi": "needs Open-I"})
-    assert cell(missing, encoder, "M", "all three", "RSUM") == "needs Open-I\npub. 215.9 r"
+def test_intervals_over_seeds_cover_the_truth_at_least_as_often_as_they_say():
+    """600 worlds: one test set's luck shared by three seeds, each seed's own luck; the interval must hold the truth."""
+    rng, rows = np.random.default_rng(0), []
+    for world in range(600):
+        luck = rng.normal(0, 0.01)
+        for seed, value in enumerate(0.7 + luck + rng.normal(0, 0.01, 3)):
+            rows.append(row(run=f"{world}", seeds=str(seed), value=value, low=value - 0.0196, high=value + 0.0196))
+    found = results.over_seeds(tidy(*rows))
+    inside = ((found["low"] < 0.7) & (found["high"] > 0.7)).mean()
+    assert 0.945 < inside <= 1
 
 
-def test_tables_average_seeds_and_refuse_to_mix():
-    one, two = (measured(seeds=seed, value=value) for seed, value in (("0", 0.7), ("1", 0.71)))
-    assert cell(results.table2(tidy(*one, *two)), "resnet-small (ResNet-50)", "M", "RSNA",
-                "zero-shot AUROC").startswith("70.5 [")
-    with pytest.raises(InputError, match="claim the same cell"):
-        results.table2(tidy(*one, *({**line, "run": "other"} for line in one)))
-    with pytest.raises(InputError, match="more than one mix"):
-        results.table2(tidy(*one, *measured(data="M,C", mix="real-sample")))
+def test_a_mean_over_seeds_without_intervals_has_none():
+    found = results.over_seeds(tidy(*(row(seeds=seed, low=np.nan, high=np.nan) for seed in "01"))).iloc[0]
+    assert np.isnan(found["low"])
+    assert np.isnan(found["high"])
 
 
-def test_a_run_the_paper_does_not_have_gets_its_own_row():
-    table = results.table2(tidy(*measured(model="CLIP", encoder="resnet50")))
-    assert cell(table, "resnet50 (ResNet-50)", "M", "RSNA", "zero-shot AUROC", "CLIP") == "70.0 [60.0, 75.0]"
+# ---- paired differences
 
 
-def test_class_rows_do_not_reach_the_table():
-    table = results.table2(tidy(*measured(), row(run="resnet-small M", value=0.1, **{"class": "Edema"})))
-    assert cell(table, "resnet-small (ResNet-50)", "M", "RSNA", "zero-shot AUROC").startswith("70.0")
+def patients(frame: pd.DataFrame, films: int = 2) -> pd.DataFrame:
+    return frame.assign(patient_id="p" + (frame["study_id"].str[1:].astype(int) // films).astype(str))
 
 
-def test_table_1_counts_beside_the_published_sizes():
-    summary = pd.DataFrame({"name": ["M", "M", "own"], "split": ["train", "valid", "test"], "studies": [2000, 200, 7]})
-    table = results.table1(summary, "phantom", "quick", {"rsna": "needs RSNA"})
-    cells = {(index[0], split): text for index, values in table.cells.iterrows() for (_, split), text in values.items()}
-    assert cells["MIMIC-CXR (M)", "train"] == "2,000\npub. 222,628 r"
-    assert cells["MIMIC-CXR (M)", "test"] == "none"
-    assert cells["RSNA", "test"] == "needs RSNA\npub. 4,003 k"
-    assert cells["CheXpert (C)", "train"] == "not in this mix\npub. 216,478 c"
-    assert cells["own", "test"] == "7"
-    assert "NOT on the paper's data" in table.header
-    assert "NOT" not in results.table1(summary, "paper", "paper").header
+def worse(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
+    return frame.assign(score=frame["score"] + np.random.default_rng(seed).normal(size=len(frame)))
 
 
-def test_text_fits_a_terminal():
-    tables = results.table2(tidy(*measured())), results.table3(tidy())
-    assert max(len(line) for table in tables for line in table.text().splitlines()) <= 120
+def slow_differences(a, b, statistic, n):
+    """Slow reference: repeat each row as often as its patient was drawn, one resample at a time; patients only."""
+    weights = results._patient_weights(a["patient_id"].to_numpy(), n, 0).astype(int)
+    return [statistic(a.iloc[np.repeat(np.arange(len(a)), weight)]) - statistic(b.iloc[np.repeat(np.arange(len(b)),
+                                                                                                weight)])
+            for weight in weights]
 
 
-def test_latex_and_markdown_are_escaped(tmp_path):
-    assert results.latex_escape("50 % of A_b & C\\d {x} #1 $y ~^") == (
-        "50 \\% of A\\_b \\& C\\textbackslash{}d \\{x\\} \\#1 \\$y \\textasciitilde{}\\textasciicircum{}")
-    rows = measured(results.TABLE_2[:1])
-    table = results.table2(tidy(*rows), {"siim": "a|b & 5 %"})
-    latex = table.latex()
-    body = latex[latex.index("\\midrule"):latex.index("\\bottomrule")].strip().splitlines()[1:]
-    assert {line.replace("\\&", "").count("&") for line in body} == {12}
-    assert "a|b \\& 5 \\%" in latex
-    assert "\\multicolumn{3}{c}{RSNA}" in latex
-    assert "\\makecell{70.0 [60.0, 75.0] \\\\ pub. 78.8 r}" in latex
-    lines = [line for line in table.markdown().splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in lines} == {14}
-    paths = results.write_table(table, tmp_path / "t2.x")
-    assert [path.name for path in paths] == ["t2.x.txt", "t2.x.md", "t2.x.tex"]
+def mean_auroc(frame: pd.DataFrame) -> float:
+    return np.mean([metrics.auroc(part["score"], part["target"]) for _, part in frame.groupby("class")])
 
 
-def test_sets_beyond_the_paper_get_a_table_of_their_own():
-    own = tidy(row(dataset="mine", task="zero-shot", metric="auroc", value=0.61, low=0.5, high=0.72, chance=0.5, n=90),
-               row(dataset="rsna", task="zero-shot", metric="auroc", value=0.9, low=0.8, high=0.95))
-    text = results.other_sets_table(own).text()
-    assert "61.0 [50.0, 72.0]" in text
-    assert "90.0" not in text
-    with pytest.raises(InputError, match="beyond the paper's"):
-        results.other_sets_table(own[own["dataset"] == "rsna"])
+def test_one_seed_gives_the_plain_paired_bootstrap():
+    a = patients(score_frame(classes="A").drop(columns="draw")).sort_values("study_id").reset_index(drop=True)
+    b = worse(a, 1)
+    found = results.differences([a], [b], n_bootstrap=200).iloc[0]
+    slow = slow_differences(a, b, mean_auroc, 200)
+    assert found["value"] == pytest.approx(mean_auroc(a) - mean_auroc(b))
+    np.testing.assert_allclose(found[["low", "high"]].astype(float), np.percentile(slow, (2.5, 97.5)))
+    assert found["p"] == pytest.approx(2 * (1 + min(np.sum(np.array(slow) <= 0), np.sum(np.array(slow) >= 0))) / 201)
+    assert "one seed" in found["note"]
+
+
+def test_row_order_does_not_matter_for_differences():
+    a = patients(score_frame().drop(columns="draw"))
+    b = worse(a, 1)
+    one = results.differences([a], [b], n_bootstrap=50)
+    other = results.differences([a.sample(frac=1, random_state=0)], [b.sample(frac=1, random_state=1)], n_bootstrap=50)
+    pd.testing.assert_frame_equal(one, other)
+
+
+def ranks(values, direction="image_to_text") -> pd.DataFrame:
+    n = len(values)
+    return pd.DataFrame({"study_id": [f"s{i:03d}" for i in range(n)], "patient_id": [f"p{i // 2}" for i in range(n)],
+                         "rank": np.asarray(values, float), "n_right": 1, "n_candidates": n, "direction": direction})
+
+
+def test_differences_of_ranks_are_those_of_each_recall_and_their_sum():
+    rng = np.random.default_rng(0)
+    a, b = (ranks(rng.integers(1, top, 60)) for top in (12, 25))
+    found = results.differences([a], [b], n_bootstrap=100).set_index("metric")
+    for k in results.KS:
+        slow = slow_differences(a, b, lambda frame, k=k: (frame["rank"] <= k).mean(), 100)
+        assert found.loc[f"R@{k}", "value"] == pytest.approx((a["rank"] <= k).mean() - (b["rank"] <= k).mean())
+        np.testing.assert_allclose(found.loc[f"R@{k}", ["low", "high"]].astype(float), np.percentile(slow, (2.5, 97.5)))
+    assert found.loc["RSUM", "value"] == pytest.approx(found["value"].drop("RSUM").sum())
+    assert set(found["task"]) == {"image_to_text"}
+
+
+def test_seeds_alone_give_welchs_interval():
+    """All patients alike within a seed: nothing but seeds spreads, and the interval is Welch's t."""
+    a, b = ([ranks([1] * hits + [50] * (60 - hits)).assign(patient_id="p") for hits in counts]
+            for counts in ((30, 36, 33), (20, 26, 29, 21)))
+    found = results.differences(a, b, n_bootstrap=20000).set_index("metric").loc["R@1"]
+    welch = ttest_ind([30 / 60, 36 / 60, 33 / 60], [20 / 60, 26 / 60, 29 / 60, 21 / 60], equal_var=False)
+    np.testing.assert_allclose(found[["low", "high"]].astype(float), welch.confidence_interval(0.95), atol=2e-4)
+    assert found["p"] == pytest.approx(welch.pvalue, rel=0.02)
+    assert found[["seeds_a", "seeds_b", "note"]].tolist() == [3, 4, ""]
+
+
+def test_pairing_takes_out_what_is_hard_for_both():
+    base = patients(score_frame(n=200, classes="A", seed=3).drop(columns="draw"))
+    a, b = base.assign(score=base["score"] + 0.01 * base["target"]), base
+    found = results.differences([a], [b], n_bootstrap=300).iloc[0]
+    alone = results.auroc_rows(base, ABOUT, "rsna", "t", n_bootstrap=300).iloc[0]
+    assert found["high"] - found["low"] < 0.1 * (alone["high"] - alone["low"])
+    assert results.differences([b], [b], n_bootstrap=50).iloc[0][["value", "p"]].tolist() == [0.0, 1.0]
+
+
+def test_several_data_sets_give_their_mean_or_sum_too():
+    a = {name: [ranks(np.random.default_rng(i).integers(1, 12, 40))] for i, name in enumerate(results.RETRIEVAL_SETS)}
+    b = {name: [frame.assign(rank=frame["rank"] + 3) for frame in frames] for name, frames in a.items()}
+    found = results.differences(a, b, n_bootstrap=100).set_index(["dataset", "metric"])["value"]
+    assert found["all", "RSUM"] == pytest.approx(sum(found[name, "RSUM"] for name in results.RETRIEVAL_SETS))
+    scores = {name: [score_frame(seed=i).drop(columns="draw")] for i, name in enumerate(results.CLASSIFICATION_SETS)}
+    other = {name: [worse(frame, 7) for frame in frames] for name, frames in scores.items()}
+    found = results.differences(scores, other, n_bootstrap=50).set_index("dataset")["value"]
+    assert found["all"] == pytest.approx(found.drop("all").mean())
+
+
+def test_different_test_items_are_refused():
+    a = score_frame().drop(columns="draw")
+    with pytest.raises(InputError, match="same test items"):
+        results.differences([a], [a.assign(target=~a["target"])], n_bootstrap=5)
+    with pytest.raises(InputError, match="same test items"):
+        results.differences([ranks([1, 2, 3])], [ranks([1, 2, 3, 4])], n_bootstrap=5)
+    with pytest.raises(InputError, match="the same data sets"):
+        results.differences({"rsna": [a]}, {"siim": [a]})
+    with pytest.raises(InputError, match="choose auroc or accuracy"):
+        results.differences([a], [a], "f1", n_bootstrap=5)
+
+
+def test_difference_rows_are_tidy_and_say_what_they_are():
+    a = score_frame().drop(columns="draw")
+    found = results.differences({"rsna": [a]}, {"rsna": [worse(a, 1)]}, n_bootstrap=50)
+    found["p_holm"] = metrics.holm(found["p"])
+    about = ABOUT | {"comparison": "ablation", "row": "+ MVS", "budget": "steps"}
+    line = results.difference_rows(found, about, "plain CLIP", "zero-shot").iloc[0]
+    assert line[["metric", "task", "dataset", "row"]].tolist() == ["auroc minus plain CLIP", "zero-shot", "rsna",
+                                                                   "+ MVS"]
+    assert line["note"].startswith("paired, p = ")
+    assert "adjusted" in line["note"]
+    pd.testing.assert_frame_equal(results.over_seeds(tidy(line.to_dict())), tidy(line.to_dict()))

@@ -1,0 +1,113 @@
+"""SYNTHETIC tidy results, for tests only: numbers drawn from a formula, not measured. Never write them to results/.
+
+They have the shape of a full run of the book: main rows with plain CLIP and ceilings, sizes, and every comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from cxrclip import results
+from cxrclip.tables import ABLATION
+
+GROWTH = ("M", "M,C", "M,C,C14")
+TASKS = (*((name, task, "auroc", 0.7, 0.5) for name in results.CLASSIFICATION_SETS
+           for task in ("zero-shot", "linear-probe-10", "linear-probe-100")),
+         ("chexpert5x200", "zero-shot", "accuracy", 0.4, 0.2),
+         *((name, task, metric, value, value / 9) for name in results.RETRIEVAL_SETS
+           for task in ("image_to_text", "text_to_image")
+           for metric, value in (("R@1", 0.05), ("R@5", 0.2), ("R@10", 0.3), ("RSUM", 0.55))))
+EMPTY = dict.fromkeys(results.COLUMNS, "") | {"low": np.nan, "high": np.nan, "chance": np.nan, "n": np.nan}
+ABOUT = {"run": "resnet-small M", "profile": "quick", "mix": "phantom", "origin": "measured", "model": "CXR-CLIP",
+         "image_encoder": "resnet-small", "pretraining_data": "M", "seeds": "0", "experiment": "e0", "data": "d0",
+         "versions": "torch 2"}
+COMMON = EMPTY | {"profile": "standard", "mix": "phantom", "origin": "measured", "class": "all",
+                  "versions": "synthetic=0", "data": "synthetic"}
+
+
+def row(**changes) -> dict:
+    """One SYNTHETIC row of seed 0, with changes."""
+    return {**ABOUT, "dataset": "rsna", "task": "zero-shot", "metric": "auroc", "class": "all", "value": 0.7,
+            "low": 0.6, "high": 0.75, "chance": 0.5, "n": 100, "status": "", "note": "", **changes}
+
+
+def tidy(*rows: dict) -> pd.DataFrame:
+    """Rows as a tidy frame."""
+    return results._tidy(list(rows))
+
+
+def run_rows(seeds: int, *, classification: float = 0.0, retrieval: float = 0.0, model: str = "CXR-CLIP",
+             data: str = "M", encoder: str = "resnet-small", **stamps: str) -> list[dict]:
+    """Rows of one run: every task, each seed a little different; the effects are added to the base values."""
+    rows = []
+    for seed in range(seeds):
+        for dataset, task, metric, base, chance in TASKS:
+            effect = classification if metric in ("auroc", "accuracy") else retrieval * base / 0.3
+            value = base + effect + 0.004 * (seed - (seeds - 1) / 2)
+            fingerprint = f"synthetic-{model}-{data}-{'-'.join(stamps.values())}-{seed}".replace(" ", "_")
+            rows.append(COMMON | stamps | {
+                "run": f"{model} {encoder} {data}", "model": model, "image_encoder": encoder, "pretraining_data": data,
+                "dataset": dataset, "task": task, "metric": metric, "value": value, "low": value - 0.01,
+                "high": value + 0.01, "chance": chance, "n": 1000, "seeds": str(seed), "experiment": fingerprint})
+    return rows
+
+
+def main_rows(seeds: int) -> list[dict]:
+    """Tables 1 to 3: plain CLIP, the growing mixtures, ceilings and sizes."""
+    rows = run_rows(seeds, model="CLIP", classification=-0.03, retrieval=-0.05)
+    for i, data in enumerate(GROWTH):
+        rows += run_rows(seeds, data=data, classification=0.05 * i, retrieval=-0.02 * i)
+    for dataset, task, metric, base, _ in TASKS:
+        if dataset in results.RETRIEVAL_SETS and "_to_" in task:
+            rows.append(COMMON | {"run": "ceiling", "model": results.CEILING, "dataset": dataset, "task": task,
+                                  "metric": f"ceiling {metric}", "value": 2 * base})
+    sizes = pd.DataFrame([(name, split, 1000 + i) for name in ("M", "C", "C14", "rsna")
+                          for i, split in enumerate(results.SPLITS)], columns=["name", "split", "studies"])
+    return rows + results.size_rows(sizes, {"mix": "phantom", "profile": "standard"}).to_dict("records")
+
+
+def comparison_rows(seeds: int) -> Iterator[dict]:
+    """Ablation, label growth, loss weights and remedies."""
+    for budget, slope in (("steps", 0.02), ("compute", 0.005)):
+        for i, row in enumerate(ABLATION):
+            yield from run_rows(seeds, model="CXR-CLIP" if i else "CLIP", comparison="ablation", row=row,
+                                budget=budget, classification=0.01 * i, retrieval=slope * i)
+    for budget, slope in (("steps", -0.03), ("epochs", 0.02), ("M exposure", -0.005)):
+        for i, data in enumerate(GROWTH):
+            yield from run_rows(seeds, data=data, comparison="label growth", row=data, budget=budget,
+                                classification=0.06 * i, retrieval=slope * i)
+    for loss, best in (("ICL", 0.25), ("TCL", 1.0)):
+        for weight in (0, 0.25, 0.5, 1, 2):
+            yield from run_rows(seeds, comparison="loss weights", row=f"{loss} {weight}", budget="steps",
+                                retrieval=-0.03 * abs(weight - best))
+    for row, up, down in (("paper's recipe", 0.1, -0.06), ("75 % reports", 0.08, -0.02), ("M last", 0.09, -0.04),
+                          ("masked labels", 0.08, -0.07)):
+        yield from run_rows(seeds, data="M,C,C14", comparison="remedies", row=row, budget="steps", classification=up,
+                            retrieval=down)
+
+
+def coarse_text_rows(seeds: int) -> list[dict]:
+    """Accuracy of side, zone and severity against the share of label studies."""
+    return [COMMON | {"run": "CXR-CLIP resnet-small", "model": "CXR-CLIP", "comparison": "label growth",
+                      "row": f"{share} % labels", "budget": "steps", "dataset": "mimic-cxr", "task": "coarse-text",
+                      "metric": "accuracy", "class": name, "value": base - 0.0015 * share, "low": base - 0.05 - 0.0015 *
+                      share, "high": base + 0.05 - 0.0015 * share, "chance": chance, "n": 500, "seeds": str(seed)}
+            for share in (0, 25, 50, 75) for seed in range(seeds)
+            for name, base, chance in (("side", 0.8, 0.5), ("zone", 0.7, 0.33), ("severity", 0.75, 0.4))]
+
+
+def collision_rows() -> list[dict]:
+    """Measured collisions of the phantom's sources."""
+    return [COMMON | {"run": "collisions", "dataset": dataset, "task": "collision", "metric": "collision probability",
+                      "class": text, "value": value, "low": 0.9 * value, "high": 1.1 * value, "n": 5000}
+            for dataset, text, value in (("C14", "label set", 0.25), ("C", "positive labels", 0.03),
+                                         ("C", "labels", 0.004), ("M", "longest section", 0.002),
+                                         ("openi", "longest section", 0.003))]
+
+
+def tidy_results(seeds: int = 3) -> pd.DataFrame:
+    """A full set of SYNTHETIC tidy results, one row a seed."""
+    return tidy(*main_rows(seeds), *comparison_rows(seeds), *coarse_text_rows(seeds), *collision_rows())

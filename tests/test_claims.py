@@ -1,0 +1,125 @@
+"""Verdicts on synthetic results whose truth is known, one for each branch of the rule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from synthetic import row, run_rows, tidy, tidy_results
+
+from cxrclip import claims, results
+from cxrclip.errors import InputError
+
+STEPS = {"comparison": "label growth", "budget": "steps"}
+
+
+def growth(classification: float, retrieval: float, seeds: int = 3) -> pd.DataFrame:
+    """M and M,C,C14 at equal steps, with these effects."""
+    return tidy(*run_rows(seeds, row="M", **STEPS), *run_rows(
+        seeds, data="M,C,C14", row="M,C,C14", classification=classification, retrieval=retrieval, **STEPS))
+
+
+def verdict(frame: pd.DataFrame, claim: int) -> pd.Series:
+    return claims.verdicts(frame).set_index("claim").loc[claim]
+
+
+@pytest.mark.parametrize(("classification", "retrieval", "expected"), [
+    (0.1, -0.03, "reproduced"),         # up; down by 10 %
+    (0.1, -0.10, "direction only"),     # down by a third: not marginal
+    (0.005, -0.03, "direction only"),   # up, but the interval holds 0
+    (0.1, 0.03, "not reproduced"),      # both up: no trade-off
+    (-0.1, -0.03, "not reproduced"),
+])
+def test_the_trade_off_needs_both_directions(classification, retrieval, expected):
+    line = verdict(growth(classification, retrieval), 5)
+    assert line["verdict"] == expected, line["why"]
+
+
+def test_one_seed_reproduces_nothing():
+    line = verdict(growth(0.1, -0.03, seeds=1), 5)
+    assert line["verdict"] == "direction only"
+    assert "1 seed" in line["why"]
+
+
+def test_a_verdict_names_the_values_and_the_runs_behind_it():
+    line = verdict(growth(0.1, -0.03), 5)
+    assert "zero-shot AUROC at equal steps, M,C,C14: 80.0 [" in line["rows"]
+    assert "seeds 0 1 2" in line["rows"]
+    for seed in range(3):
+        assert f"synthetic-CXR-CLIP-M,C,C14-M,C,C14-label_growth-steps-{seed}" in line["rows"]
+    assert "M,C,C14 against M +10.0 [" in line["why"]
+
+
+def test_without_its_rows_a_claim_is_not_run_and_says_what_is_lacking():
+    table = claims.verdicts(tidy())
+    assert list(table["claim"]) == [1, 2, 3, 4, 5]
+    assert set(table["verdict"]) == {"not run"}
+    assert "no row for + MVS and + augmentation" in table["why"][1]
+    frame = growth(0.1, -0.03)
+    without = frame[(frame["pretraining_data"] != "M") | (frame["dataset"] != "siim")]
+    assert verdict(without, 5)["verdict"] == "not run"
+
+
+def test_the_state_of_the_art_is_only_compared_with_plain_clip():
+    line = verdict(tidy_results(3), 4)
+    assert "CXR-CLIP on M against CLIP on M +3.0 [+1.4" in line["why"]      # clearly better, and yet
+    assert line["verdict"] == "direction only"
+    assert "not about the state of the art" in line["why"]
+
+
+def test_a_paired_difference_is_preferred_to_the_rows_own_intervals():
+    frame = growth(0.005, -0.03)
+    assert "(unpaired)" in verdict(frame, 5)["why"]
+    after = frame[frame["pretraining_data"] == "M,C,C14"].iloc[0].to_dict()
+    paired = after | {"dataset": "all", "task": "zero-shot", "metric": "auroc minus M", "value": 0.005, "low": 0.001,
+                      "high": 0.009, "seeds": "0 1 2"}
+    line = verdict(tidy(*frame.to_dict("records"), paired), 5)
+    assert line["verdict"] == "reproduced", line["why"]
+    assert "+0.5 [+0.1, +0.9] (paired)" in line["why"]
+
+
+def test_differences_to_the_full_method_are_made_budget_by_budget():
+    full = tidy_results(2)
+    measure = {"dataset": "all", "task": "image_to_text", "metric": "RSUM"}
+    found = claims.differences_to(full[full["comparison"] == "ablation"], "+ TCL", measure)
+    assert len(found) == 2 * 5
+    line = found.set_index(["budget", "row"]).loc["compute", "plain CLIP"]
+    assert line["value"] == pytest.approx(-3 * 0.55 * 0.025 / 0.3)      # five steps of 0.005 on three sets
+    assert line["note"] == "unpaired"
+    assert line["low"] < line["value"] < line["high"]
+
+
+def test_unpaired_intervals_cover_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.7, 0.02, 4000), rng.normal(0.6, 0.04, 4000)
+    sides = [{"value": values, "low": values - 1.96 * sd, "high": values + 1.96 * sd}
+             for values, sd in ((a, 0.02), (b, 0.04))]
+    _, low, high = claims.unpaired(*sides)
+    assert np.mean((low < 0.1) & (high > 0.1)) == pytest.approx(0.95, abs=0.01)
+
+
+def test_ambiguous_and_faulty_claims_are_refused(tmp_path):
+    frame = growth(0.1, -0.03)
+    twin = frame[frame["pretraining_data"] == "M"].assign(run="twin", row="twin")
+    with pytest.raises(InputError, match="claim 1: 2 rows fit"):
+        claims.verdicts(results.merge_results(frame, twin))
+    with pytest.raises(InputError, match="more than one mix"):
+        claims.verdicts(tidy(row(), row(mix="other")))
+    path = tmp_path / "claims.yaml"
+    content = yaml.safe_load(claims.CLAIMS.read_text())
+    content["claims"][0]["compare"][0]["expekt"] = "lower"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="claim 1: a comparison needs"):
+        claims.load_claims(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        claims.load_claims(tmp_path / "none.yaml")
+
+
+def test_markdown_has_a_line_a_claim():
+    frame = growth(0.1, -0.03)
+    lines = claims.markdown(claims.verdicts(frame), frame).splitlines()
+    assert lines[0].startswith("Measured on the mix 'phantom' (profile standard)")
+    assert len(lines) == 4 + 5
+    assert {line.count("|") for line in lines[2:]} == {6}
+    assert "| **reproduced** |" in lines[-1]

@@ -1,0 +1,270 @@
+"""Tables through their cells: what is measured, what is published, and why a number is lacking."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from synthetic import row, tidy, tidy_results
+
+from cxrclip import results, tables
+from cxrclip.errors import InputError
+
+TABLES = {"table 1": tables.table1, "table 2": tables.table2, "table 3": tables.table3,
+          "table 3, text to image": tables.table3_text_to_image, "table 4": tables.table4}
+
+
+@pytest.fixture(scope="module")
+def full() -> pd.DataFrame:
+    return tidy_results(seeds=2)
+
+
+def measured(columns=tables.TABLE_2, encoder="resnet-small", data="M", **changes) -> list[dict]:
+    return [row(dataset=dataset, task=task, metric=metric, image_encoder=encoder, pretraining_data=data,
+                run=f"{encoder} {data}", **changes) for dataset, task, metric in columns]
+
+
+def cell(table: tables.Table, encoder: str, data: str, dataset: str, column: str, model: str = "CXR-CLIP") -> str:
+    return table.cells.loc[(model, encoder, data), (dataset, column)]
+
+
+def test_table_2_shows_measured_and_published_side_by_side():
+    table = tables.table2(tidy(*measured()))
+    assert cell(table, "resnet-small (ResNet-50)", "M", "RSNA", "zero-shot AUROC") == "70.0 [60.0, 75.0]\npub. 83.3 r"
+    assert cell(table, "ResNet-50", "M,C", "RSNA", "zero-shot AUROC") == (
+        "not measured: no row for CXR-CLIP ResNet-50 M,C on RSNA; run notebooks/06\npub. 81.7 r")
+    assert cell(table, "Swin-T", "M,C,C14", "RSNA", "probe 100 % AUROC") == (
+        "not measured: no row for CXR-CLIP Swin-T M,C,C14 on RSNA; run notebooks/06\npub. 89.8 q*")
+    assert cell(table, "ResNet-50", "C with reports", "CheXpert5x200", "zero-shot accuracy", "GLoRIA") == (
+        "published only\npub. 62.4 r")
+    assert "NOT on the paper's data" in table.header
+    assert any(line.startswith("r: recalled from memory") for line in table.legend)
+    assert any(line.startswith("q*: ") for line in table.legend)
+
+
+def test_no_cell_is_ever_blank_and_a_deleted_row_says_why():
+    rows = measured()
+    lacking = [line for line in rows if (line["dataset"], line["task"]) != ("siim", "linear-probe-10")]
+    encoder = "resnet-small (ResNet-50)"
+    for part in (rows, lacking, []):
+        table = tables.table2(tidy(*part))
+        assert table.cells.map(lambda text: bool(text.split("\n")[0].strip())).all(axis=None)
+    table = tables.table2(tidy(*lacking))
+    assert cell(table, encoder, "M", "SIIM", "probe 10 % AUROC") == (
+        "not measured: no row for resnet-small M on SIIM; run notebooks/06\npub. 88.3 r")
+    assert cell(tables.table2(tidy()), "ResNet-50", "M", "SIIM", "probe 10 % AUROC") == (
+        "not measured: no row for CXR-CLIP ResNet-50 M on SIIM; run notebooks/06\npub. 88.3 r")
+
+
+def test_data_that_are_missing_give_their_reason():
+    missing = {"rsna": "needs RSNA: Kaggle account", "C14": "no C14 here"}
+    rows = measured([column for column in tables.TABLE_2 if column[0] != "rsna"])
+    table = tables.table2(tidy(*rows), missing)
+    encoder = "resnet-small (ResNet-50)"
+    assert cell(table, encoder, "M", "RSNA", "zero-shot AUROC") == "needs RSNA: Kaggle account\npub. 83.3 r"
+    assert cell(table, "Swin-T", "M,C,C14", "SIIM", "zero-shot AUROC") == "no C14 here\npub. 91.4 r"
+    assert "needs RSNA: Kaggle" in table.text()         # the terminal's cells wrap
+    assert "needs RSNA: Kaggle account" in table.markdown()
+    assert "needs RSNA: Kaggle account" in table.latex()
+
+
+def test_table_3_sums_the_recalls_itself():
+    columns = [(name, "image_to_text", metric) for name in results.RETRIEVAL_SETS
+               for metric in ("R@1", "R@5", "R@10", "RSUM")]
+    rows = measured(columns)
+    for line in rows:
+        line |= {"value": 0.9, "low": 0.8, "high": 1.0} if line["metric"] == "RSUM" else {}
+    table = tables.table3(tidy(*rows))
+    assert list(table.cells.columns) == [(name, metric) for name in ("CheXpert5x200", "MIMIC-CXR", "Open-I")
+                                         for metric in ("R@1", "R@5", "R@10")] + [("all three", "RSUM")]
+    encoder = "resnet-small (ResNet-50)"
+    assert cell(table, encoder, "M", "all three", "RSUM") == "270.0 [252.7, 287.3]\npub. 215.9 r"
+    merged = results.merge_results(tidy(*rows), results.rsum_rows(tidy(*rows)))
+    assert tables.table3(merged).text() == table.text()
+    missing = tables.table3(tidy(*rows[:8]), {"openi": "needs Open-I"})
+    assert cell(missing, encoder, "M", "all three", "RSUM") == "needs Open-I\npub. 215.9 r"
+
+
+def test_tables_average_seeds_and_refuse_to_mix():
+    one, two = (measured(seeds=seed, value=value) for seed, value in (("0", 0.7), ("1", 0.71)))
+    assert cell(tables.table2(tidy(*one, *two)), "resnet-small (ResNet-50)", "M", "RSNA",
+                "zero-shot AUROC").startswith("70.5 [")
+    with pytest.raises(InputError, match="claim the same cell"):
+        tables.table2(tidy(*one, *({**line, "run": "other"} for line in one)))
+    with pytest.raises(InputError, match="more than one mix"):
+        tables.table2(tidy(*one, *measured(data="M,C", mix="real-sample")))
+
+
+def test_a_run_the_paper_does_not_have_gets_its_own_row():
+    table = tables.table2(tidy(*measured(model="CLIP", encoder="resnet50")))
+    assert cell(table, "resnet50 (ResNet-50)", "M", "RSNA", "zero-shot AUROC", "CLIP") == "70.0 [60.0, 75.0]"
+
+
+def test_class_rows_do_not_reach_the_table():
+    table = tables.table2(tidy(*measured(), row(run="resnet-small M", value=0.1, **{"class": "Edema"})))
+    assert cell(table, "resnet-small (ResNet-50)", "M", "RSNA", "zero-shot AUROC").startswith("70.0")
+
+
+def test_table_1_counts_beside_the_published_sizes():
+    summary = pd.DataFrame({"name": ["M", "M", "own"], "split": ["train", "valid", "test"], "studies": [2000, 200, 7]})
+    sizes = results.size_rows(summary, {"mix": "phantom", "profile": "quick"})
+    table = tables.table1(sizes, {"rsna": "needs RSNA"})
+    cells = {(index[0], split): text for index, values in table.cells.iterrows() for (_, split), text in values.items()}
+    assert cells["MIMIC-CXR (M)", "train"] == "2,000\npub. 222,628 r"
+    assert cells["MIMIC-CXR (M)", "test"] == "none"
+    assert cells["RSNA", "test"] == "needs RSNA\npub. 4,003 k"
+    assert cells["CheXpert (C)", "train"] == (
+        "not measured: no row for CheXpert (C), train; run notebooks/01\npub. 216,478 c")
+    assert cells["own", "test"] == "7"
+    assert "NOT on the paper's data" in table.header
+    assert "NOT" not in tables.table1(sizes.assign(mix="paper", profile="paper")).header
+
+
+def test_text_fits_a_terminal(full):
+    drawn = tables.table2(tidy(*measured())), *(draw(part) for draw in TABLES.values() for part in (tidy(), full))
+    assert max(len(line) for table in drawn for line in table.text().splitlines()) <= 120
+
+
+def test_latex_and_markdown_are_escaped(tmp_path):
+    assert tables.latex_escape("50 % of A_b & C\\d {x} #1 $y ~^") == (
+        "50 \\% of A\\_b \\& C\\textbackslash{}d \\{x\\} \\#1 \\$y \\textasciitilde{}\\textasciicircum{}")
+    rows = measured(tables.TABLE_2[:1])
+    table = tables.table2(tidy(*rows), {"siim": "a|b & 5 %"})
+    latex = table.latex()
+    body = latex[latex.index("\\midrule"):latex.index("\\bottomrule")].strip().splitlines()[1:]
+    assert {line.replace("\\&", "").count("&") for line in body} == {12}
+    assert "a|b \\& 5 \\%" in latex
+    assert "\\multicolumn{3}{c}{RSNA}" in latex
+    assert "\\makecell{70.0 [60.0, 75.0] \\\\ pub. 78.8 r}" in latex
+    lines = [line for line in table.markdown().splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in lines} == {14}
+    paths = tables.write_table(table, tmp_path / "t2.x")
+    assert [path.name for path in paths] == ["t2.x.txt", "t2.x.md", "t2.x.tex"]
+
+
+def test_sets_beyond_the_paper_get_a_table_of_their_own():
+    own = tidy(row(dataset="mine", task="zero-shot", metric="auroc", value=0.61, low=0.5, high=0.72, chance=0.5, n=90),
+               row(dataset="rsna", task="zero-shot", metric="auroc", value=0.9, low=0.8, high=0.95))
+    text = tables.other_sets_table(own).text()
+    assert "61.0 [50.0, 72.0]" in text
+    assert "90.0" not in text
+    with pytest.raises(InputError, match="beyond the paper's"):
+        tables.other_sets_table(own[own["dataset"] == "rsna"])
+
+
+# ---- the plain-CLIP baseline, the ceiling and the ablation
+
+
+def test_plain_clip_stands_above_the_cxr_clip_rows_even_when_it_was_not_run(full):
+    table = tables.table2(full)
+    models = list(table.cells.index.get_level_values("model"))
+    assert models.index("CLIP") == models.index("CXR-CLIP") - 1
+    assert cell(table, "resnet-small (ResNet-50)", "M", "RSNA", "zero-shot AUROC", "CLIP").startswith("67.0 [")
+    without = tables.table2(full[full["model"] != "CLIP"])
+    assert cell(without, "ResNet-50", "M", "RSNA", "zero-shot AUROC", "CLIP") == (
+        "not measured: no row for CLIP ResNet-50 M on RSNA; run notebooks/06")
+
+
+def test_comparison_rows_do_not_reach_the_main_tables(full):
+    main = full[full["comparison"] == ""]
+    for draw in (tables.table2, tables.table3, tables.table3_text_to_image):
+        assert draw(full).text() == draw(main).text()
+
+
+def test_seeds_and_what_the_interval_holds_are_said(full):
+    table = tables.table2(full)
+    assert "mean over 2 training seeds" in table.legend[0]
+    assert "quadrature" in table.legend[0]
+    # 0.698 and 0.702: t(1) at 97.5 % times sd / sqrt 2, and the patients' 0.01
+    half = (12.7062 * 0.004 / 2) ** 2 + 0.01**2
+    assert cell(table, "resnet-small (ResNet-50)", "M", "RSNA", "zero-shot AUROC").startswith(
+        f"70.0 [{70 - 100 * half**0.5:.1f}, {70 + 100 * half**0.5:.1f}]")
+    single = tables.table2(full[full["seeds"].isin(["0", ""])])
+    assert "one seed" in single.legend[0]
+    ragged = full.drop(full[(full["dataset"] == "rsna") & (full["task"] == "zero-shot") & (full["seeds"] == "1")
+                            & (full["model"] == "CLIP") & (full["comparison"] == "")].index)
+    assert "(1 of 2 seeds)" in cell(tables.table2(ragged), "resnet-small (ResNet-50)", "M", "RSNA", "zero-shot AUROC",
+                                    "CLIP")
+
+
+def test_the_ceiling_is_the_last_line_of_both_directions(full):
+    for draw in (tables.table3, tables.table3_text_to_image):
+        table = draw(full)
+        assert table.cells.index[-1] == tables.CEILING_ROW
+        assert list(table.cells.iloc[-1]) == ["10.0", "40.0", "60.0"] * 3 + ["330.0"]
+    without = tables.table3(full[full["model"] != results.CEILING])
+    assert without.cells.iloc[-1].iloc[3] == (
+        "not measured: no row for attainable ceiling on MIMIC-CXR; run notebooks/07")
+
+
+def test_text_to_image_has_no_published_numbers_and_says_so(full):
+    table = tables.table3_text_to_image(full)
+    assert cell(table, "resnet-small (ResNet-50)", "M", "MIMIC-CXR", "R@10").split("\n")[1] == "pub. not available"
+    assert not any(index[0] == "GLoRIA" for index in table.cells.index)
+
+
+def test_table_4_has_a_block_a_budget_and_no_published_number(full):
+    table = tables.table4(full)
+    assert list(table.cells.index) == [(f"equal {budget}", label) for budget in ("steps", "compute")
+                                       for label in tables.ABLATION]
+    assert list(table.cells.columns) == [
+        ("classification", "zero-shot AUROC"), ("classification", "probe 100 % AUROC"),
+        ("retrieval", "CheXpert5x200 R@10"), ("retrieval", "MIMIC-CXR R@10"), ("retrieval", "Open-I R@10"),
+        ("retrieval", "RSUM")]
+    first = table.cells.loc[("equal steps", "+ MVS"), ("classification", "zero-shot AUROC")]
+    assert first.startswith("73.0 [")
+    assert table.cells.map(lambda text: text.endswith("\npub. not available")).all(axis=None)
+    empty = tables.table4(tidy())
+    assert empty.cells.loc[("equal compute", "+ ICL"), ("retrieval", "Open-I R@10")] == (
+        "not measured: no row for '+ ICL', compute on Open-I; run notebooks/08\npub. not available")
+    assert tables.table4(full, {"openi": "needs Open-I"}).text() == table.text()      # measured rows win
+    assert "needs Open-I" in tables.table4(tidy(), {"openi": "needs Open-I"}).cells.iloc[0, 4]
+
+
+def test_other_comparisons_get_the_same_columns(full):
+    table = tables.comparison_table(full, "remedies")
+    assert ("equal steps", "75 % reports") in table.cells.index
+    with pytest.raises(InputError, match="comparisons there: ablation"):
+        tables.comparison_table(full, "no such")
+
+
+def affected(gone: pd.Series) -> set[tuple]:
+    """The cells that one row bears on, written down from what the tables say they show."""
+    dataset, task, metric = gone["dataset"], gone["task"], gone["metric"].removeprefix("ceiling ")
+    measure = {"zero-shot": "zero-shot AUROC", "linear-probe-10": "probe 10 % AUROC",
+               "linear-probe-100": "probe 100 % AUROC"}.get(task, metric)
+    measure = "zero-shot accuracy" if metric == "accuracy" else measure
+    if task == "size":
+        return {("table 1", results.LABELS[dataset], "studies", metric)}
+    line = (gone["model"], f"{gone['image_encoder']} (ResNet-50)", gone["pretraining_data"])
+    table = {"image_to_text": "table 3", "text_to_image": "table 3, text to image"}.get(task, "table 2")
+    if gone["model"] == results.CEILING:
+        line = tables.CEILING_ROW
+    if gone["comparison"]:
+        table, line = "table 4", (f"equal {gone['budget']}", gone["row"])
+        short = {"zero-shot", "linear-probe-100"} & {task} or (metric in ("R@10", "RSUM") and task == "image_to_text")
+        group = "retrieval" if metric.startswith("R") else "classification"
+        own = f"{results.LABELS[dataset]} {measure}" if metric == "R@10" else measure
+        return {(table, *line, group, own)} if short else set()
+    return {(table, *line, results.LABELS[dataset], measure), (table, *line, "all three", measure)}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_deleting_any_row_changes_exactly_the_cells_it_bears_on(seeds):
+    """One run, ceilings, sizes and one line of the ablation: each row once taken away (every twelfth of two seeds')."""
+    everything, paper = tidy_results(seeds), results.published()
+    main = (everything["comparison"] == "") & everything["pretraining_data"].isin(["", "M"])
+    ablation = (everything["budget"] == "steps") & everything["row"].isin(tables.ABLATION[3:4])
+    main &= everything["model"] != "CLIP"
+    whole = everything[main & (everything["task"] != "collision") | ablation].reset_index(drop=True)
+
+    def cells(frame):
+        drawn = {name: draw(frame, reference=paper) if draw is not tables.table4 else draw(frame, budgets=["steps"])
+                 for name, draw in TABLES.items()}
+        return {(name, *line, *column): text for name, table in drawn.items()
+                for column, texts in table.cells.items() for line, text in texts.items()}
+    before = cells(whole)
+    for i, gone in whole.iloc[::1 if seeds == 1 else 12].iterrows():
+        after = cells(whole.drop(i))
+        changed = {key for key in before if after[key] != before[key]}
+        assert changed == affected(gone) & set(before), gone[["run", "row", "dataset", "task", "metric"]].to_dict()
+        assert seeds > 1 or all("not measured: no row for" in after[key] for key in changed)
