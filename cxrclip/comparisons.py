@@ -19,7 +19,7 @@ from itertools import product
 
 import pandas as pd
 
-from cxrclip import mixes, results
+from cxrclip import mixes
 from cxrclip.errors import InputError
 from cxrclip.experiments import IMAGE_ENCODERS, Experiment, growing_mixtures, runnable
 
@@ -37,7 +37,6 @@ REMEDIES: Mapping[str, Mapping[str, object]] = {
     "last third on reports": {"reports_last": 1 / 3},
     "prompts with side, zone, severity (oracle)": {"rich_prompts": True},
 }
-STAMPS = ("comparison", "row", "budget")
 SEEDS: Mapping[str, int] = {"quick": 1, "standard": 3, "paper": 1}
 # Some thirty runs in two minutes: enough to show how a comparison is made, too little to tell its rows apart.
 QUICK: Mapping[str, object] = {"steps": 40, "batch_size": 24, "validations": 1}
@@ -54,7 +53,7 @@ class Row:
 
 
 def plan(profile: str, mix: str, seed: int, data: mixes.Prepared) -> dict[str, list[Row]]:
-    """Every comparison of the book at a profile's size, seed by seed: what notebooks 05 to 15 train, in their order.
+    """Every comparison of the book at a profile's size, seed by seed: what the notebooks train, in their order.
 
     At "quick" the comparisons after the first make few steps (QUICK), at the budget "steps" alone.
     """
@@ -71,10 +70,10 @@ def plan(profile: str, mix: str, seed: int, data: mixes.Prepared) -> dict[str, l
 
 
 def trainable(rows: Iterable[Row], data: mixes.Prepared) -> tuple[list[Row], dict[str, str]]:
-    """The rows that this mix can train, and of the others the reason (row -> reason), to be shown in their place."""
+    """The rows that this mix can train, and why not the others: the roles that they pretrain on -> the reason."""
     reasons = {row: runnable(row.experiment, data) for row in rows}
     return ([row for row, reason in reasons.items() if reason is None],
-            {row.row: reason for row, reason in reasons.items() if reason})
+            {",".join(row.experiment.pretraining): reason for row, reason in reasons.items() if reason})
 
 
 def ablation(base: Experiment) -> list[Row]:
@@ -196,15 +195,8 @@ def distinct_experiments(rows: Iterable[Row]) -> list[Experiment]:
 
 
 def stamp(row: Row, tidy: pd.DataFrame) -> pd.DataFrame:
-    """The tidy results of the row's run with the columns comparison, row and budget in front."""
-    return tidy.assign(comparison=row.comparison, row=row.row, budget=row.budget)[[*STAMPS, *tidy.columns]]
-
-
-def over_seeds(stamped: pd.DataFrame) -> pd.DataFrame:
-    """results.over_seeds of each row and budget apart: runs of different rows may bear the same name."""
-    groups = stamped.groupby(list(STAMPS), sort=False)
-    return pd.concat([stamp(Row(*key, None), results.over_seeds(part.drop(columns=list(STAMPS))))
-                      for key, part in groups], ignore_index=True)
+    """The tidy results of the row's run, marked with comparison, row and budget."""
+    return tidy.assign(comparison=row.comparison, row=row.row, budget=row.budget)
 
 
 def _rows(comparison: str, budgets: Mapping[str, Mapping[str, Experiment]]) -> list[Row]:

@@ -1,7 +1,7 @@
-"""What the phantom's truth would add to a label prompt: side, zone and severity.
+"""What only the phantom's truth knows: side, zone and severity of every finding.
 
-An oracle, for the question whether coarse text is why label data cost retrieval: no real label file knows where a
-finding is and how much of it. The truth stands in `truth.parquet` beside the phantom's study table (phantom/world.py).
+It answers two questions. Is coarse text the reason why label data cost retrieval? (Prompts can tell the truth; no real
+label file could.) And which recall can be reached at all? The truth stands in `truth.parquet` beside the phantom's study table (phantom/world.py).
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ def read_truth(folder: str | Path) -> Truth:
         raise InputError(f"{folder}: no truth.parquet beside the study table: only phantom data know the truth")
     table = pq.read_table(path, columns=["study_id", "findings"])
     return dict(zip(table["study_id"].to_pylist(), table["findings"].to_pylist(), strict=True))
+
+
+def contents(truth: Truth, study_ids: Sequence[str]) -> list[frozenset]:
+    """What there is to see in each study: its findings with side, zone, severity and kind (metrics.recall_ceiling)."""
+    return [frozenset(tuple(sorted(finding.items())) for finding in truth[study]) for study in study_ids]
 
 
 def rich_details(truth: Truth, bank: PromptBank) -> dict[str, dict[str, str]]:

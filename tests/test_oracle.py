@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cxrclip.oracle import place_in_words, rich_details
+from cxrclip.oracle import contents, place_in_words, rich_details
 from cxrclip.phantom.anatomy import Finding
 from cxrclip.prompts import PromptBank
 
@@ -29,3 +29,12 @@ def test_details_by_class_of_own_names_and_umbrella_terms():
     assert rich_details(truth, PromptBank.load()) == {"b": {}, "a": {
         "Mass": "mild left upper zone", "Nodule": "severe right lower zone", "Pleural Effusion": "severe right",
         "Lung Lesion": "mild left upper zone and severe right lower zone"}}
+
+
+def test_contents_are_equal_for_equal_findings_in_any_order():
+    nodule = {"name": "Nodule", "side": "left", "zone": "upper", "severity": 2, "kind": None}
+    other = nodule | {"side": "right"}
+    truth = {"a": [nodule, other], "b": [other, nodule], "c": [nodule], "d": []}
+    a, b, c, d = oracle.contents(truth, ["a", "b", "c", "d"])
+    assert a == b
+    assert len({a, c, d}) == 3
