@@ -1,7 +1,8 @@
 """What only the phantom's truth knows: side, zone and severity of every finding.
 
 It answers two questions. Is coarse text the reason why label data cost retrieval? (Prompts can tell the truth; no real
-label file could.) And which recall can be reached at all? The truth stands in `truth.parquet` beside the phantom's study table (phantom/world.py).
+label file could.) And which recall can be reached at all? The truth stands in `truth.parquet` beside the phantom's
+study table (phantom/world.py).
 """
 
 from __future__ import annotations

@@ -35,6 +35,6 @@ def test_contents_are_equal_for_equal_findings_in_any_order():
     nodule = {"name": "Nodule", "side": "left", "zone": "upper", "severity": 2, "kind": None}
     other = nodule | {"side": "right"}
     truth = {"a": [nodule, other], "b": [other, nodule], "c": [nodule], "d": []}
-    a, b, c, d = oracle.contents(truth, ["a", "b", "c", "d"])
+    a, b, c, d = contents(truth, ["a", "b", "c", "d"])
     assert a == b
     assert len({a, c, d}) == 3
