@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--in-place", action="store_true", help="execute the committed notebooks as they stand")
     options = parser.parse_args(arguments)
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # notebooks share the cores with the runs trained ahead of them
     try:
         if options.in_place:
             return execute_in_place()
