@@ -122,7 +122,7 @@ def drawings() -> dict[str, Drawing]:
 
     def comparison(name: str, *budgets: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
         def select(results: pd.DataFrame) -> pd.DataFrame:
-            rows = results[(results["comparison"] == name) & (results["task"] != "coarse-text")]
+            rows = results[(results["comparison"] == name) & (results["class"] == "all")]
             return over_seeds(with_sums(rows[rows["budget"].isin(budgets)] if budgets else rows))
         return select
 
