@@ -21,13 +21,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from cxrclip import evaluation, mixes, results, studies, training
+from cxrclip import evaluation, mixes, oracle, results, studies, training
 from cxrclip.encoders import PUBLISHED_WEIGHTS, CXRCLIPConfig, CXRCLIPModel, published_tokenizer, train_tokenizer
 from cxrclip.errors import InputError
-from cxrclip.losses import CXRCLIPLoss
+from cxrclip.losses import FALSE_NEGATIVES, CXRCLIPLoss
 from cxrclip.progress import progress_bar
 from cxrclip.prompts import PromptBank
 from cxrclip.sampling import (
@@ -36,22 +37,26 @@ from cxrclip.sampling import (
     PretrainingDataset,
     StudyMix,
     TrainTransform,
+    arranged,
     load_batches,
+    share_of,
 )
 
-TRAINING_CODE = ("sampling.py", "prompts.py", "prompts.yaml", "encoders.py", "losses.py", "training.py")
+TRAINING_CODE = ("sampling.py", "prompts.py", "prompts.yaml", "encoders.py", "losses.py", "training.py", "oracle.py")
 EVALUATION_CODE = ("evaluation.py", "metrics.py", "prompts.py", "prompts.yaml", "results.py", "experiments.py")
 
 # What a profile changes of the published settings. Small encoders and images keep the method and cost minutes.
 _SMALL = {"text_encoder": "bert-small", "image_size": 64, "projection_dim": 128, "batch_size": 48,
-          "learning_rate": 2e-3, "max_tokens": 80}
+          "learning_rate": 3e-3, "max_tokens": 80}
 PROFILES: Mapping[str, Mapping] = {
-    "quick": _SMALL | {"image_encoder": "resnet-small", "steps": 220},
-    "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 2400},
+    "quick": _SMALL | {"image_encoder": "resnet-small", "steps": 300},
+    "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 800},
     "paper": {},
 }
 IMAGE_ENCODERS = {"resnet": {"quick": "resnet-small", "standard": "resnet-small", "paper": "resnet50"},
                   "swin": {"quick": "swin-small", "standard": "swin-small", "paper": "swin-tiny"}}
+SWITCHES: Mapping[str, tuple[str, ...]] = {
+    "draw": ("first", "random"), "false_negatives": FALSE_NEGATIVES, "batches": ("mixed", "one-source")}
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,14 @@ class Experiment:
 
     `pretraining` names roles of the mix. `steps` counts optimiser updates; when it is None, `epochs` passes over
     the pretraining studies are made.
+
+    The fields after `seed` are departures from the paper, for comparisons (comparisons.py); all are off by default.
+        shares: of each role's training studies, aligned with `pretraining`; smaller shares lie within larger ones.
+        draw: with one view (text), the "first" frontal (section) or a "random" one. augment: images and texts.
+        mvs: False contrasts the pair (x1, t1) alone. false_negatives: "keep", "mask" or "soft" (losses.py).
+        batches: "mixed" or "one-source". report_share: of each batch. reports_last: share of the last steps that
+        draw from reports only (sampling.py). label_weight: of label-only studies' rows in every term.
+        rich_prompts: label prompts that tell side, zone and severity, from the phantom's truth (oracle.py).
     """
 
     mix: str = "phantom"
@@ -80,7 +93,33 @@ class Experiment:
     learning_rate: float = 5e-5
     weight_decay: float = 1e-4
     warmup: float = 1 / 15
+    validations: int = 5
     seed: int = 0
+    shares: tuple[float, ...] | None = None
+    draw: str = "first"
+    augment: bool = True
+    mvs: bool = True
+    false_negatives: str = "keep"
+    batches: str = "mixed"
+    report_share: float | None = None
+    reports_last: float = 0.0
+    label_weight: float = 1.0
+    rich_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in SWITCHES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if self.shares is not None and len(self.shares) != len(self.pretraining):
+            raise InputError(f"shares={self.shares} of {','.join(self.pretraining)}: give one share for each role")
+        ranges = {"shares": all(0 < share <= 1 for share in self.shares or ()),
+                  "report_share": self.report_share is None or 0 < self.report_share < 1,
+                  "reports_last": 0 <= self.reports_last < 1, "label_weight": self.label_weight > 0}
+        if wrong := [name for name, right in ranges.items() if not right]:
+            raise InputError(f"{wrong[0]}={getattr(self, wrong[0])}: out of range: give a share between 0 and 1, "
+                             "or a positive weight")
+        if self.batches == "one-source" and self.report_share is not None:
+            raise InputError("report_share and one-source batches exclude each other: choose one of them")
 
     @classmethod
     def at(cls, profile: str, **changes: object) -> Experiment:
@@ -101,6 +140,17 @@ class Experiment:
     def name(self) -> str:
         """Short name for bars and tables, such as 'resnet-small M,C seed 0'."""
         return f"{self.image_encoder} {','.join(self.pretraining)} seed {self.seed}"
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run in results, the same for all its seeds: method, encoder, data, and what departs from the
+        profile's recipe, such as 'CXR-CLIP resnet-small M icl_weight=0.3'."""
+        clip = self.views == self.texts == 1
+        recipe, told = Experiment.at(self.profile), {"mix", "profile", "pretraining", "image_encoder", "seed"}
+        told |= {"views", "texts", "icl_weight", "tcl_weight"} if clip else set()
+        other = [f"{item.name}={getattr(self, item.name)}" for item in fields(self)
+                 if item.name not in told and getattr(self, item.name) != getattr(recipe, item.name)]
+        return " ".join(["CLIP" if clip else "CXR-CLIP", self.image_encoder, ",".join(self.pretraining), *other])
 
 
 @dataclass(frozen=True)
@@ -195,8 +245,8 @@ class Run:
         experiment = self.experiment
         model = "CLIP" if experiment.views == experiment.texts == 1 else "CXR-CLIP"
         data = ",".join(experiment.pretraining)
-        return {"run": f"{model} {experiment.image_encoder} {data}", "profile": experiment.profile,
-                "mix": self.data.mix.name, "origin": "measured", "model": model,
+        return {"run": experiment.run_name, "profile": experiment.profile, "mix": self.data.mix.name,
+                "origin": "measured", "model": model,
                 "image_encoder": experiment.image_encoder, "pretraining_data": data, "seeds": str(experiment.seed),
                 "experiment": self.fingerprint, "data": self.data.fingerprints((role,))[role],
                 "versions": " ".join(f"{name}={number}" for name, number in self.about["versions"].items())}
@@ -215,7 +265,7 @@ def runnable(experiment: Experiment, data: mixes.Prepared) -> str | None:
         if role not in data.mix.pretraining:
             raise InputError(f"mix {data.mix.name} has no pretraining role {role!r}: "
                              f"choose from {', '.join(data.mix.pretraining)}")
-    n = sum(len(data.studies(role, "train")) for role in experiment.pretraining)
+    n = sum(len(used_studies(experiment, data, role, "train")) for role in experiment.pretraining)
     if n < experiment.batch_size:
         roles = ",".join(experiment.pretraining)
         return f"{roles} has {n} training studies, fewer than a batch of {experiment.batch_size}"
@@ -263,8 +313,9 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
         model.load_published_encoders()
         make, validation = batches_for(experiment, data, bank, tokenizer, model.config)
         recipe = training.Recipe(total_steps(experiment, data), experiment.learning_rate, experiment.weight_decay,
-                                 experiment.warmup, experiment.seed, device=bench.device)
-        criterion = CXRCLIPLoss(experiment.icl_weight, experiment.tcl_weight)
+                                 experiment.warmup, experiment.seed, experiment.validations, device=bench.device)
+        criterion = CXRCLIPLoss(experiment.icl_weight, experiment.tcl_weight, mvs=experiment.mvs,
+                                false_negatives=experiment.false_negatives)
         model = training.fit(model, criterion, make, validation, recipe, folder, report)
     if not _first_process():
         return
@@ -307,7 +358,7 @@ def tokenizer_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank
 
 def total_steps(experiment: Experiment, data: mixes.Prepared) -> int:
     """Optimiser updates of the experiment: `steps`, or `epochs` passes over the pretraining studies."""
-    n = sum(len(data.studies(role, "train")) for role in experiment.pretraining)
+    n = sum(len(used_studies(experiment, data, role, "train")) for role in experiment.pretraining)
     return experiment.steps or round(experiment.epochs * (n // experiment.batch_size))
 
 
@@ -316,12 +367,14 @@ def batches_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, 
     """Two makers of batches: training batches from a step on, and the fixed validation batches.
 
     Validation draws as training does, but always those of epoch 0: so two views and two prompts differ and no term
-    is trivial in the loss that picks the checkpoint (ledger B5).
+    is trivial in the loss that picks the checkpoint (ledger B5). Its batches are mixed whatever those of training.
     """
     train, valid = (pretraining_studies(experiment, data, bank, split, config) for split in ("train", "valid"))
 
     def make(step: int, rank: int, world_size: int) -> Iterator:
         order = EpochBatches(len(train), experiment.batch_size, experiment.seed, step, rank, world_size)
+        order = arranged(order, train, total_steps(experiment, data), kind=experiment.batches,
+                         report_share=experiment.report_share, reports_last=experiment.reports_last)
         return load_batches(train, order, tokenizer, experiment.max_tokens)
 
     def validation() -> Iterator:
@@ -334,11 +387,27 @@ def batches_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, 
 def pretraining_studies(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, split: str,
                         config: CXRCLIPConfig) -> StudyMix:
     """The pretraining roles' studies of one split, one after the other, each with its role's prompt rule."""
-    transform = TrainTransform(config.image_size, config.image_mean, config.image_std)
-    return StudyMix([PretrainingDataset(data.studies(role, split), bank, transform, views=experiment.views,
-                                        texts=experiment.texts, seed=experiment.seed if split == "train" else 0,
-                                        max_negatives=data.mix.pretraining[role].max_negatives)
+    kind = TrainTransform if experiment.augment else EvalTransform
+    transform = kind(config.image_size, config.image_mean, config.image_std)
+    rich = {role: oracle.rich_details(oracle.read_truth(data.folders[role]), bank)
+            for role in experiment.pretraining if experiment.rich_prompts}
+    return StudyMix([PretrainingDataset(used_studies(experiment, data, role, split), bank, transform,
+                                        views=experiment.views, texts=experiment.texts,
+                                        seed=experiment.seed if split == "train" else 0,
+                                        max_negatives=data.mix.pretraining[role].max_negatives,
+                                        draw=experiment.draw, augment=experiment.augment,
+                                        contents=experiment.false_negatives != "keep",
+                                        label_weight=experiment.label_weight, details=rich.get(role))
                      for role in experiment.pretraining])
+
+
+def used_studies(experiment: Experiment, data: mixes.Prepared, role: str, split: str) -> Dataset:
+    """The studies of a pretraining role and split that the experiment uses: of the training studies, its share."""
+    found = data.studies(role, split)
+    if split != "train" or experiment.shares is None:
+        return found
+    share = experiment.shares[experiment.pretraining.index(role)]
+    return found.select(share_of(len(found), share, experiment.seed, role), keep_in_memory=True)
 
 
 def origin(runs: Sequence[Run], command: str) -> dict[str, object]:

@@ -6,6 +6,8 @@ logit scale, a multiplier (exp of the model's parameter) shared by all terms.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -16,6 +18,10 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from cxrclip.errors import InputError
+
+FALSE_NEGATIVES = ("keep", "mask", "soft")  # what becomes of pairs of studies whose texts say the same
+
+Contrast = Callable[[Tensor, Tensor, Tensor | float], Tensor]  # info_nce, or a variant of it
 
 
 class LossTerms(NamedTuple):
@@ -39,29 +45,51 @@ def info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float) -> Tensor:
     return F.cross_entropy(logits, targets)
 
 
-def symmetric_info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float) -> Tensor:
+def marked_info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float, *, same: Tensor | None = None,
+                    soft: bool = False, weight: Tensor | None = None) -> Tensor:
+    """InfoNCE that knows which studies say the same and how much each row counts; not in the paper (a remedy).
+
+        l(a -> b) = -1/W sum_i w_i sum_j y_ij log [ exp(s a_i.b_j) / sum_{k in N_i} exp(s a_i.b_k) ],   W = sum_i w_i
+
+    same: (B, B) bool, do studies i and j say the same? Then j is no negative of i: it is left out of N_i (y is the
+    identity), or, if `soft`, stays in N_i = all and shares the target: y_ij = same_ij / sum_k same_ik.
+    weight: (B,) positive w. With neither this is `info_nce`. a, b: (B, D) unit rows -> scalar.
+    """
+    logits = logit_scale * a @ b.T                            # (B, B)
+    targets = torch.arange(len(logits), device=logits.device)  # (B,)
+    if same is not None and soft:
+        targets = same.to(logits.dtype) / same.sum(dim=1, keepdim=True)  # (B, B)
+    elif same is not None:
+        logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), -torch.inf)
+    rows = F.cross_entropy(logits, targets, reduction="none")  # (B,)
+    return rows.mean() if weight is None else (weight * rows).sum() / weight.sum()
+
+
+def symmetric_info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float, contrast: Contrast = info_nce) -> Tensor:
     """L(a, b) = 1/2 [ l(a -> b) + l(b -> a) ], a, b (B, D) -> scalar. With one image and one text this is CLIP."""
-    return (info_nce(a, b, logit_scale) + info_nce(b, a, logit_scale)) / 2
+    return (contrast(a, b, logit_scale) + contrast(b, a, logit_scale)) / 2
 
 
-def multi_view_supervision(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+def multi_view_supervision(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float,
+                           contrast: Contrast = info_nce) -> Tensor:
     """Every view and every text of a study supervise each other (MVS).
 
         L_MVS = 1/4 [ L(x1, t1) + L(x2, t1) + L(x1, t2) + L(x2, t2) ],   in general the mean over V x T pairs
 
     image_embeds (V, B, D), text_embeds (T, B, D) -> scalar. Source: paper, section 2.3.
     """
-    return torch.stack([symmetric_info_nce(x, t, logit_scale) for x, t in product(image_embeds, text_embeds)]).mean()
+    pairs = product(image_embeds, text_embeds)
+    return torch.stack([symmetric_info_nce(x, t, logit_scale, contrast) for x, t in pairs]).mean()
 
 
-def image_contrastive(image_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+def image_contrastive(image_embeds: Tensor, logit_scale: Tensor | float, contrast: Contrast = info_nce) -> Tensor:
     """L_ICL = L(x1, x2): two images of one study against the other studies'. (V, B, D) -> scalar, 0 if V is 1."""
-    return _first_with_second(image_embeds, logit_scale)
+    return _first_with_second(image_embeds, logit_scale, contrast)
 
 
-def text_contrastive(text_embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+def text_contrastive(text_embeds: Tensor, logit_scale: Tensor | float, contrast: Contrast = info_nce) -> Tensor:
     """L_TCL = L(t1, t2): two texts of one study against the other studies'. (T, B, D) -> scalar, 0 if T is 1."""
-    return _first_with_second(text_embeds, logit_scale)
+    return _first_with_second(text_embeds, logit_scale, contrast)
 
 
 class CXRCLIPLoss(nn.Module):
@@ -70,20 +98,31 @@ class CXRCLIPLoss(nn.Module):
     With several processes the embeddings of all are gathered, with gradient, and every process computes the loss of
     the joined batch. Averaging the parameters' gradients over processes, as DistributedDataParallel does, then gives
     the gradient of a single process with that batch. All processes must hold the same number of studies.
+
+    Departures from the paper, for comparisons: mvs=False contrasts the one pair (x1, t1) in place of all pairs.
+    false_negatives: "mask" leaves studies of the same content out of each other's negatives, "soft" shares the
+    target among them (`marked_info_nce`), in all terms.
     """
 
-    def __init__(self, icl_weight: float = 1.0, tcl_weight: float = 0.5, *, gather: bool = True) -> None:
+    def __init__(self, icl_weight: float = 1.0, tcl_weight: float = 0.5, *, mvs: bool = True,
+                 false_negatives: str = "keep", gather: bool = True) -> None:
         super().__init__()
+        if false_negatives not in FALSE_NEGATIVES:
+            raise InputError(f"loss: false_negatives={false_negatives!r}: choose one of {', '.join(FALSE_NEGATIVES)}")
         self.icl_weight, self.tcl_weight, self.gather = icl_weight, tcl_weight, gather
+        self.mvs, self.false_negatives = mvs, false_negatives
 
     def local(self) -> CXRCLIPLoss:
         """The same loss on this process's studies alone, for validation that every process does by itself."""
-        return CXRCLIPLoss(self.icl_weight, self.tcl_weight, gather=False)
+        return CXRCLIPLoss(self.icl_weight, self.tcl_weight, mvs=self.mvs, false_negatives=self.false_negatives,
+                           gather=False)
 
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float) -> LossTerms:
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float, *,
+                content: Tensor | None = None, weight: Tensor | None = None) -> LossTerms:
         """image_embeds (V, B, D), text_embeds (T, B, D), unit rows; V, T in {1, 2} -> LossTerms.
 
         V = T = 1 is plain CLIP. Computes in float32 whatever the autocast. Raises InputError for other shapes.
+        content: (B,) integers, equal for studies whose texts say the same. weight: (B,) positive, of each study's rows.
         """
         _check_shapes(image_embeds, text_embeds)
         with torch.autocast(image_embeds.device.type, enabled=False):
@@ -91,14 +130,39 @@ class CXRCLIPLoss(nn.Module):
             s = logit_scale.float() if isinstance(logit_scale, Tensor) else logit_scale
             if self.gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 x, t = _GatherStudies.apply(x.contiguous()), _GatherStudies.apply(t.contiguous())
-            mvs, icl, tcl = multi_view_supervision(x, t, s), image_contrastive(x, s), text_contrastive(t, s)
+                content, weight = _gather_marks(content), _gather_marks(weight)
+            contrast = self._contrast(content, weight)
+            images, texts = (x, t) if self.mvs else (x[:1], t[:1])
+            mvs = multi_view_supervision(images, texts, s, contrast)
+            icl, tcl = image_contrastive(x, s, contrast), text_contrastive(t, s, contrast)
             return LossTerms(mvs + self.icl_weight * icl + self.tcl_weight * tcl, mvs, icl, tcl)
 
+    def _contrast(self, content: Tensor | None, weight: Tensor | None) -> Contrast:
+        """The InfoNCE of this batch: the paper's unless studies share content or weigh differently."""
+        if self.false_negatives == "keep" and weight is None:
+            return info_nce
+        if self.false_negatives == "keep":
+            return partial(marked_info_nce, weight=weight)
+        if content is None:
+            raise InputError(f"loss: false_negatives={self.false_negatives!r} needs the content of each study: "
+                             "draw batches with contents=True")
+        same = content[:, None] == content                    # (B, B)
+        return partial(marked_info_nce, same=same, soft=self.false_negatives == "soft", weight=weight)
 
-def _first_with_second(embeds: Tensor, logit_scale: Tensor | float) -> Tensor:
+
+def _first_with_second(embeds: Tensor, logit_scale: Tensor | float, contrast: Contrast) -> Tensor:
     if len(embeds) == 1:
         return embeds.new_zeros(())
-    return symmetric_info_nce(embeds[0], embeds[1], logit_scale)
+    return symmetric_info_nce(embeds[0], embeds[1], logit_scale, contrast)
+
+
+def _gather_marks(marks: Tensor | None) -> Tensor | None:
+    """(B,) of each of W processes -> (W * B,) on all of them, rank after rank; marks carry no gradient."""
+    if marks is None:
+        return None
+    parts = [torch.empty_like(marks) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, marks.contiguous())
+    return torch.cat(parts)
 
 
 class _GatherStudies(torch.autograd.Function):

@@ -4,7 +4,8 @@
 
 An executed notebook is kept with a fingerprint of its text, its parameters, the mix and the library; it is run
 again only when one of them changed or a file it made is gone. So a second start takes seconds, and a killed one
-goes on where it stopped (finished training runs are found as well).
+goes on where it stopped (finished training runs are found as well). The runs that the notebooks will ask for are
+trained ahead of them in a process of its own, for a notebook leaves most of a machine idle.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import reduce
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from cxrclip import mixes, results, training
+from cxrclip import comparisons, mixes, results, training
 from cxrclip.errors import InputError
-from cxrclip.experiments import Experiment
+from cxrclip.experiments import Experiment, Workbench, run_all
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -71,12 +76,46 @@ def reproduce(profile: str, mix: str, seed: int, build: Path, data: str, device:
     parameters = {"profile": profile, "seed": seed, **where}
     notebooks = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     started = time.monotonic()
-    for number, notebook in enumerate(notebooks, 1):
-        print(f"[{number}/{len(notebooks)}] {notebook.stem} ", end="", flush=True)
-        seconds = execute(notebook, out, parameters)
-        print("found" if seconds is None else f"{seconds:.0f} s", flush=True)
+    with trained_ahead(profile, mix, seed, Workbench(build, data, device, progress=False)):
+        for number, notebook in enumerate(notebooks, 1):
+            print(f"[{number}/{len(notebooks)}] {notebook.stem} ", end="", flush=True)
+            seconds = execute(notebook, out, parameters)
+            print("found" if seconds is None else f"{seconds:.0f} s", flush=True)
     finish(out, time.monotonic() - started)
     return 0
+
+
+@contextmanager
+def trained_ahead(profile: str, mix: str, seed: int, bench: Workbench) -> Iterator[None]:
+    """Train in the background what the notebooks will ask for; they find a finished run, or wait for one under way."""
+    process = get_context("spawn").Process(target=train_ahead, args=(profile, mix, seed, bench, os.getpid()))
+    process.start()
+    try:
+        yield
+    finally:
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)  # nothing is lost: a run resumes, and half-written is never finished
+        process.join()
+
+
+def train_ahead(profile: str, mix: str, seed: int, bench: Workbench, parent: int) -> None:
+    """Train and evaluate the runs of Tables 2 and 3, after the notebooks' own work; end when `parent` is gone.
+
+    A fault ends it silently: the notebook that asks for the run meets the same fault and tells of it.
+    """
+    os.setsid()  # a process group of its own, so that its workers end with it
+    os.nice(5)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (open to the end of the process)
+    data = bench.prepared(mix, profile)
+    rows = comparisons.plan(profile, mix, seed, data)["tables 2 and 3"]
+    run_all(comparisons.distinct_experiments(comparisons.trainable(rows, data)[0]), bench)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def execute(notebook: Path, out: Path, parameters: Mapping[str, object]) -> float | None:

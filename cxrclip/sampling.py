@@ -13,8 +13,8 @@ import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -40,6 +40,7 @@ CLAHE = 0.5             # probability of CLAHE in training
 TONES = np.arange(256, dtype=np.float32)  # an 8-bit film has no others
 
 Key = int | tuple[int, int]  # an index, or (epoch, index)
+Batches = Iterable[tuple[int, list[int]]]  # (epoch, indices), batch after batch
 
 
 def generator(seed: int, epoch: int, name: str) -> np.random.Generator:
@@ -58,21 +59,21 @@ class Section(NamedTuple):
     translations: list[str]
 
 
-def draw_images(views: Sequence[str], count: int, rng: np.random.Generator) -> list[int]:
+def draw_images(views: Sequence[str], count: int, rng: np.random.Generator, draw: str = "first") -> list[int]:
     """Indices of the `count` (1 or 2) images of a study that are used this time.
 
     Two: from two distinct views where the study has them (three views: two of the three; several images of one
     view: one of them), else the same image twice, to be augmented twice (paper, section 2). The released code
     never yields two distinct views when a study has more than two (ledger B1). One, for plain CLIP: the first
-    frontal image, else the first.
+    frontal image, else the first; with draw="random" an image of any view.
     """
-    if count == 1:
+    if count == 1 and draw == "first":
         return [next((i for i, view in enumerate(views) if view in FRONTAL), 0)]
     names = list(dict.fromkeys(views))
     if len(names) == 1:
-        return [int(rng.integers(len(views)))] * 2
-    pair = [names[i] for i in rng.permutation(len(names))[:2]]
-    choices = [[i for i, view in enumerate(views) if view == name] for name in pair]
+        return [int(rng.integers(len(views)))] * count
+    drawn = [names[i] for i in rng.permutation(len(names))[:count]]
+    choices = [[i for i, view in enumerate(views) if view == name] for name in drawn]
     return [indices[rng.integers(len(indices))] for indices in choices]
 
 
@@ -83,19 +84,26 @@ def sections_of(study: Mapping[str, Any]) -> list[Section]:
 
 
 def draw_texts(study: Mapping[str, Any], count: int, bank: PromptBank, rng: np.random.Generator,
-               max_negatives: int | None = None) -> list[str]:
+               max_negatives: int | None = None, *, draw: str = "first", augment: bool = True,
+               details: Mapping[str, str] | None = None) -> list[str]:
     """The `count` (1 or 2) texts of a study that are used this time.
 
     Two sections: both, each perhaps back-translated; never one section twice (the released code does so in a
     quarter of the draws: ledger B3). One section: itself and a variant of it. No report: prompts, drawn
-    independently from the labels. One text, for plain CLIP: findings, else impression, else one prompt.
+    independently from the labels. One text, for plain CLIP: findings as written, else impression, else one prompt;
+    with draw="random" either section, perhaps back-translated. augment=False: every section as it is written.
     """
     sections = sections_of(study)
     if not sections:
         labels = [study[state] for state in STATES]
-        return [bank.report(*labels, rng, max_negatives) for _ in range(count)]
-    if count == 1:
+        return [bank.report(*labels, rng, max_negatives, details) for _ in range(count)]
+    if count == 1 and draw == "first":
         return [sections[0].text]
+    if count == 1:
+        section = sections[rng.integers(len(sections))]
+        return [maybe_back_translated(section, rng) if augment else section.text]
+    if not augment:
+        return [sections[0].text, sections[-1].text]
     if len(sections) == 2:
         return [maybe_back_translated(section, rng) for section in sections]
     return [sections[0].text, variant(sections[0], rng)]
@@ -128,6 +136,21 @@ def shuffle_sentences(text: str, rng: np.random.Generator) -> str:
     while (np.diff(order) == 1).all():
         order = rng.permutation(len(sentences))
     return " ".join(sentences[i] for i in order)
+
+
+def content_of(study: Mapping[str, Any], bank: PromptBank, details: Mapping[str, str] | None = None) -> int:
+    """What the text of a study says, as a 64-bit number: the same in every process, equal for equal content.
+
+    Reports say the same if all their sections are identical; label-only studies if they have the same set of
+    positive classes (with the same `details`, where prompts tell them).
+    """
+    said = ["report", *(section.text.strip() for section in sections_of(study))]
+    if len(said) == 1:
+        labels = bank.labelled(*(study[state] for state in STATES))
+        positive = sorted(name for name, state in labels.items() if state == "positive")
+        said = ["labels", *(f"{name}: {(details or {}).get(name, '')}" for name in positive)]
+    digest = hashlib.blake2b("\n".join(said).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 # ---- transforms -------------------------------------------------------------------------------------------
@@ -227,6 +250,11 @@ class PretrainingDataset(Dataset):
         studies: rows of the study table, at random access (studies.open_studies).
         transform: (image (H, W) uint8, generator) -> (3, S, S).
         max_negatives: negative sentences a prompt keeps; None keeps all. Official: 3 for ChestX-ray14.
+        draw: with one view (text), "first" or "random". augment: False leaves texts as written; images are the
+            transform's business.
+        contents: items also say what their text says, as a number (content_of).
+        label_weight: items also say how much their rows count: 1 with a report, this without; 1 says nothing.
+        details: study id -> class -> words that prompts add (oracle.py).
 
     Raises:
         InputError: a missing column, strings where lists belong, an unknown finding (names the study), a study
@@ -234,7 +262,9 @@ class PretrainingDataset(Dataset):
     """
 
     def __init__(self, studies: datasets.Dataset, bank: PromptBank, transform: Transform, *, seed: int,
-                 views: int = 2, texts: int = 2, max_negatives: int | None = None) -> None:
+                 views: int = 2, texts: int = 2, max_negatives: int | None = None, draw: str = "first",
+                 augment: bool = True, contents: bool = False, label_weight: float = 1.0,
+                 details: Mapping[str, Mapping[str, str]] | None = None) -> None:
         for name, value in (("views", views), ("texts", texts)):
             if value not in (1, 2):
                 raise InputError(f"{name}={value}: a study gives 1 or 2 {name}; choose one of these")
@@ -243,12 +273,21 @@ class PretrainingDataset(Dataset):
         check_columns(studies)
         self.bank, self.transform, self.seed, self.epoch = bank, transform, seed, 0
         self.views, self.texts, self.max_negatives = views, texts, max_negatives
+        self.draw, self.augment, self.details = draw, augment, details or {}
+        self.contents, self.label_weight = contents, label_weight
         studies = studies.select_columns(list(COLUMNS))
         usable, self.set_aside = split_usable(studies, bank)
         self.studies = studies.select(usable) if self.set_aside else studies
 
     def __len__(self) -> int:
         return len(self.studies)
+
+    @cached_property
+    def has_report(self) -> np.ndarray:
+        """(N,) bool: does the study speak by a report? The others speak by their labels."""
+        small = self.studies.select_columns(list(SECTIONS)).iter(batch_size=1000)
+        rows = itertools.chain.from_iterable(chunk_rows(chunk) for chunk in small)
+        return np.array([any(text and text.strip() for text in row.values()) for row in rows], bool)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of plain indices; batches carry their own, as (epoch, index)."""
@@ -267,12 +306,17 @@ class PretrainingDataset(Dataset):
 
     def _sample(self, study: Mapping[str, Any], epoch: int) -> dict[str, Any]:
         rng = generator(self.seed, epoch, study["study_id"])
-        chosen = draw_images(study["views"], self.views, rng)
-        texts = draw_texts(study, self.texts, self.bank, rng, self.max_negatives)
+        chosen = draw_images(study["views"], self.views, rng, self.draw)
+        details = self.details.get(study["study_id"])
+        texts = draw_texts(study, self.texts, self.bank, rng, self.max_negatives, draw=self.draw,
+                           augment=self.augment, details=details)
         films = {i: decode_gray(study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
                  for i in sorted(set(chosen))}
         images = torch.stack([self.transform(films[i], rng) for i in chosen])
-        return {"study_id": study["study_id"], "images": images, "texts": texts}
+        marks = {"content": content_of(study, self.bank, details)} if self.contents else {}
+        if self.label_weight != 1:
+            marks["weight"] = 1.0 if sections_of(study) else self.label_weight
+        return {"study_id": study["study_id"], "images": images, "texts": texts, **marks}
 
 
 def check_columns(studies: datasets.Dataset) -> None:
@@ -326,6 +370,11 @@ class StudyMix(Dataset):
         """The ids of the studies set aside in any part."""
         return [study_id for part in self.parts for study_id in part.set_aside]
 
+    @cached_property
+    def has_report(self) -> np.ndarray:
+        """(N,) bool: does the study speak by a report?"""
+        return np.concatenate([part.has_report for part in self.parts])
+
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         """The items of (epoch, index) pairs, in their order, each part read once."""
         places = defaultdict(list)
@@ -352,7 +401,7 @@ class EpochBatches:
 
     Iterating yields (epoch, indices) from `start_step` on (steps count batches over all epochs), so a resumed run
     sees what the killed run would have seen. `batch_size` counts the studies of all processes together; the
-    process `rank` of `world_size` gets its slice.
+    process `rank` of `world_size` gets its slice. `order` names the order: two of them are independent.
     """
 
     n_studies: int
@@ -361,6 +410,7 @@ class EpochBatches:
     start_step: int = 0
     rank: int = 0
     world_size: int = 1
+    order: str = "order of the studies"
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.n_studies:
@@ -382,7 +432,7 @@ class EpochBatches:
 
     def epoch(self, epoch: int) -> Iterator[tuple[int, list[int]]]:
         """The batches of one epoch, whatever `start_step` says."""
-        order = generator(self.seed, epoch, "order of the studies").permutation(self.n_studies)
+        order = generator(self.seed, epoch, self.order).permutation(self.n_studies)
         share = self.batch_size // self.world_size
         for step in range(self.steps_per_epoch):
             first = step * self.batch_size + self.rank * share
@@ -393,20 +443,91 @@ class EpochBatches:
         return self.epoch(0)
 
 
+def arranged(batches: EpochBatches, mix: StudyMix, steps: int, *, kind: str = "mixed",
+             report_share: float | None = None, reports_last: float = 0.0) -> Batches:
+    """`batches` themselves, or with a switch on what it makes of them; each resumes at any step as they do.
+
+    kind "one-source", report_share, reports_last: see `one_source`, `with_report_share`, `reports_at_the_end`, whose
+    share of `steps` is rounded. One-source batches cannot have a share of reports.
+    """
+    found: Batches = batches
+    if kind == "one-source":
+        found = one_source(batches, [len(part) for part in mix.parts])
+    elif report_share is not None:
+        labels = np.flatnonzero(~mix.has_report).tolist()
+        found = with_report_share(batches, np.flatnonzero(mix.has_report).tolist(), labels, report_share)
+    if reports_last:
+        reports = np.flatnonzero(mix.has_report).tolist()
+        found = reports_at_the_end(found, batches, reports, steps - round(reports_last * steps))
+    return found
+
+
+def one_source(batches: EpochBatches, sizes: Sequence[int]) -> Batches:
+    """Each batch from one source only; an epoch is every source's full batches, sources taking turns at random.
+
+    sizes: studies of each source, which stand one after the other. A source has turns in proportion to its studies.
+    """
+    starts = [0, *itertools.accumulate(sizes)]
+    sources = [replace(batches, n_studies=n, order=f"order of source {i}") for i, n in enumerate(sizes)]
+    first_epoch, done = divmod(batches.start_step, sum(source.steps_per_epoch for source in sources))
+    for epoch in itertools.count(first_epoch):
+        whole = [(epoch, [start + i for i in indices]) for start, source in zip(starts, sources, strict=False)
+                 for _, indices in source.epoch(epoch)]
+        turns = generator(batches.seed, epoch, "order of the turns").permutation(len(whole))
+        yield from (whole[turn] for turn in turns[done:])
+        done = 0
+
+
+def with_report_share(batches: EpochBatches, reports: Sequence[int], labels: Sequence[int], share: float) -> Batches:
+    """Each batch with the same share of report studies; either side goes through epochs of its own.
+
+    reports, labels: indices of the studies. The share is rounded to whole studies. As there are two epochs, a study's
+    draws are settled by the step in their place: (step, indices).
+    """
+    n = round(share * batches.batch_size)
+    if not (reports and labels and 0 < n < batches.batch_size):
+        raise InputError(f"report_share={share} of a batch of {batches.batch_size}, from {len(reports)} report and "
+                         f"{len(labels)} label studies: each batch needs some of both")
+    of_reports = replace(batches, n_studies=len(reports), batch_size=n, order="order of the reports")
+    of_labels = replace(batches, n_studies=len(labels), batch_size=batches.batch_size - n, order="order of the labels")
+    for step, (_, some), (_, others) in zip(itertools.count(batches.start_step), of_reports, of_labels, strict=False):
+        yield step, [reports[i] for i in some] + [labels[i] for i in others]
+
+
+def reports_at_the_end(found: Batches, batches: EpochBatches, reports: Sequence[int], switch: int) -> Batches:
+    """`found` up to step `switch`, then report studies only, in epochs that no step before has used."""
+    yield from itertools.islice(found, max(0, switch - batches.start_step))
+    if not reports:
+        raise InputError("reports_last: no training study has a report: leave it at 0")
+    last = replace(batches, n_studies=len(reports), start_step=max(0, batches.start_step - switch),
+                   order="order of the last reports")
+    for epoch, indices in last:
+        yield switch + epoch, [reports[i] for i in indices]
+
+
+def share_of(n: int, share: float, seed: int, name: str) -> list[int]:
+    """Sorted indices of a share of n studies, drawn by seed and name; a smaller share lies within a larger one."""
+    drawn = generator(seed, 0, f"share of {name}").permutation(n)[:round(share * n)]
+    return np.sort(drawn).tolist()
+
+
 def collate(items: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase,
             max_tokens: int) -> dict[str, Tensor]:
     """Batch B items of V images and T texts; texts are padded to the longest of the batch, cut at `max_tokens`.
 
-    Returns {"pixel_values": (V, B, 3, S, S) float32, "input_ids": (T, B, L), "attention_mask": (T, B, L)}.
+    Returns {"pixel_values": (V, B, 3, S, S) float32, "input_ids": (T, B, L), "attention_mask": (T, B, L)}, and of
+    items that say so "content" (B,) int64 and "weight" (B,) float32.
     """
     texts = [text for same_place in zip(*(item["texts"] for item in items), strict=True) for text in same_place]
     tokens = tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_token_type_ids=False,
                        return_tensors="pt")
     shape = (-1, len(items), tokens["input_ids"].shape[1])  # (T, B, L)
+    marks = {name: torch.tensor([item[name] for item in items]) for name in ("content", "weight") if name in items[0]}
     return {
         "pixel_values": torch.stack([item["images"] for item in items], dim=1),
         "input_ids": tokens["input_ids"].reshape(shape),
         "attention_mask": tokens["attention_mask"].reshape(shape),
+        **marks,
     }
 
 

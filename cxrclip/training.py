@@ -26,6 +26,7 @@ from cxrclip.metrics import in_batch_accuracy
 from cxrclip.progress import progress_bar
 
 Batch = Mapping[str, Tensor]
+MARKS = ("content", "weight")  # what a batch may say of its B studies beside images and texts (sampling.collate)
 BatchMaker = Callable[[int, int, int], Iterator[Batch]]  # (first step, rank, number of processes) -> endless batches
 
 
@@ -56,10 +57,11 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
 def contrast(model: torch.nn.Module, criterion: CXRCLIPLoss, batch: Batch) -> tuple[LossTerms, Tensor, Tensor]:
     """Embed the V views and T texts of B studies and contrast them; embeds come back as (V, B, D) and (T, B, D)."""
     views, texts = batch["pixel_values"].shape[0], batch["input_ids"].shape[0]
-    output = model(**{name: tensor.flatten(0, 1) for name, tensor in batch.items()})
+    marks = {name: batch[name] for name in MARKS if name in batch}
+    output = model(**{name: tensor.flatten(0, 1) for name, tensor in batch.items() if name not in marks})
     image_embeds = output.image_embeds.unflatten(0, (views, -1))  # (V, B, D)
     text_embeds = output.text_embeds.unflatten(0, (texts, -1))    # (T, B, D)
-    return criterion(image_embeds, text_embeds, output.logit_scale), image_embeds, text_embeds
+    return criterion(image_embeds, text_embeds, output.logit_scale, **marks), image_embeds, text_embeds
 
 
 def fit(model: CXRCLIPModel, criterion: CXRCLIPLoss, batches_from: BatchMaker,

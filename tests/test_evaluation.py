@@ -316,3 +316,61 @@ def test_ranked_reports_show_the_best_and_the_own_one_once():
     assert found["text"].tolist() == ["b", "c", "a"]
     assert found["rank"].tolist() == [1, 2, 4]
     assert found["own"].tolist() == [False, False, True]
+
+
+# ---- coarse text
+
+
+def known(side=None, zone=None, severity=2, name="Mass", kind=None) -> dict:
+    return {"name": name, "side": side, "zone": zone, "severity": severity, "kind": kind}
+
+
+def test_coarse_accuracy_by_hand():
+    """a retrieves b's report, b its own, c that of b, d a's (its own text is a's as well, so it stands for a)."""
+    ids = np.array(["a", "b", "c", "d"])
+    images = evaluation.ImageEmbeddings(ids, np.array(["p", "p", "q", "r"]), np.eye(4)[[1, 1, 1, 0]],
+                                        np.eye(4, dtype=np.float32)[[1, 1, 1, 0]])
+    texts, text_embeds = ["x", "y", "z", "x"], np.eye(4, dtype=np.float32)
+    truth = {"a": [known("left", "upper", 1), known("both", None, 3, "Edema")],
+             "b": [known("left", "lower", 2), known("both", None, 1, "Edema")],
+             "c": [known("right", "lower", 2), known(None, None, 2, "Cardiomegaly")],
+             "d": [known("left", "upper", 3), known("left", None, 2, "Fracture", "clavicle")]}
+    frame = evaluation.coarse_text_accuracy(images, text_embeds, texts, truth)
+    found = {(row.study_id, row.finding, row.matter): (row.retrieved, row.right, round(row.chance, 3))
+             for row in frame.itertuples()}
+    # Candidates a, b, c have masses left, left, right; upper, lower, lower; 1, 2, 2. Edema is always on both sides.
+    assert found == {
+        ("a", "Mass", "side"): ("b", True, 0.667), ("a", "Mass", "zone"): ("b", False, 0.333),
+        ("a", "Mass", "severity"): ("b", False, 0.333), ("a", "Edema", "severity"): ("b", False, 0.5),
+        ("b", "Mass", "side"): ("b", True, 0.667), ("b", "Mass", "zone"): ("b", True, 0.667),
+        ("b", "Mass", "severity"): ("b", True, 0.667), ("b", "Edema", "severity"): ("b", True, 0.5),
+        ("c", "Mass", "side"): ("b", False, 0.333), ("c", "Mass", "zone"): ("b", True, 0.667),
+        ("c", "Mass", "severity"): ("b", True, 0.667),
+        ("d", "Mass", "side"): ("a", True, 0.667), ("d", "Mass", "zone"): ("a", True, 0.333),
+        ("d", "Mass", "severity"): ("a", False, 0.0)}
+    assert dict(zip(frame["study_id"], frame["patient_id"], strict=True)) == {"a": "p", "b": "p", "c": "q", "d": "r"}
+
+
+def test_random_embeddings_are_right_as_often_as_chance_says():
+    rng = np.random.default_rng(0)
+    ids = np.array([f"s{i}" for i in range(1500)])
+    truth = {study: [known(rng.choice(["left", "right", "both"], p=[0.5, 0.3, 0.2]), rng.choice(["upper", "lower"]),
+                           int(rng.integers(1, 4)))] for study in ids}
+    images = evaluation.ImageEmbeddings(ids, ids, unit(rng, 1500, 16), unit(rng, 1500, 16))
+    frame = evaluation.coarse_text_accuracy(images, unit(rng, 1500, 16), list(ids), truth)
+    assert len(frame) == 4500
+    for _, part in frame.groupby("matter"):
+        assert abs(part["right"].mean() - part["chance"].mean()) < 0.06
+
+
+def test_collisions_by_hand_and_by_drawing_batches():
+    contents = ["normal"] * 30 + ["edema"] * 8 + [f"only {i}" for i in range(22)]
+    pairs = [contents[i] == contents[j] for i in range(60) for j in range(60) if i != j]
+    assert evaluation.collision_probability(contents) == pytest.approx(np.mean(pairs))
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(2000):
+        batch = [contents[i] for i in rng.permutation(60)[:16]]
+        drawn.append(sum(other == batch[0] for other in batch[1:]))
+    assert evaluation.false_negatives_per_batch(contents, 16) == pytest.approx(np.mean(drawn), rel=0.06)
+    with pytest.raises(InputError, match="give at least two"):
+        evaluation.collision_probability(["one"])

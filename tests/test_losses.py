@@ -16,6 +16,7 @@ from cxrclip.losses import (
     LossTerms,
     image_contrastive,
     info_nce,
+    marked_info_nce,
     multi_view_supervision,
     symmetric_info_nce,
     text_contrastive,
@@ -122,6 +123,88 @@ def test_other_shapes_are_refused(image_shape, text_shape):
         CXRCLIPLoss()(torch.zeros(image_shape), torch.zeros(text_shape), 1.0)
 
 
+# ---- switches: false negatives, weights, one pair --------------------------------------------------------------------
+
+CONTENT = torch.tensor([7, -3, 7, 7, 2**62])  # studies 0, 2 and 3 say the same
+WEIGHT = torch.tensor([1.0, 0.25, 1.0, 0.5, 0.25])
+
+
+def loop_marked(a, b, s, rule="keep", content=CONTENT, weight=None):
+    """Row by row: who is in the denominator, who shares the target, and what the row counts."""
+    weight = torch.ones(len(a)) if weight is None else weight
+    total = 0
+    for i in range(len(a)):
+        alike = [j for j in range(len(b)) if content[j] == content[i]]
+        rivals = [j for j in range(len(b)) if rule != "mask" or j == i or j not in alike]
+        targets = alike if rule == "soft" else [i]
+        every = sum(torch.exp(s * (a[i] * b[j]).sum()) for j in rivals)
+        row = sum(-torch.log(torch.exp(s * (a[i] * b[j]).sum()) / every) for j in targets) / len(targets)
+        total = total + weight[i] * row
+    return total / weight.sum()
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("rule", ["keep", "mask", "soft"])
+def test_marked_info_nce_is_the_loop(rule, weight):
+    a, b = unit_rows(5, 7), unit_rows(5, 7, seed=1)
+    s = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+    same = None if rule == "keep" else CONTENT[:, None] == CONTENT
+    fast = marked_info_nce(a, b, s, same=same, soft=rule == "soft", weight=weight)
+    assert_same_value_and_gradient(fast, loop_marked(a, b, s, rule, weight=weight), a, b, s)
+
+
+def test_masked_by_hand():
+    # Cosines [[1, 0], [0.6, 0.8]]; both say the same, so neither has a negative left: the loss is 0. With half of
+    # the target each, s = 2: rows log(1 + e^-2) + 1 and log(1 + e^-0.4) + 0.2.
+    a, b, same = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.eye(2), torch.ones(2, 2, dtype=torch.bool)
+    assert marked_info_nce(a, b, 2.0, same=same).item() == pytest.approx(0, abs=1e-7)
+    soft = (math.log1p(math.exp(-2)) + 1 + math.log1p(math.exp(-0.4)) + 0.2) / 2
+    assert marked_info_nce(a, b, 2.0, same=same, soft=True).item() == pytest.approx(soft, abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["keep", "mask", "soft"])
+def test_switches_reach_every_term(rule):
+    x, t = unit_rows(2, 5, 6, dtype=torch.float32), unit_rows(2, 5, 6, seed=1, dtype=torch.float32)
+    s = torch.tensor(5.0, requires_grad=True)
+
+    def loop(a, b):
+        return (loop_marked(a, b, s, rule, weight=WEIGHT) + loop_marked(b, a, s, rule, weight=WEIGHT)) / 2
+    mvs = sum(loop(v, w) for v in x for w in t) / 4
+    slow = (mvs + 0.3 * loop(*x) + 0.7 * loop(*t), mvs, loop(*x), loop(*t))
+    terms = CXRCLIPLoss(0.3, 0.7, false_negatives=rule)(x, t, s, content=CONTENT, weight=WEIGHT)
+    torch.testing.assert_close(torch.stack(list(terms)), torch.stack(slow))
+    assert_same_value_and_gradient(terms.total, slow[0], x, t, s)
+
+
+def test_without_mvs_one_pair_is_contrasted():
+    x, t = unit_rows(2, 4, 6, dtype=torch.float32), unit_rows(2, 4, 6, seed=1, dtype=torch.float32)
+    terms = CXRCLIPLoss(0.3, 0.7, mvs=False)(x, t, 5.0)
+    one_pair, icl, tcl = loop_symmetric(x[0], t[0], 5.0), loop_symmetric(*x, 5.0), loop_symmetric(*t, 5.0)
+    torch.testing.assert_close(terms.mvs, one_pair)
+    torch.testing.assert_close(terms.total, one_pair + 0.3 * icl + 0.7 * tcl)
+    assert torch.autograd.grad(CXRCLIPLoss(0, 0, mvs=False)(x, t, 5.0).total, x)[0][1].abs().sum() == 0
+
+
+def test_marks_that_say_nothing_change_nothing():
+    """Contents are ignored when false negatives are kept; distinct contents and equal weights are the paper's loss."""
+    x, t = unit_rows(2, 5, 6, dtype=torch.float32), unit_rows(2, 5, 6, seed=1, dtype=torch.float32)
+    plain = torch.stack(list(CXRCLIPLoss()(x, t, 5.0)))
+    assert torch.equal(plain, torch.stack(list(CXRCLIPLoss()(x, t, 5.0, content=CONTENT))))
+    for rule in ("mask", "soft"):
+        terms = CXRCLIPLoss(false_negatives=rule)(x, t, 5.0, content=torch.arange(5), weight=torch.full((5,), 0.3))
+        torch.testing.assert_close(torch.stack(list(terms)), plain)
+
+
+def test_switches_survive_local_and_faults_are_named():
+    local = CXRCLIPLoss(0.2, 0.1, mvs=False, false_negatives="soft").local()
+    assert (local.icl_weight, local.tcl_weight, local.mvs, local.false_negatives) == (0.2, 0.1, False, "soft")
+    assert not local.gather
+    with pytest.raises(InputError, match="false_negatives='drop': choose one of keep, mask, soft"):
+        CXRCLIPLoss(false_negatives="drop")
+    with pytest.raises(InputError, match="'mask' needs the content of each study"):
+        CXRCLIPLoss(false_negatives="mask")(unit_rows(1, 3, 4), unit_rows(1, 3, 4), 1.0)
+
+
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 WORLD, STUDIES = 2, 3
@@ -135,8 +218,15 @@ def toy_problem():
     return weight, torch.tensor(1.5, requires_grad=True), images, texts
 
 
-def terms_of(criterion, weight, log_scale, images, texts):
-    return criterion(F.normalize(images @ weight, dim=-1), F.normalize(texts @ weight, dim=-1), log_scale.exp())
+def terms_of(criterion, weight, log_scale, images, texts, marks=None):
+    embeds = (F.normalize(inputs @ weight, dim=-1) for inputs in (images, texts))
+    return criterion(*embeds, log_scale.exp(), **marks or {})
+
+
+def marked(mine=slice(None)):
+    """A loss with every switch on, and the marks of some of the joined batch: the first and the last say the same."""
+    marks = {"content": torch.tensor([5, 1, 2, 3, 4, 5]), "weight": torch.tensor([1.0, 0.2, 1.0, 0.5, 1.0, 0.2])}
+    return CXRCLIPLoss(mvs=False, false_negatives="mask"), {name: tensor[mine] for name, tensor in marks.items()}
 
 
 def one_process(rank, store):
@@ -151,7 +241,10 @@ def one_process(rank, store):
             dist.all_reduce(gradient)
             gradient /= WORLD
         local = terms_of(CXRCLIPLoss().local(), weight, log_scale, images[:, mine], texts[:, mine]).total
-        return [term.item() for term in terms], weight.grad.tolist(), log_scale.grad.item(), local.item()
+        criterion, marks = marked(mine)
+        switched = terms_of(criterion, weight, log_scale, images[:, mine], texts[:, mine], marks)
+        return ([term.item() for term in terms], weight.grad.tolist(), log_scale.grad.item(), local.item(),
+                [term.item() for term in switched])
     finally:
         dist.destroy_process_group()
 
@@ -171,7 +264,10 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
     weight, log_scale, images, texts = toy_problem()
     joined = terms_of(CXRCLIPLoss(), weight, log_scale, images, texts)
     joined.total.backward()
-    for rank, (terms, weight_gradient, scale_gradient, local) in enumerate(found):
+    criterion, marks = marked()
+    switched = torch.stack(list(terms_of(criterion, weight, log_scale, images, texts, marks))).detach()
+    for rank, (terms, weight_gradient, scale_gradient, local, with_marks) in enumerate(found):
+        torch.testing.assert_close(torch.tensor(with_marks), switched)
         torch.testing.assert_close(torch.tensor(terms), torch.stack(list(joined)).detach())
         torch.testing.assert_close(torch.tensor(weight_gradient), weight.grad, atol=1e-5, rtol=1e-4)
         assert scale_gradient == pytest.approx(log_scale.grad.item(), rel=1e-4)

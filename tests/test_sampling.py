@@ -26,13 +26,16 @@ from cxrclip.sampling import (
     PretrainingDataset,
     StudyMix,
     TrainTransform,
+    arranged,
     collate,
+    content_of,
     crop_box,
     draw_images,
     draw_texts,
     generator,
     jitter,
     load_batches,
+    share_of,
     shuffle_sentences,
 )
 from cxrclip.studies import SCHEMA
@@ -523,3 +526,207 @@ def test_a_translation_equal_to_the_section_is_no_second_wording():
     section = sampling.Section("One line. Two lines.", ["One line. Two lines."])
     rng = np.random.default_rng(0)
     assert {sampling.variant(section, rng) for _ in range(20)} == {"Two lines. One line."}
+
+
+# ---- switches: draws --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("views", "expected"), [
+    (["PA"], {0: 1}), (["AP", "AP"], {0: 1 / 2, 1: 1 / 2}), (["PA", "PA", "LATERAL"], {0: 1 / 4, 1: 1 / 4, 2: 1 / 2})])
+def test_one_random_image_is_of_a_random_view(views, expected):
+    rng = np.random.default_rng(0)
+    drawn = [draw_images(views, 1, rng, "random") for _ in range(3000)]
+    assert {len(indices) for indices in drawn} == {1}
+    assert_even(Counter(indices[0] for indices in drawn), expected)
+
+
+def single_texts(row, bank, n=3000, **options):
+    rng = np.random.default_rng(0)
+    return Counter(text for _ in range(n) for text in draw_texts(row, 1, bank, rng, **options))
+
+
+def test_one_random_text_is_of_a_random_section(bank):
+    row = study(0, findings="F.", findings_aug=["f1.", "f2."], impression="I.")
+    assert_even(single_texts(row, bank, draw="random"), {"F.": 1 / 4, "f1.": 1 / 8, "f2.": 1 / 8, "I.": 1 / 2})
+    assert_even(single_texts(row, bank, draw="random", augment=False), {"F.": 1 / 2, "I.": 1 / 2})
+    assert single_texts(row, bank, 20, augment=False) == {"F.": 20}
+
+
+def test_without_augmentation_sections_are_as_written(bank):
+    two = study(0, findings="F. G.", findings_aug=["f."], impression="I. J.", impression_aug=["i."])
+    assert text_counts(two, bank, 30, augment=False) == {("F. G.", "I. J."): 30}
+    one = study(0, impression="I. J.", impression_aug=["i."])
+    assert text_counts(one, bank, 30, augment=False) == {("I. J.", "I. J."): 30}
+    prompts = study(0, positive=["Edema"])
+    assert text_counts(prompts, bank, 200, augment=False) == text_counts(prompts, bank, 200)
+
+
+def test_draw_and_augment_reach_the_items(bank):
+    row = study(0, ("PA", "LATERAL"), findings="F.", findings_aug=["f."], impression="I.", impression_aug=["i."])
+    films = [EvalTransform(16, *HALF)(read_gray(image["bytes"], "here")) for image in row["images"]]
+
+    def seen(**options):
+        items = [dataset([row], bank, views=1, texts=1, **options)[epoch, 0] for epoch in range(60)]
+        return ({next(i for i in (0, 1) if torch.equal(item["images"][0], films[i])) for item in items},
+                {text for item in items for text in item["texts"]})
+    assert seen() == ({0}, {"F."})
+    assert seen(draw="random") == ({0, 1}, {"F.", "f.", "I.", "i."})
+    assert seen(draw="random", augment=False) == ({0, 1}, {"F.", "I."})
+
+
+def test_details_are_told_where_a_finding_is_not_denied(bank):
+    row = study(0, positive=["Edema"], negative=["Mass"], uncertain=["Fracture"])
+    details = {"s0": {"Edema": "severe", "Mass": "left", "Hernia": "right"}}
+    (text, _) = dataset([row], bank, details=details)[0]["texts"]
+    sentences = re.split(r"(?<=[.])\s+", text)
+    assert sum(sentence.endswith(": severe.") for sentence in sentences) == 1
+    assert text.count(":") == 1
+    plain = dataset([row], bank, details={"s1": {"Edema": "severe"}})[0]["texts"]
+    assert plain == dataset([row], bank)[0]["texts"]
+
+
+# ---- switches: what a batch says of its studies -----------------------------------------------------------
+
+
+def test_content_is_the_same_text_or_the_same_positive_classes(bank):
+    def content(details=None, **columns):
+        return content_of(study(0, **columns), bank, details)
+    assert content(findings="F.") == content(findings=" F. ", positive=["Edema"])
+    assert len({content(findings="F."), content(findings="G."), content(findings="F.", impression="I."),
+                content(positive=["Edema"]), content(positive=["Edema", "Mass"]), content(negative=["Edema"])}) == 6
+    assert content(positive=["Mass", "Effusion"]) == content(positive=["Pleural Effusion", "Mass"], negative=["Edema"])
+    assert content({"Mass": "left"}, positive=["Mass"]) != content({"Mass": "right"}, positive=["Mass"])
+    assert content({"Mass": "left"}, findings="F.") == content(findings="F.")
+
+
+def test_content_is_stable_across_machines(bank):
+    """Written down once: processes compare these numbers."""
+    assert content_of(study(0, findings="F."), bank) == -3294802382755830133
+
+
+def test_batches_say_content_and_weight_only_when_asked(bank, mixed_rows, tokenizer):
+    def batch(**options):
+        order = EpochBatches(20, 20, seed=0)
+        return next(load_batches(dataset(mixed_rows, bank, **options), order, tokenizer, 64))
+    plain, told = batch(), batch(contents=True, label_weight=0.25)
+    assert set(plain) == {"pixel_values", "input_ids", "attention_mask"}
+    assert set(told) == {*plain, "content", "weight"}
+    assert all(torch.equal(told[name], plain[name]) for name in plain)
+    order = next(iter(EpochBatches(20, 20, seed=0)))[1]
+    kinds = torch.tensor([i % 5 for i in order])  # 0, 1 and 3 have reports, 2 and 4 labels (see mixed_rows)
+    assert told["content"].dtype == torch.int64
+    assert torch.equal(told["content"][:, None] == told["content"], kinds[:, None] == kinds)
+    assert torch.equal(told["weight"], torch.where((kinds == 2) | (kinds == 4), 0.25, 1.0))
+
+
+def test_who_has_a_report(bank, mixed_rows):
+    expected = [i % 5 in (0, 1, 3) for i in range(20)]
+    assert dataset(mixed_rows, bank).has_report.tolist() == expected
+    mix = StudyMix([dataset(mixed_rows[:9], bank), dataset(mixed_rows[9:], bank)])
+    assert mix.has_report.tolist() == expected
+
+
+# ---- switches: orders -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three_sources(bank):
+    """9 studies with reports, then 14 and 6 with labels."""
+    rows = [study(i, findings="F.") if i < 9 else study(i, positive=["Edema"]) for i in range(29)]
+    return StudyMix([dataset(part, bank) for part in (rows[:9], rows[9:23], rows[23:])])
+
+
+def source_of(index):
+    return 0 if index < 9 else 1 if index < 23 else 2
+
+
+SWITCHED = [{"kind": "one-source"}, {"report_share": 0.75}, {"reports_last": 0.3},
+            {"kind": "one-source", "reports_last": 0.5}, {"report_share": 0.25, "reports_last": 0.5}]
+
+
+def switched(mix, start=0, rank=0, world_size=1, seed=1, batch_size=4, steps=20, **options):
+    order = EpochBatches(len(mix), batch_size, seed, start, rank, world_size)
+    return arranged(order, mix, steps, **options)
+
+
+def test_without_a_switch_the_order_is_the_papers(three_sources):
+    order = EpochBatches(29, 4, seed=1, start_step=3)
+    assert arranged(order, three_sources, 20) is order
+
+
+@pytest.mark.parametrize("options", SWITCHED, ids=str)
+def test_switched_orders_resume_at_any_step_and_follow_the_seed(three_sources, options):
+    whole = take(switched(three_sources, **options), 20)
+    assert {len(indices) for _, indices in whole} == {4}
+    assert all(len(set(indices)) == 4 for _, indices in whole)
+    for start in range(20):
+        assert take(switched(three_sources, start, **options), 20 - start) == whole[start:]
+    assert take(switched(three_sources, seed=2, **options), 20) != whole
+
+
+@pytest.mark.parametrize("options", SWITCHED, ids=str)
+def test_switched_ranks_share_the_global_batch(three_sources, options):
+    options |= {"batch_size": 8} if "report_share" in options else {}
+    whole = take(switched(three_sources, 3, **options), 17)
+    shares = [take(switched(three_sources, 3, rank, 2, **options), 17) for rank in (0, 1)]
+    for (epoch, indices), *parts in zip(whole, *shares, strict=True):
+        assert {number for number, _ in parts} == {epoch}
+        assert sorted(i for _, some in parts for i in some) == sorted(indices)
+        assert len(parts[0][1]) == len(parts[1][1])
+
+
+@pytest.mark.parametrize("options", SWITCHED, ids=str)
+def test_no_study_is_drawn_twice_in_one_way(three_sources, options):
+    """A study's draws are settled by (seed, number, study): the pairs must never repeat."""
+    keys = [(number, i) for number, indices in take(switched(three_sources, **options), 20) for i in indices]
+    assert len(set(keys)) == len(keys)
+
+
+def test_one_source_batches_take_turns_in_proportion(three_sources):
+    batches = take(switched(three_sources, kind="one-source"), 60)  # an epoch: 2 + 3 + 1 full batches
+    sources = [{source_of(i) for i in indices} for _, indices in batches]
+    assert all(len(source) == 1 for source in sources)
+    for epoch in range(10):
+        some = [(source, indices) for source, (e, indices) in zip(sources, batches, strict=True) if e == epoch]
+        assert Counter(next(iter(source)) for source, _ in some) == {0: 2, 1: 3, 2: 1}
+        seen = [i for _, indices in some for i in indices]
+        assert len(set(seen)) == len(seen)
+    assert len({tuple(map(tuple, sources[6 * e : 6 * e + 6])) for e in range(10)}) > 1, "turns must be drawn anew"
+
+
+def test_report_share_holds_in_each_batch_and_each_side_has_its_epochs(three_sources):
+    batches = take(switched(three_sources, report_share=0.75), 30)
+    assert [sum(i < 9 for i in indices) for _, indices in batches] == [3] * 30
+    for reports in (True, False):  # 9 reports by 3: epochs of 3 batches; 20 labels by 1: one of 20
+        seen = [i for _, indices in batches for i in indices if (i < 9) == reports]
+        size = 9 if reports else 20
+        assert all(len(set(seen[k : k + size])) == size for k in range(0, len(seen) - size + 1, size))
+
+
+def test_the_last_steps_are_reports_only(three_sources):
+    plain = take(EpochBatches(29, 4, seed=1), 20)
+    batches = take(switched(three_sources, reports_last=0.3), 20)
+    assert batches[:14] == plain[:14]
+    assert all(i < 9 for _, indices in batches[14:] for i in indices)
+
+
+def test_impossible_switches(bank, three_sources):
+    for options in ({"report_share": 0.01}, {"report_share": 0.99}):
+        with pytest.raises(InputError, match="each batch needs some of both"):
+            next(iter(switched(three_sources, **options)))
+    labels_only = StudyMix(three_sources.parts[1:])
+    with pytest.raises(InputError, match="from 0 report and 20 label studies"):
+        next(iter(switched(labels_only, report_share=0.5)))
+    with pytest.raises(InputError, match="no training study has a report"):
+        take(switched(labels_only, reports_last=0.5), 20)
+    with pytest.raises(InputError, match="a batch of 8 out of 6 studies"):
+        next(iter(switched(three_sources, batch_size=8, kind="one-source")))
+
+
+def test_shares_are_nested_seeded_and_whole():
+    quarter, half, whole = (share_of(40, share, 3, "C") for share in (0.25, 0.5, 1))
+    assert (len(quarter), len(half), whole) == (10, 20, list(range(40)))
+    assert set(quarter) < set(half)
+    assert half == sorted(half)
+    assert share_of(40, 0.5, 3, "C") == half != share_of(40, 0.5, 4, "C")
+    assert half != share_of(40, 0.5, 3, "C14")

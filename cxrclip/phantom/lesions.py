@@ -168,7 +168,7 @@ def _opacity(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gene
     radius, peak, n, patches, lines, grain = {
         "Consolidation": ((24, 36, 50), (0.6, 1.1, 1.8), 10, 1, (0, 0, 0), 0.42),
         "Pneumonia": ((22, 30, 40), (0.5, 0.8, 1.2), 12, 3, (6, 10, 14), 0.30),
-        "Infiltration": ((28, 40, 52), (0.42, 0.7, 1.0), 26, 1, (26, 48, 76), 0.20),
+        "Infiltration": ((28, 40, 52), (0.55, 0.85, 1.15), 26, 1, (26, 48, 76), 0.20),
     }[f.name]
     for s in finding_sides(f, rng):
         centre = spot(s, f.zone, shape, rng)
@@ -213,12 +213,12 @@ def _atelectasis(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.
 
 
 def _nodules(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Generator) -> None:
-    """Nodules of 17 to 30 mm (dense, so that 64 pixels show them) and masses of 34 to 70 mm, lobulated."""
+    """Nodules of 21 to 30 mm (dense, so that 64 pixels show them) and masses of 34 to 70 mm, lobulated."""
     grade = f.severity - 1
-    r = {"Nodule": (8.5, 12, 15), "Mass": (17, 25, 35)}[f.name][grade]
+    r = {"Nodule": (10.5, 13, 15), "Mass": (17, 25, 35)}[f.name][grade]
     for s in finding_sides(f, rng):
         c = spot(s, f.zone, shape, rng)
-        mu = (SOFT - LUNG) * (2.4 if f.name == "Nodule" else 1.0)
+        mu = (SOFT - LUNG) * (2.8 if f.name == "Nodule" else 1.0)
         chest.blobs.append(Blob(tuple(c), (r, r * 0.95, r), mu, i, soft=False))
         for o in rng.normal(0, 0.45, (3, 3)) * r:
             chest.blobs.append(Blob(tuple(c + o), (0.55 * r,) * 3, mu * 0.4, i, soft=False))
@@ -274,8 +274,8 @@ def _calcification(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.rando
         return
     for s in finding_sides(f, rng):
         c = spot(s, f.zone, shape, rng)
-        for o in rng.normal(0, 15, ((3, 6, 9)[grade], 3)):
-            r = rng.uniform(4, 5) + grade
+        for o in rng.normal(0, 15, ((5, 8, 12)[grade], 3)):
+            r = rng.uniform(5, 6) + grade
             chest.blobs.append(Blob(tuple(c + o), (r, r, r), BONE * 2.0, i, soft=False))
 
 
@@ -304,7 +304,7 @@ def _fracture(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gen
         path[at:] += np.array([0, (6, 11, 17)[grade], (0, -2, -4)[grade]], np.float32)
         broken = path[max(at - 9, 0):at + 10].copy()
         chest.dust.append(bone(broken, 6, 4, 0.03, i))
-        r = (8, 11, 14)[grade]
+        r = (11, 14, 17)[grade]
         middle = (path[at - 1] + path[at]) / 2
         chest.blobs.append(Blob(tuple(middle), (r, r, r), BONE * 1.5, i, soft=False, free=True))
 
