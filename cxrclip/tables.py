@@ -41,8 +41,8 @@ TABLE_3: tuple[Column, ...] = (*((dataset, "image_to_text", f"R@{k}") for datase
 TABLE_4: tuple[Column, ...] = (("all", "zero-shot", "auroc"), ("all", "linear-probe-100", "auroc"),
                                *((dataset, "image_to_text", "R@10") for dataset in RETRIEVAL_SETS),
                                ("all", "image_to_text", "RSUM"))
-# Table 4's lines, each with all of the line above it; comparison rows carry these labels.
-ABLATION = ("plain CLIP", "+ second image and section", "+ augmentation", "+ MVS", "+ ICL", "+ TCL")
+# Table 4's lines, each with all of the line above it; comparison rows carry these labels (comparisons.ablation).
+ABLATION = ("CLIP", "+ second image and section", "+ augmentation", "+ MVS", "+ ICL", "+ TCL")
 BUDGETS = ("steps", "compute")
 DIRECTIONS = ("image_to_text", "text_to_image")
 BASELINE: Row = ("CLIP", "ResNet-50", "M")
