@@ -10,7 +10,7 @@ results/claims.yaml says what is compared; no verdict is written by hand. A verd
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +60,8 @@ def verdicts(results: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
     results mix mixes or profiles, or if a selector fits several runs.
     """
     one_mix(results, "claims")
-    content, table = load_claims(path), over_seeds(with_sums(results))
+    content = load_claims(path)
+    table = _over_seeds_of(results, content["measures"].values())
     lines = []
     for claim in content["claims"]:
         outcomes = [_compare(table, item, content["measures"][item["measure"]], f"claim {claim['claim']}")
@@ -91,7 +92,7 @@ def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, 
     value, low, high, note (paired or unpaired), experiment, data, versions (of both rows). Rows whose budget lacks the
     reference are left out.
     """
-    table = over_seeds(with_sums(results))
+    table = _over_seeds_of(results, [measure])
     part = table[(table[list(measure)] == list(measure.values())).all(axis=1) & (table["class"] == "all")]
     base = {row["budget"]: row for _, row in part[part["row"] == reference].iterrows()}
     names, origin = ["row", "budget", "metric", "value", "low", "high", "note"], ["experiment", "data", "versions"]
@@ -115,6 +116,14 @@ def markdown(table: pd.DataFrame, results: pd.DataFrame, rows: bool = False) -> 
         lines.append("| " + " | ".join(cells) + " |")
     source = f"Measured on the mix '{mix}' (profile {profile})" if mix else "Nothing measured yet"
     return "\n".join([f"{source}; verdicts by rule (`results/claims.yaml`).", "", *lines])
+
+
+def _over_seeds_of(results: pd.DataFrame, measures: Collection[Mapping[str, str]]) -> pd.DataFrame:
+    """One row a run, for these measures and differences in them only: most rows are single findings, not needed."""
+    metrics, tasks = ({measure[name] for measure in measures} for name in ("metric", "task"))
+    base = results["metric"].str.split(" minus ").str[0]
+    return over_seeds(with_sums(results[(results["class"] == "all") & base.isin(metrics)
+                                        & results["task"].isin(tasks)]))
 
 
 def _compare(table: pd.DataFrame, item: Mapping, measure: Mapping[str, str], where: str) -> Outcome:

@@ -179,7 +179,7 @@ def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Me
 
 
 def remedies_plot(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,
-                  reference: str = "paper's recipe") -> Axes:
+                  reference: str = "M,C,C14") -> Axes:
     """Remedies for the trade-off, both axes, against the paper's recipe: dashed lines cross at the row `reference`.
 
     Arguments as for pareto, rows of one budget. Up and to the right of the cross is better in both. Raises InputError
@@ -190,11 +190,13 @@ def remedies_plot(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION
         raise InputError(f"remedies: no row {reference!r}; there are {', '.join(points['row'])}")
     _one(results, "budget")
     looks = zip(points.itertuples(), _colours(len(points)), _markers(len(points)), strict=True)
-    for point, colour, marker in looks:
+    for i, (point, colour, marker) in enumerate(looks):
         own = point.row == reference
+        hollow = {"markerfacecolor": "white"} if i >= len(PALETTE) else {}      # colours and markers begin again
         axes.errorbar(point.x, point.y, xerr=[[point.x_low], [point.x_high]], yerr=[[point.y_low], [point.y_high]],
                       fmt="*" if own else marker, color="black" if own else colour, markersize=13 if own else 8,
-                      capsize=3, elinewidth=1, label=point.row)
+                      capsize=3, elinewidth=1, label=f"{point.row} (paper's recipe)" if own else point.row,
+                      **hollow)
         if own:
             axes.axvline(point.x, color=CHANCE, linestyle="--", linewidth=1, zorder=0)
             axes.axhline(point.y, color=CHANCE, linestyle="--", linewidth=1, zorder=0)
@@ -252,25 +254,23 @@ def weights_curve(results: pd.DataFrame, axes: Axes, measure: Measure = RETRIEVA
 
 
 def coarse_text(results: pd.DataFrame, axes: Axes) -> Axes:
-    """Accuracy of side, zone and severity against the share of studies that have labels only, with chance dashed.
+    """Accuracy of side, zone and severity as label data grow, with chance dashed: the rows stand in their order.
 
-    results: tidy rows of task coarse-text (results.share_rows), a row a run and class; `row` begins or ends with the
-    share in percent, such as '50 % labels'. Raises InputError for a row without a number.
+    results: tidy rows of task coarse-text (results.share_rows), a row a run and class, of one budget.
     """
-    _require(results, ["row", "class", "value", "low", "high", "chance"], "coarse text")
+    _require(results, ["row", "class", "budget", "value", "low", "high", "chance"], "coarse text")
+    _one(results, "budget")
     _unique(results, ["row", "class"])
-    shares = results["row"].str.extract(r"([0-9.]+)\s*%")[0].astype(float)
-    if shares.isna().any():
-        raise InputError(f"coarse text: row {results['row'][shares.isna()].iloc[0]!r} names no share in percent")
-    part = results.assign(share=shares).sort_values("share")
-    names = list(dict.fromkeys(results["class"]))
-    for name, colour, marker in zip(names, _colours(len(names)), _markers(len(names)), strict=True):
-        line = part[part["class"] == name]
-        axes.errorbar(line["share"], 100 * line["value"], yerr=100 * _errors(line), fmt=marker, linestyle="-",
-                      color=colour, capsize=3, label=name)
-        axes.plot(line["share"], 100 * line["chance"], color=colour, linestyle="--", linewidth=1,
-                  label=f"{name}, chance")
-    _finish(axes, "studies with labels only (% of the pretraining studies)", "right answers (%)")
+    rows, names = (list(dict.fromkeys(results[column])) for column in ("row", "class"))
+    looks = zip(names, _offsets(len(names), 0.2), _colours(len(names)), _markers(len(names)), strict=True)
+    for name, offset, colour, marker in looks:
+        line = results[results["class"] == name].set_index("row").reindex(rows)
+        x = np.arange(len(rows)) + offset
+        axes.errorbar(x, 100 * line["value"], yerr=100 * _errors(line), fmt=marker, linestyle="-", color=colour,
+                      capsize=3, label=name)
+        axes.plot(x, 100 * line["chance"], color=colour, linestyle="--", linewidth=1, label=f"{name}, chance")
+    axes.set_xticks(range(len(rows)), rows, rotation=30, ha="right", rotation_mode="anchor")
+    _finish(axes, "pretraining data", "nearest reports that are right (%)")
     axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return axes
 

@@ -118,17 +118,6 @@ def chance_of_hit(right: ArrayLike, candidates: ArrayLike, k: int) -> np.ndarray
     return 1 - missed
 
 
-def collision_probability(contents: Sequence[Hashable]) -> float:
-    """Probability that two items drawn without replacement have equal content: sum n_c (n_c - 1) / (N (N - 1)).
-
-    In a batch of B items each has on average (B - 1) times as many false negatives in the contrastive loss.
-    """
-    n = len(contents)
-    if n < 2:
-        raise InputError(f"collision_probability: {n} contents: give at least two")
-    return sum(count * (count - 1) for count in Counter(contents).values()) / (n * (n - 1))
-
-
 def in_batch_accuracy(a: Tensor, b: Tensor) -> float:
     """Share of rows of `a` (B, D) whose most similar row of `b` (B, D) is their own: R@1 within the batch."""
     return (a @ b.T).argmax(dim=1).eq(torch.arange(len(a), device=a.device)).float().mean().item()

@@ -122,26 +122,27 @@ def drawings() -> dict[str, Drawing]:
 
     def comparison(name: str, *budgets: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
         def select(results: pd.DataFrame) -> pd.DataFrame:
-            rows = results[(results["comparison"] == name) & (results["task"] != "coarse-text")]
+            rows = results[(results["comparison"] == name) & (results["class"] == "all")]
             return over_seeds(with_sums(rows[rows["budget"].isin(budgets)] if budgets else rows))
         return select
 
-    def ablation(measure: figures.Measure) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    def against(name: str, reference: str, measure: figures.Measure) -> Callable[[pd.DataFrame], pd.DataFrame]:
         keys = dict(zip(("dataset", "task", "metric"), measure, strict=True))
-        return lambda results: claims.differences_to(results[results["comparison"] == "ablation"], tables.ABLATION[-1],
-                                                     keys)
+        return lambda results: claims.differences_to(results[results["comparison"] == name], reference, keys)
 
     def task(name: str, reference: bool = False) -> Callable[[pd.DataFrame], pd.DataFrame]:
         def select(results: pd.DataFrame) -> pd.DataFrame:
-            rows = over_seeds(results[results["task"] == name])
+            rows = over_seeds(results[(results["task"] == name) & results["budget"].isin(["", "steps"])])
             paper = published().query("task == @name") if reference and len(rows) else rows.iloc[:0]
             return pd.concat([rows, paper], ignore_index=True) if len(paper) else rows
         return select
 
     return {
         "tradeoff": Drawing(comparison("label growth"), figures.pareto, (7, 5)),
-        "ablation_retrieval": Drawing(ablation(figures.RETRIEVAL), figures.ablation_forest, (7, 4)),
-        "ablation_classification": Drawing(ablation(figures.CLASSIFICATION), figures.ablation_forest, (7, 4)),
+        **{f"{stem}_{side}": Drawing(against(name, reference, measure), figures.ablation_forest, (7, 4))
+           for stem, name, reference in (("ablation", "ablation", tables.ABLATION[-1]),
+                                         ("loss_combinations", "loss combinations", "MVS + ICL + TCL"))
+           for side, measure in (("retrieval", figures.RETRIEVAL), ("classification", figures.CLASSIFICATION))},
         "loss_weights": Drawing(comparison("loss weights", "steps", ""), figures.weights_curve, (7, 4.5)),
         "remedies": Drawing(comparison("remedies", "steps", ""), figures.remedies_plot, (8, 5)),
         "coarse_text": Drawing(task("coarse-text"), figures.coarse_text, (7, 4.5)),

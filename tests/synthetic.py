@@ -14,6 +14,7 @@ from cxrclip import results
 from cxrclip.tables import ABLATION
 
 GROWTH = ("M", "M,C", "M,C,C14")
+SHARES = ("M", "M + 50% C", "M,C", "M,C + 50% C14", "M,C,C14")
 TASKS = (*((name, task, "auroc", 0.7, 0.5) for name in results.CLASSIFICATION_SETS
            for task in ("zero-shot", "linear-probe-10", "linear-probe-100")),
          ("chexpert5x200", "zero-shot", "accuracy", 0.4, 0.2),
@@ -75,16 +76,19 @@ def comparison_rows(seeds: int) -> Iterator[dict]:
         for i, row in enumerate(ABLATION):
             yield from run_rows(seeds, model="CXR-CLIP" if i else "CLIP", comparison="ablation", row=row,
                                 budget=budget, classification=0.01 * i, retrieval=slope * i)
-    for budget, slope in (("steps", -0.03), ("epochs", 0.02), ("M exposure", -0.005)):
-        for i, data in enumerate(GROWTH):
-            yield from run_rows(seeds, data=data, comparison="label growth", row=data, budget=budget,
-                                classification=0.06 * i, retrieval=slope * i)
+    for budget, slope in (("steps", -0.015), ("epochs", 0.01)):
+        for i, row in enumerate(SHARES):
+            data = row.replace(" + 50% ", ",")
+            yield from run_rows(seeds, data=data, comparison="label growth", row=row, budget=budget,
+                                classification=0.03 * i, retrieval=slope * i)
+    for i, row in enumerate(("one pair", "one pair + ICL", "MVS", "MVS + ICL + TCL")):
+        yield from run_rows(seeds, comparison="loss combinations", row=row, budget="steps", retrieval=0.01 * i)
     for loss, best in (("ICL", 0.25), ("TCL", 1.0)):
         for weight in (0, 0.25, 0.5, 1, 2):
             yield from run_rows(seeds, comparison="loss weights", row=f"{loss} {weight}", budget="steps",
                                 retrieval=-0.03 * abs(weight - best))
-    for row, up, down in (("paper's recipe", 0.1, -0.06), ("75 % reports", 0.08, -0.02), ("M last", 0.09, -0.04),
-                          ("masked labels", 0.08, -0.07)):
+    for row, up, down in (("M alone", 0.0, 0.0), ("M,C,C14", 0.1, -0.06), ("75 % reports", 0.08, -0.02),
+                          ("M last", 0.09, -0.04), ("masked labels", 0.08, -0.07)):
         yield from run_rows(seeds, data="M,C,C14", comparison="remedies", row=row, budget="steps", classification=up,
                             retrieval=down)
 
@@ -92,10 +96,10 @@ def comparison_rows(seeds: int) -> Iterator[dict]:
 def coarse_text_rows(seeds: int) -> list[dict]:
     """Accuracy of side, zone and severity against the share of label studies."""
     return [COMMON | {"run": "CXR-CLIP resnet-small", "model": "CXR-CLIP", "comparison": "label growth",
-                      "row": f"{share} % labels", "budget": "steps", "dataset": "mimic-cxr", "task": "coarse-text",
-                      "metric": "accuracy", "class": name, "value": base - 0.0015 * share, "low": base - 0.05 - 0.0015 *
-                      share, "high": base + 0.05 - 0.0015 * share, "chance": chance, "n": 500, "seeds": str(seed)}
-            for share in (0, 25, 50, 75) for seed in range(seeds)
+                      "row": share, "budget": "steps", "dataset": "mimic-cxr", "task": "coarse-text",
+                      "metric": "accuracy", "class": name, "value": base - 0.03 * i, "low": base - 0.05 - 0.03 * i,
+                      "high": base + 0.05 - 0.03 * i, "chance": chance, "n": 500, "seeds": str(seed)}
+            for i, share in enumerate(SHARES) for seed in range(seeds)
             for name, base, chance in (("side", 0.8, 0.5), ("zone", 0.7, 0.33), ("severity", 0.75, 0.4))]
 
 

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from synthetic import row, run_rows, tidy, tidy_results
 
-from cxrclip import claims, results
+from cxrclip import claims, comparisons, results, tables
 from cxrclip.errors import InputError
+from cxrclip.experiments import Experiment
 
 STEPS = {"comparison": "label growth", "budget": "steps"}
 
@@ -84,10 +85,25 @@ def test_differences_to_the_full_method_are_made_budget_by_budget():
     measure = {"dataset": "all", "task": "image_to_text", "metric": "RSUM"}
     found = claims.differences_to(full[full["comparison"] == "ablation"], "+ TCL", measure)
     assert len(found) == 2 * 5
-    line = found.set_index(["budget", "row"]).loc["compute", "plain CLIP"]
+    line = found.set_index(["budget", "row"]).loc["compute", "CLIP"]
     assert line["value"] == pytest.approx(-3 * 0.55 * 0.025 / 0.3)      # five steps of 0.005 on three sets
     assert line["note"] == "unpaired"
     assert line["low"] < line["value"] < line["high"]
+
+
+def test_the_labels_of_claims_and_tables_are_those_that_the_comparisons_stamp():
+    base = Experiment.at("standard")
+    planned = [*comparisons.ablation(base), *comparisons.loss_combinations(base), *comparisons.remedies(base),
+               *comparisons.label_growth(base, dict.fromkeys(("M", "C", "C14"), 5000))]
+    stamped = {(row.comparison, row.budget, row.row) for row in planned}
+    lines = {("ablation", budget, row) for budget in tables.BUDGETS for row in tables.ABLATION}
+    assert lines == {stamp for stamp in stamped if stamp[0] == "ablation"}
+    for claim in claims.load_claims()["claims"]:
+        for side in (comparison[name] for comparison in claim["compare"] for name in ("row", "against")):
+            if side["comparison"]:
+                assert (side["comparison"], side["budget"], side["row"]) in stamped, claim["claim"]
+    assert ("remedies", "steps", "M,C,C14") in stamped                                # figures.remedies_plot
+    assert ("loss combinations", "steps", "MVS + ICL + TCL") in stamped               # render.drawings
 
 
 def test_unpaired_intervals_cover_as_often_as_they_say():
@@ -101,7 +117,7 @@ def test_unpaired_intervals_cover_as_often_as_they_say():
 
 def test_ambiguous_and_faulty_claims_are_refused(tmp_path):
     frame = growth(0.1, -0.03)
-    twin = frame[frame["pretraining_data"] == "M"].assign(run="twin", row="twin")
+    twin = frame[frame["pretraining_data"] == "M"].assign(run="twin")
     with pytest.raises(InputError, match="claim 1: 2 rows fit"):
         claims.verdicts(results.merge_results(frame, twin))
     with pytest.raises(InputError, match="more than one mix"):

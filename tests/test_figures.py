@@ -131,17 +131,25 @@ def test_pareto_draws_a_line_a_budget_in_the_order_of_the_rows(axes):
 
 
 def test_remedies_cross_at_the_papers_recipe(axes):
-    frame = both_axes(["75 % reports", "paper's recipe"], [0.72, 0.74], [0.2, 0.13])
+    frame = both_axes(["75 % reports", "M,C,C14"], [0.72, 0.74], [0.2, 0.13])
     figures.remedies_plot(frame, axes)
     np.testing.assert_allclose(points(axes), [[72, 20], [74, 13]])
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert [dashed[0].get_xdata()[0], dashed[1].get_ydata()[0]] == [74, 13]
-    with pytest.raises(InputError, match="no row \"paper's recipe\""):
-        figures.remedies_plot(frame[frame["row"] != "paper's recipe"], axes)
+    with pytest.raises(InputError, match="no row 'M,C,C14'"):
+        figures.remedies_plot(frame[frame["row"] != "M,C,C14"], axes)
+
+
+def test_nine_remedies_look_all_different(axes):
+    rows = [f"remedy {i}" for i in range(8)] + ["M,C,C14"]
+    figures.remedies_plot(both_axes(rows, [0.7] * 9, [0.2] * 9), axes)
+    looks = [(line.get_color(), line.get_marker(), line.get_markerfacecolor())
+             for line in (container.lines[0] for container in axes.containers)]
+    assert len(set(looks)) == 9
 
 
 def test_ablation_forest_draws_points_of_difference(axes):
-    frame = pd.DataFrame({"row": ["plain CLIP", "+ MVS", "plain CLIP"], "budget": ["steps", "steps", "compute"],
+    frame = pd.DataFrame({"row": ["CLIP", "+ MVS", "CLIP"], "budget": ["steps", "steps", "compute"],
                           "metric": "RSUM minus + TCL", "value": [-0.3, -0.1, 0.05], "low": [-0.4, -0.2, -0.05],
                           "high": [-0.2, 0.0, 0.15]})
     figures.ablation_forest(frame, axes)
@@ -161,14 +169,15 @@ def test_weights_are_read_from_the_rows_and_sorted(axes):
         figures.weights_curve(frame.replace("TCL 0.5", "full"), axes)
 
 
-def test_coarse_text_is_drawn_against_the_share_in_the_row(axes):
-    frame = tidy(row=["50 % labels", "0 % labels"], value=[0.6, 0.75], low=[0.5, 0.7], high=[0.7, 0.8],
+def test_coarse_text_is_drawn_in_the_order_of_the_rows(axes):
+    frame = tidy(row=["M", "M,C"], value=[0.75, 0.6], low=[0.7, 0.5], high=[0.8, 0.7], budget="steps",
                  **{"class": "side"})
     figures.coarse_text(frame, axes)
-    np.testing.assert_allclose(points(axes), [[0, 75], [50, 60]])
+    np.testing.assert_allclose(points(axes), [[0, 75], [1, 60]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["M", "M,C"]
     assert legend(axes) == ["side, chance", "side"]
-    with pytest.raises(InputError, match="names no share"):
-        figures.coarse_text(frame.assign(row=["M", "M,C"]), axes)
+    with pytest.raises(InputError, match="one budget"):
+        figures.coarse_text(frame.assign(budget=["steps", "epochs"]), axes)
 
 
 def test_collisions_stand_beside_the_real_tables(axes):

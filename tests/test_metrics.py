@@ -190,14 +190,6 @@ def test_text_to_image_ceiling_is_that_of_a_perfect_reader_who_shuffles_what_loo
         recall_ceiling(texts, contents, direction="both")
 
 
-def test_collisions_are_the_share_of_equal_pairs():
-    contents = list("aaabbc")
-    pairs = list(itertools.combinations(contents, 2))
-    assert metrics.collision_probability(contents) == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
-    with pytest.raises(InputError, match="at least two"):
-        metrics.collision_probability(["a"])
-
-
 def test_in_batch_accuracy():
     a = torch.eye(4)
     assert metrics.in_batch_accuracy(a, a) == 1
