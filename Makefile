@@ -48,8 +48,8 @@ test: lint unit nbval  ## ruff, pytest, and nbval over the committed notebooks
 lint: $(STAMP)  ## ruff over library, tests and notebooks
 	@$(BIN)/ruff check .
 
-unit: $(STAMP)  ## pytest
-	@$(BIN)/python -m pytest
+unit: $(STAMP)  ## pytest, on all cores
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 nbval: $(STAMP)  ## rerun the committed notebooks and compare their outputs
 	@TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=1500 -p no:cacheprovider notebooks
