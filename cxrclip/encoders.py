@@ -2,6 +2,7 @@
 
 Encoders are chosen by name: "resnet50", "swin-tiny" and "bio-clinical-bert" are the published ones; "resnet-small",
 "swin-small" and "bert-small" are the same kinds of network at a size that one CPU core trains in minutes.
+"resnet-small-groupnorm" has no batch statistics: batches of one source need it for a fair test (comparisons.remedies).
 Shapes: B images or texts, S pixels a side, L tokens, F features before projection, D embedding dimensions.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -52,8 +54,9 @@ BERTS: Mapping[str, Mapping] = {
                    "intermediate_size": 128, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
                    "initializer_range": 0.07, "attn_implementation": "eager"},
 }
+Norm = Callable[[int], nn.Module]  # channels -> a normalisation layer
 TEXTS_AT_ONCE = 32  # texts of like length in one pass of BERT
-IMAGE_ENCODERS = ("resnet50", "swin-tiny", "resnet-small", "swin-small")
+IMAGE_ENCODERS = ("resnet50", "swin-tiny", "resnet-small", "resnet-small-groupnorm", "swin-small")
 TEXT_ENCODERS = tuple(BERTS)
 IMAGE_POOLINGS = ("mean", "first_token")
 TEXT_POOLINGS = ("last_token", "first_token", "mean")
@@ -170,7 +173,7 @@ class CXRCLIPModel(PreTrainedModel):
         # Reached for what is ours: projections and ResNets. BERT and Swin bring their own rule.
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet
-        elif isinstance(module, nn.BatchNorm2d | nn.Linear):
+        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.Linear):
             module.reset_parameters()
         elif module is self:
             nn.init.constant_(self.logit_scale, self.config.logit_scale_init)
@@ -204,11 +207,11 @@ class SmallResNet(nn.Module):
     widths = (24, 48, 96, 192)
     features = widths[-1]
 
-    def __init__(self) -> None:
+    def __init__(self, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv_norm(3, self.widths[0], 3), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(*_conv_norm(3, self.widths[0], 3, norm), nn.ReLU(inplace=True))
         inputs = (self.widths[0], *self.widths[:-1])
-        self.stages = nn.Sequential(*(BasicBlock(i, o, stride=2, downsample=_conv_norm(i, o, 1))
+        self.stages = nn.Sequential(*(BasicBlock(i, o, stride=2, downsample=_conv_norm(i, o, 1, norm), norm_layer=norm)
                                       for i, o in zip(inputs, self.widths, strict=True)))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -257,14 +260,15 @@ class ImageEncoder(nn.Module):
 
 def build_image_encoder(config: CXRCLIPConfig) -> ImageEncoder:
     """The image encoder that the configuration names, with random weights; `.features` is F."""
-    bodies = {"resnet50": ResNet50, "resnet-small": SmallResNet}
+    bodies = {"resnet50": ResNet50, "resnet-small": SmallResNet,
+              "resnet-small-groupnorm": partial(SmallResNet, norm=partial(nn.GroupNorm, 8))}
     body = Swin(config) if config.image_encoder in SWINS else bodies[config.image_encoder]()
     return ImageEncoder(body, config.image_pooling)
 
 
-def _conv_norm(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+def _conv_norm(inputs: int, outputs: int, kernel: int, norm: Norm) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+    return nn.Sequential(conv, norm(outputs))
 
 
 # ---- text encoders --------------------------------------------------------------------------------------------------

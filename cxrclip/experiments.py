@@ -50,7 +50,7 @@ _SMALL = {"text_encoder": "bert-small", "image_size": 64, "projection_dim": 128,
           "learning_rate": 3e-3, "max_tokens": 80}
 PROFILES: Mapping[str, Mapping] = {
     "quick": _SMALL | {"image_encoder": "resnet-small", "steps": 300},
-    "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 800},
+    "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 400},
     "paper": {},
 }
 IMAGE_ENCODERS = {"resnet": {"quick": "resnet-small", "standard": "resnet-small", "paper": "resnet50"},

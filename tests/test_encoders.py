@@ -43,7 +43,8 @@ def inputs(texts=5, images=3, length=9, size=64):
 # ---- the model ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("image_encoder", "features"), [("resnet-small", 192), ("swin-small", 96)])
+@pytest.mark.parametrize(("image_encoder", "features"), [("resnet-small", 192), ("resnet-small-groupnorm", 192),
+                                                         ("swin-small", 96)])
 def test_forward_shapes_and_unit_rows(image_encoder, features):
     model = small_model(image_encoder=image_encoder)
     pixels, ids, mask = inputs()
@@ -90,7 +91,16 @@ def test_seed_decides_the_weights():
     assert not torch.equal(CXRCLIPModel(small_config()).image_projection.weight, one.image_projection.weight)
 
 
-@pytest.mark.parametrize("image_encoder", ["resnet-small", "swin-small"])
+@pytest.mark.parametrize(("image_encoder", "alone"), [("resnet-small", False), ("resnet-small-groupnorm", True)])
+def test_group_norm_does_not_know_the_batch(image_encoder, alone):
+    """While training, the features of a film depend on the other films of the batch with batch norm only."""
+    model, (pixels, _, _) = small_model(image_encoder=image_encoder).train(), inputs()
+    with torch.no_grad():
+        together, apart = model.get_image_features(pixels)[:2], model.get_image_features(pixels[:2])
+    assert torch.allclose(together, apart, atol=1e-5) == alone
+
+
+@pytest.mark.parametrize("image_encoder", ["resnet-small", "resnet-small-groupnorm", "swin-small"])
 def test_save_and_load_are_exact_and_offline(image_encoder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = small_model(image_encoder=image_encoder, image_pooling="mean", text_pooling="mean")

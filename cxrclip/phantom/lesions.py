@@ -275,8 +275,8 @@ def _calcification(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.rando
     for s in finding_sides(f, rng):
         c = spot(s, f.zone, shape, rng)
         for o in rng.normal(0, 15, ((5, 8, 12)[grade], 3)):
-            r = rng.uniform(5, 6) + grade
-            chest.blobs.append(Blob(tuple(c + o), (r, r, r), BONE * 2.0, i, soft=False))
+            r = rng.uniform(6, 7) + grade
+            chest.blobs.append(Blob(tuple(c + o), (r, r, r), BONE * 2.4, i, soft=False))
 
 
 def _hernia(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Generator) -> None:
@@ -304,9 +304,9 @@ def _fracture(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gen
         path[at:] += np.array([0, (6, 11, 17)[grade], (0, -2, -4)[grade]], np.float32)
         broken = path[max(at - 9, 0):at + 10].copy()
         chest.dust.append(bone(broken, 6, 4, 0.03, i))
-        r = (11, 14, 17)[grade]
+        r = (13, 16, 19)[grade]
         middle = (path[at - 1] + path[at]) / 2
-        chest.blobs.append(Blob(tuple(middle), (r, r, r), BONE * 1.5, i, soft=False, free=True))
+        chest.blobs.append(Blob(tuple(middle), (1.35 * r, 0.75 * r, r), BONE * 2.2, i, soft=False, free=True))
 
 
 def _device(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Generator) -> None:
