@@ -9,6 +9,8 @@ in several rows and is trained once. Runs that differ in data or loss are compar
     compute   every row encodes as many images and texts as the base
 
 A budget that is the same as "steps" for all rows of a comparison is not listed again.
+
+`measured` trains what is missing and gives the rows' results; `differences` compares rows on the same test items.
 """
 
 from __future__ import annotations
@@ -19,9 +21,19 @@ from itertools import product
 
 import pandas as pd
 
-from cxrclip import mixes
+from cxrclip import evaluation, metrics, mixes, oracle, results
 from cxrclip.errors import InputError
-from cxrclip.experiments import IMAGE_ENCODERS, Experiment, growing_mixtures, runnable
+from cxrclip.experiments import (
+    IMAGE_ENCODERS,
+    Experiment,
+    Run,
+    Workbench,
+    evaluate,
+    growing_mixtures,
+    run_all,
+    runnable,
+)
+from cxrclip.results import CLASSIFICATION_SETS, RETRIEVAL_SETS
 
 MIXTURES = (("M",), ("M", "C"), ("M", "C", "C14"))
 ICL_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
@@ -42,6 +54,13 @@ GROUPNORM: Mapping[str, Mapping[str, object]] = {
     "GroupNorm": {"image_encoder": "resnet-small-groupnorm"},
     "GroupNorm, batches of one source": {"image_encoder": "resnet-small-groupnorm", "batches": "one-source"},
 }
+MAIN = "tables 2 and 3"  # the comparison whose rows are the paper's main tables: they carry no stamp in the results
+# What a row is compared with, unless it is the row above it (the ablation) or in the main tables (pairs).
+REFERENCES: Mapping[str, str] = {"loss combinations": "MVS + ICL + TCL", "loss weights": "ICL 1", "label growth": "M",
+                                 "remedies": "M,C,C14"}
+# What differences are taken in: scores -> the paper's sets that have them. Retrieval is image to text.
+MEASURES: Mapping[str, tuple[str, ...]] = {"zero-shot": CLASSIFICATION_SETS, "linear-probe-100": CLASSIFICATION_SETS,
+                                           "retrieval": RETRIEVAL_SETS}
 SEEDS: Mapping[str, int] = {"quick": 1, "standard": 3, "paper": 1}
 # Some thirty runs in two minutes: enough to show how a comparison is made, too little to tell its rows apart.
 QUICK: Mapping[str, object] = {"steps": 40, "batch_size": 24, "validations": 1}
@@ -66,7 +85,7 @@ def plan(profile: str, mix: str, seed: int, data: mixes.Prepared) -> dict[str, l
     recipe = Experiment.at(profile, mix=mix, seed=seed)
     base = replace(recipe, **QUICK) if profile == "quick" else recipe
     studies = {role: len(data.studies(role, "train")) for role in data.mix.pretraining if role in data.folders}
-    found = {"tables 2 and 3": tables_2_and_3(recipe, growing_mixtures(data.mix)), "ablation": ablation(base)}
+    found = {MAIN: tables_2_and_3(recipe, growing_mixtures(data.mix)), "ablation": ablation(base)}
     if profile == "quick":
         found["loss combinations"] = loss_combinations(base)
     found["loss weights"] = loss_weights(base)
@@ -162,7 +181,111 @@ def tables_2_and_3(base: Experiment, mixtures: Sequence[tuple[str, ...]] = MIXTU
         rows |= {f"CXR-CLIP {here.image_encoder} {','.join(roles)}": replace(here, pretraining=roles)
                  for roles in mixtures}
     rows[f"CLIP {base.image_encoder} M"] = ablation(base)[0].experiment
-    return _rows("tables 2 and 3", {"steps" if base.steps else "epochs": rows})
+    return _rows(MAIN, {"steps" if base.steps else "epochs": rows})
+
+
+# ---- results ------------------------------------------------------------------------------------------------
+
+
+def finished(rows: Iterable[Row], bench: Workbench) -> dict[Row, Run]:
+    """The finished and evaluated run of every row; what is missing is trained, several side by side."""
+    rows = list(rows)
+    experiments = distinct_experiments(rows)
+    runs = dict(zip(experiments, run_all(experiments, bench), strict=True)) if experiments else {}
+    return {row: runs[row.experiment] for row in rows}
+
+
+def measured(runs: Mapping[Row, Run]) -> pd.DataFrame:
+    """Tidy results of the rows, one a seed, stamped. Single findings stay with the run: only means (class 'all')."""
+    parts = [stamp(row, tidy[tidy["class"] == "all"]) for row, run in runs.items() for tidy in [evaluate(run)]]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(results.COLUMNS))
+
+
+def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """Which row is compared with which, for the rows of one comparison: (row, reference).
+
+    Ablation: each with the one above it, and the whole method with "+ MVS", for ICL and TCL together. Tables 2 and 3:
+    each mixture with M alone, and CXR-CLIP with plain CLIP. All others: each with one reference (REFERENCES).
+    """
+    rows = list(rows)
+    names = list(dict.fromkeys(row.row for row in rows))
+    comparison = rows[0].comparison if rows else ""
+    if comparison == "ablation":
+        return [*zip(names[1:], names[:-1], strict=True), ("+ TCL", "+ MVS")]
+    if comparison == MAIN:
+        ours = {row.row: row.experiment for row in rows if row.experiment.views == 2}
+        alone = {item.image_encoder: name for name, item in ours.items() if item.pretraining == ("M",)}
+        clip = {row.row: row.experiment for row in rows if row.experiment.views == 1}
+        found = [(name, alone.get(item.image_encoder)) for name, item in ours.items()]
+        found += [(alone.get(item.image_encoder), name) for name, item in clip.items()]
+        return [pair for pair in found if None not in pair and pair[0] != pair[1]]
+    return [(name, REFERENCES[comparison]) for name in names if name != REFERENCES[comparison]]
+
+
+def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFrame:
+    """Paired differences of the rows of one comparison as tidy rows: "auroc minus <reference>", "RSUM minus ...".
+
+    Every row against its reference (pairs) at the same budget, on the same test items, over all seeds of both: mean
+    AUROC (zero-shot, and the linear probe on all labels) and summed RSUM over the paper's three sets, or those of them
+    that the mix has. The note tells p, and p adjusted for all cells of this comparison (Holm).
+    """
+    found, origins = [], []
+    for (row, reference), budget in product(pairs(runs), dict.fromkeys(item.budget for item in runs)):
+        ours, others = ({item: run for item, run in runs.items() if (item.row, item.budget) == (name, budget)}
+                        for name in (row, reference))
+        if ours and others and len(cells := _compared(list(ours.values()), list(others.values()), n_bootstrap)):
+            found.append(cells)
+            origins.append(_origin(ours, others))
+    if not found:
+        return pd.DataFrame(columns=list(results.COLUMNS))
+    cells = pd.concat(found, keys=range(len(found)))
+    cells["p_holm"] = metrics.holm(cells["p"])
+    return pd.concat([results.difference_rows(cells.loc[i], *origin) for i, origin in enumerate(origins)],
+                     ignore_index=True)
+
+
+def _compared(ours: Sequence[Run], others: Sequence[Run], n_bootstrap: int) -> pd.DataFrame:
+    """results.differences of two rows' runs, seed for seed on the same items: a line a measure, over all its sets."""
+    found, roles = [], {name: role for name, role in ours[0].data.mix.tests.items() if name in ours[0].data.folders}
+    for task, wanted in MEASURES.items():
+        sets = [name for name in wanted if name in roles and task.removesuffix("-100") in roles[name].tasks]
+        if not sets:
+            continue
+        scores = ({name: [run.scores(name, task) for run in side] for name in sets} for side in (ours, others))
+        cells = results.differences(*scores, n_bootstrap=n_bootstrap)
+        cells = cells[cells["metric"].isin(["auroc", "RSUM"]) & cells["task"].isin(["", "image_to_text"])]
+        found.append((cells[cells["dataset"] == "all"] if len(sets) > 1 else cells).replace({"task": {"": task}}))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def _origin(ours: Mapping[Row, Run], others: Mapping[Row, Run]) -> tuple[dict[str, str], str]:
+    """What tidy rows say about a difference: run, seeds and fingerprints of both sides; and the reference's name."""
+    row, run = next(iter(ours.items()))
+    sets = [name for name in run.data.mix.tests if name in run.data.folders]
+    words = {"seeds": [str(run.experiment.seed) for run in ours.values()],
+             "experiment": [run.fingerprint for side in (ours, others) for run in side.values()],
+             "data": list(run.data.fingerprints(tuple(sets)).values())}
+    about = run.row_columns(sets[0]) | {name: " ".join(dict.fromkeys(values)) for name, values in words.items()}
+    if row.comparison == MAIN:
+        return about, next(iter(others)).experiment.run_name
+    return about | {"comparison": row.comparison, "row": row.row, "budget": row.budget}, next(iter(others)).row
+
+
+def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFrame:
+    """Tidy rows, task coarse-text: does the nearest report of a film get side, zone and severity right? Phantom only.
+
+    One row a run and matter (evaluation.coarse_text_accuracy), on the test films of `role` that have a report.
+    """
+    parts = []
+    for row, run in runs.items():
+        studies = run.data.studies(role, run.data.mix.tests[role].split)
+        position, texts = evaluation.retrieval_texts(studies)
+        embeds = evaluation.embed_texts(run.model, run.tokenizer, texts, max_tokens=run.experiment.max_tokens)
+        hits = evaluation.coarse_text_accuracy(run.embeddings(role)[position], embeds, texts,
+                                               oracle.read_truth(run.data.folders[role]))
+        hits = hits.rename(columns={"matter": "class", "right": "hit"})
+        parts.append(stamp(row, results.share_rows(hits, run.row_columns(role), role, "coarse-text")))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(results.COLUMNS))
 
 
 # ---- budgets ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -220,12 +221,18 @@ def code_digest(*names: str) -> str:
     parts = []
     for name in names:
         path = PACKAGE / name
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.suffix == ".py":
-                parts.append(ast.dump(_without_docstrings(ast.parse(file.read_text(encoding="utf-8")))))
-            elif file.suffix in (".yaml", ".json"):
-                parts.append(json.dumps(yaml.safe_load(file.read_text(encoding="utf-8")), default=str))
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        parts += [_meaning(file, file.read_text(encoding="utf-8")) for file in files
+                  if file.suffix in (".py", ".yaml", ".json")]
     return digest(parts)
+
+
+@lru_cache(maxsize=256)
+def _meaning(file: Path, text: str) -> str:
+    """The code or data in a file's text. Remembered: every run asks for the same files, and parsing takes a second."""
+    if file.suffix == ".py":
+        return ast.dump(_without_docstrings(ast.parse(text)))
+    return json.dumps(yaml.safe_load(text), default=str)
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:

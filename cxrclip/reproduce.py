@@ -109,7 +109,7 @@ def train_ahead(profile: str, mix: str, seed: int, bench: Workbench, parent: int
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (open to the end of the process)
     data = bench.prepared(mix, profile)
-    rows = comparisons.plan(profile, mix, seed, data)["tables 2 and 3"]
+    rows = comparisons.plan(profile, mix, seed, data)[comparisons.MAIN]
     run_all(comparisons.distinct_experiments(comparisons.trainable(rows, data)[0]), bench)
 
 
