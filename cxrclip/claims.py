@@ -23,6 +23,7 @@ from cxrclip.results import FAMILY, over_seeds, with_sums
 from cxrclip.tables import column_label, one_mix
 
 CLAIMS = Path(__file__).parents[1] / "results" / "claims.yaml"
+ABOVE = "the row above"
 VERDICTS = ("reproduced", "direction only", "not reproduced", "not run")
 
 
@@ -88,19 +89,24 @@ def unpaired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[float, flo
 def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, str]) -> pd.DataFrame:
     """Difference of every row of a comparison to its row `reference`, budget by budget, for figures.ablation_forest.
 
-    results: tidy rows of one comparison, one row a seed; measure: dataset, task, metric. Columns row, budget, metric,
-    value, low, high, note (paired or unpaired), experiment, data, versions (of both rows). Rows whose budget lacks the
-    reference are left out.
+    results: tidy rows of one comparison, one row a seed; measure: dataset, task, metric. reference: a row, or ABOVE:
+    each row is then compared with the one above it, and the first has no line. Columns row, budget, metric, value, low,
+    high, note (paired or unpaired), experiment, data, versions (of both rows). Rows whose budget lacks the reference
+    are left out.
     """
     table = _over_seeds_of(results, [measure])
     part = table[(table[list(measure)] == list(measure.values())).all(axis=1) & (table["class"] == "all")]
-    base = {row["budget"]: row for _, row in part[part["row"] == reference].iterrows()}
     names, origin = ["row", "budget", "metric", "value", "low", "high", "note"], ["experiment", "data", "versions"]
-    others = [row for _, row in part.iterrows() if row["row"] != reference and row["budget"] in base]
-    lines = [(row["row"], row["budget"], f"{measure['metric']} minus {reference}",
-              *_difference(table, row, base[row["budget"]]),
-              *(" ".join(dict.fromkeys(f"{row[name]} {base[row['budget']][name]}".split())) for name in origin))
-             for row in others]
+    lines = []
+    for budget, rows in part.groupby("budget", sort=False):
+        rows = [row for _, row in rows.iterrows()]
+        named = {row["row"]: row for row in rows}
+        bases = [None, *rows[:-1]] if reference == ABOVE else [named.get(reference)] * len(rows)
+        for row, base in zip(rows, bases, strict=True):
+            if base is not None and row["row"] != base["row"]:
+                lines.append((row["row"], budget, f"{measure['metric']} minus {reference}",
+                              *_difference(table, row, base),
+                              *(" ".join(dict.fromkeys(f"{row[name]} {base[name]}".split())) for name in origin)))
     return pd.DataFrame(lines, columns=[*names, *origin])
 
 

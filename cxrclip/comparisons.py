@@ -15,7 +15,7 @@ A budget that is the same as "steps" for all rows of a comparison is not listed 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -286,6 +286,43 @@ def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFram
         hits = hits.rename(columns={"matter": "class", "right": "hit"})
         parts.append(stamp(row, results.share_rows(hits, run.row_columns(role), role, "coarse-text")))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(results.COLUMNS))
+
+
+# What the texts of a role say, by name: how two of its studies can say the same (PAPER.md, section 6).
+CONTENTS: Mapping[str, tuple[str, ...]] = {"M": ("impression", "longest section"), "C": ("positive labels", "labels"),
+                                           "C14": ("label set",), "openi": ("impression", "longest section")}
+
+
+def said(study: Mapping, what: str) -> Hashable | None:
+    """One kind of text content of a study (CONTENTS); None where it has none. Two studies collide if it is equal."""
+    if what == "impression":
+        return (study["impression"] or "").strip() or None
+    if what == "longest section":
+        return evaluation.retrieval_text(study) or None
+    lists = ("positive", "negative", "uncertain") if what == "labels" else ("positive",)
+    return tuple(tuple(sorted(study[name])) for name in lists)
+
+
+def collisions(data: mixes.Prepared, profile: str) -> pd.DataFrame:
+    """Tidy rows, task collision: the probability that two random studies of a source carry the same text content.
+
+    Counted over all pairs of training studies (of test studies where a role is a test set), so without an interval.
+    """
+    tidy = []
+    for role, kinds in CONTENTS.items():
+        if role not in data.folders:
+            continue
+        split = "train" if role in data.mix.pretraining else data.mix.tests[role].split
+        table = data.studies(role, split).remove_columns("images").to_list()
+        for what in kinds:
+            contents = [content for study in table if (content := said(study, what)) is not None]
+            if len(contents) > 1:
+                tidy.append({"run": "collisions", "profile": profile, "mix": data.mix.name, "origin": "measured",
+                             "dataset": role, "task": "collision", "metric": "collision probability", "class": what,
+                             "value": evaluation.collision_probability(contents), "n": len(contents),
+                             "data": data.fingerprints((role,))[role]})
+    frame = pd.DataFrame(tidy, columns=list(results.COLUMNS))
+    return frame.fillna(dict.fromkeys((name for name in results.COLUMNS if name not in results.NUMBERS), ""))
 
 
 # ---- budgets ------------------------------------------------------------------------------------------------

@@ -64,16 +64,19 @@ def training_curves(log: pd.DataFrame, axes: Axes, columns: Sequence[str] | None
 
 
 def similarity_matrix(matrix: np.ndarray, axes: Axes, rows: Sequence[str] = (), columns: Sequence[str] = (),
-                      title: str = "", label: str = "cosine similarity") -> Axes:
+                      title: str = "", label: str = "cosine similarity", marked: np.ndarray | None = None) -> Axes:
     """Heat map of a similarity matrix (rows query columns); boxes mark the diagonal, the true pairs of the loss.
 
     matrix: (N, M). rows, columns: names of its sides, wrapped to a few lines; none are drawn when left out.
+    marked: (N, M) bool, places that get a dot, such as false negatives.
     """
     limit = max(float(np.abs(matrix).max()), 1e-6)
     image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
     axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label=label)
     for i in range(min(matrix.shape)):
         axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
+    if marked is not None:
+        axes.plot(*np.nonzero(marked)[::-1], "o", color="black", markersize=3)
     axes.set_yticks(range(len(rows)), [textwrap.fill(name, 24) for name in rows], fontsize=8)
     axes.set_xticks(range(len(columns)), [textwrap.fill(name, 24) for name in columns], fontsize=8, rotation=40,
                     ha="right", rotation_mode="anchor")
@@ -206,7 +209,7 @@ def remedies_plot(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION
 
 
 def ablation_forest(differences: pd.DataFrame, axes: Axes) -> Axes:
-    """Difference of each row to the full method, in percentage points, with its interval; 0 is the full method.
+    """Difference of each row to a reference, in percentage points, with its interval; 0 is no difference.
 
     differences: columns row, budget, metric, value, low, high (claims.differences_to), one metric; a marker and colour
     a budget. Raises InputError if two fall on one point.
@@ -225,7 +228,7 @@ def ablation_forest(differences: pd.DataFrame, axes: Axes) -> Axes:
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     metric, _, reference = differences["metric"].iloc[0].partition(" minus ")
-    _finish(axes, f"{_title(metric)}: difference to '{reference}' (percentage points, 95 % interval)", "", legend=True)
+    _finish(axes, f"{_title(metric)}: difference to {reference} (percentage points, 95 % interval)", "", legend=True)
     axes.grid(axis="x", alpha=0.3)
     return axes
 

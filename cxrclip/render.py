@@ -14,13 +14,16 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
 from cxrclip import claims, tables
 from cxrclip.errors import InputError
 from cxrclip.results import over_seeds, published, read_results, with_sums, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("results") / "standard.csv"
@@ -137,7 +140,7 @@ def drawings() -> dict[str, Drawing]:
     return {
         "tradeoff": Drawing(comparison("label growth"), figures.pareto, (7, 5)),
         **{f"{stem}_{side}": Drawing(against(name, reference, measure), figures.ablation_forest, (7, 4))
-           for stem, name, reference in (("ablation", "ablation", tables.ABLATION[-1]),
+           for stem, name, reference in (("ablation", "ablation", claims.ABOVE),
                                          ("loss_combinations", "loss combinations", "MVS + ICL + TCL"))
            for side, measure in (("retrieval", figures.RETRIEVAL), ("classification", figures.CLASSIFICATION))},
         "loss_weights": Drawing(comparison("loss weights", "steps", ""), figures.weights_curve, (7, 4.5)),
@@ -145,6 +148,22 @@ def drawings() -> dict[str, Drawing]:
         "coarse_text": Drawing(task("coarse-text"), figures.coarse_text, (7, 4.5)),
         "collisions": Drawing(task("collision", reference=True), figures.collisions, (8, 4)),
     }
+
+
+def draw(stem: str, results: pd.DataFrame | None = None) -> tuple[Figure, pd.DataFrame] | None:
+    """The figure `stem` of drawings() and the rows it shows, from the committed results unless others are given.
+
+    None where there are no such rows.
+    """
+    import matplotlib.pyplot as plt
+
+    results = standard_results() if results is None else results
+    drawing = drawings()[stem]
+    if results is None or (rows := drawing.select(results)).empty:
+        return None
+    figure, axes = plt.subplots(figsize=drawing.size, layout="constrained")
+    drawing.draw(rows, axes)
+    return figure, rows
 
 
 def write_figures(root: Path = ROOT) -> list[str]:
@@ -158,13 +177,11 @@ def write_figures(root: Path = ROOT) -> list[str]:
 
     from cxrclip import figures
     written = []
-    for stem, drawing in drawings().items():
-        rows = drawing.select(results)
-        if rows.empty:
+    for stem in drawings():
+        if (drawn := draw(stem, results)) is None:
             written.append(f"figures/{stem}: not drawn, no such rows in {RESULTS}")
             continue
-        figure, axes = plt.subplots(figsize=drawing.size, layout="constrained")
-        drawing.draw(rows, axes)
+        figure, rows = drawn
         written += [str(path.relative_to(root))
                     for path in figures.save_figure(figure, root / "figures" / stem, _origin(rows))]
         plt.close(figure)

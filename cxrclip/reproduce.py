@@ -100,7 +100,7 @@ def trained_ahead(profile: str, mix: str, seed: int, bench: Workbench) -> Iterat
 
 
 def train_ahead(profile: str, mix: str, seed: int, bench: Workbench, parent: int) -> None:
-    """Train and evaluate the runs of Tables 2 and 3, after the notebooks' own work; end when `parent` is gone.
+    """Train and evaluate the runs of every comparison, in the notebooks' order; end when `parent` is gone.
 
     A fault ends it silently: the notebook that asks for the run meets the same fault and tells of it.
     """
@@ -109,7 +109,7 @@ def train_ahead(profile: str, mix: str, seed: int, bench: Workbench, parent: int
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (open to the end of the process)
     data = bench.prepared(mix, profile)
-    rows = comparisons.plan(profile, mix, seed, data)[comparisons.MAIN]
+    rows = [row for part in comparisons.plan(profile, mix, seed, data).values() for row in part]
     run_all(comparisons.distinct_experiments(comparisons.trainable(rows, data)[0]), bench)
 
 

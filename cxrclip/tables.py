@@ -41,6 +41,8 @@ TABLE_3: tuple[Column, ...] = (*((dataset, "image_to_text", f"R@{k}") for datase
 TABLE_4: tuple[Column, ...] = (("all", "zero-shot", "auroc"), ("all", "linear-probe-100", "auroc"),
                                *((dataset, "image_to_text", "R@10") for dataset in RETRIEVAL_SETS),
                                ("all", "image_to_text", "RSUM"))
+# The measures that differences are shown in: task, metric (comparisons.differences).
+DIFFERENCES = (("zero-shot", "auroc"), ("linear-probe-100", "auroc"), ("image_to_text", "RSUM"))
 # Table 4's lines, each with all of the line above it; comparison rows carry these labels (comparisons.ablation).
 ABLATION = ("CLIP", "+ second image and section", "+ augmentation", "+ MVS", "+ ICL", "+ TCL")
 BUDGETS = ("steps", "compute")
@@ -216,6 +218,38 @@ def other_sets_table(results: pd.DataFrame) -> Table:
     legend = ("measured [95 % interval over patients]; in percent",)
     frame = pd.DataFrame(cells, columns=columns, index=index)
     return Table("Test sets of this mix that the paper does not have", header, frame, legend)
+
+
+def differences_table(results: pd.DataFrame, comparison: str = "") -> Table:
+    """Paired differences of a comparison (of the main tables if empty): each row minus its reference, in points.
+
+    results: tidy rows; those of comparisons.differences are used. In a cell: difference, its 95 % interval, and p
+    adjusted for all cells of the comparison (Holm). Raises InputError if there are none.
+    """
+    here = results[(results["comparison"] == comparison) & results["metric"].str.contains(" minus ")]
+    if here.empty:
+        raise InputError(f"no differences of {comparison or 'the main tables'!r}: make them, comparisons.differences")
+    reference = here["metric"].str.partition(" minus ")[2]
+    here = here.assign(reference=reference, name=here["row"].where(here["row"] != "", here["run"]))
+    heads = {column: _comparison_label("all", *column)[1] for column in DIFFERENCES}
+    lines = list(dict.fromkeys(zip(here["budget"], here["name"], here["reference"], strict=True)))
+    cells = {(line, column): "not measured" for line in lines for column in heads}
+    for row in here.itertuples():
+        adjusted = row.note.partition("adjusted ")[2].split(";")[0]
+        cells[(row.budget, row.name, row.reference), (row.task, row.metric.split(" minus ")[0])] = (
+            f"{100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]\np {adjusted}")
+    frame = pd.DataFrame([[cells[line, column] for column in heads] for line in lines],
+                         pd.MultiIndex.from_tuples([(f"equal {budget}" if budget else "", name, other)
+                                                    for budget, name, other in lines],
+                                                   names=["budget", "row", "minus"]),
+                         pd.MultiIndex.from_product([["all three sets"], list(heads.values())]))
+    mix, profile = one_mix(here, "differences")
+    seeds = max(len(text.split()) for text in here["seeds"])
+    spread = "and over seeds" if seeds > 1 else "one seed"
+    legend = (f"percentage points (RSUM: of nine recalls) [95 % interval over test patients, paired; {spread}]",
+              f"p: adjusted for the {len(here)} cells of this table (Holm)")
+    header = f"Measured on the mix '{mix}' (profile {profile})."
+    return Table(f"Paired differences: {comparison or 'main tables'}", header, frame, legend)
 
 
 # ---- cells ----------------------------------------------------------------------------------------------------------

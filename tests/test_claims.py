@@ -139,3 +139,13 @@ def test_markdown_has_a_line_a_claim():
     assert len(lines) == 4 + 5
     assert {line.count("|") for line in lines[2:]} == {6}
     assert "| **reproduced** |" in lines[-1]
+
+
+def test_differences_to_the_row_above():
+    full = tidy_results(2)
+    measure = {"dataset": "all", "task": "image_to_text", "metric": "RSUM"}
+    found = claims.differences_to(full[full["comparison"] == "ablation"], claims.ABOVE, measure)
+    assert list(found["row"]) == [*tables.ABLATION[1:]] * 2, "the first row has none above it"
+    slopes = found.groupby("budget")["value"]
+    assert slopes.mean().to_dict() == pytest.approx({"steps": 3 * 0.55 * 0.02 / 0.3, "compute": 3 * 0.55 * 0.005 / 0.3})
+    assert slopes.std().max() == pytest.approx(0, abs=1e-9)

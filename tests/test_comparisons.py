@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from cxrclip import comparisons, results
+from cxrclip import comparisons, evaluation, metrics, results
 from cxrclip.comparisons import (
     Row,
     ablation,
@@ -22,7 +23,7 @@ from cxrclip.comparisons import (
     with_seeds,
 )
 from cxrclip.errors import InputError
-from cxrclip.experiments import Experiment
+from cxrclip.experiments import Experiment, evaluate
 from cxrclip.sampling import share_of
 
 BASE = Experiment.at("quick", steps=100)
@@ -174,3 +175,105 @@ def test_stamped_rows_keep_their_place_over_seeds():
     found = results.over_seeds(stamped).set_index("row")
     assert found["value"].to_dict() == pytest.approx({"one": 0.7, "other": 0.1})
     assert found["seeds"].to_dict() == {"one": "0 1", "other": "0"}
+
+
+# ---- results of rows ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_experiment, tiny_bench):
+    """Two rows of the ablation with two seeds each, trained on the tiny mix."""
+    rows = [row for row in ablation(tiny_experiment) if row.budget == "steps" and row.row in ("+ MVS", "+ ICL")]
+    return comparisons.finished(with_seeds(rows, (0, 1)), tiny_bench)
+
+
+def test_each_row_has_the_run_of_its_experiment(finished):
+    assert {row.row for row in finished} == {"+ MVS", "+ ICL"}
+    assert all(run.experiment == row.experiment for row, run in finished.items())
+
+
+def test_measured_rows_are_the_means_of_their_runs(finished):
+    tidy = comparisons.measured(finished)
+    assert set(tidy["class"]) == {"all"}
+    for row, run in finished.items():
+        own = evaluate(run)
+        own = own[own["class"] == "all"].reset_index(drop=True)
+        here = tidy[(tidy["row"] == row.row) & (tidy["seeds"] == str(row.experiment.seed))].reset_index(drop=True)
+        pd.testing.assert_frame_equal(here.drop(columns=list(results.STAMPS)), own.drop(columns=list(results.STAMPS)))
+        assert set(here["comparison"]) == {"ablation"}
+        assert set(here["budget"]) == {"steps"}
+
+
+def test_differences_are_those_of_the_scores_in_the_right_order(finished):
+    tidy = comparisons.differences(finished, n_bootstrap=50)
+    assert set(tidy["metric"]) == {"auroc minus + MVS", "RSUM minus + MVS"}, "the row below minus the row above"
+    assert set(tidy["row"]) == {"+ ICL"}
+    assert set(tidy["seeds"]) == {"0 1"}
+    single = comparisons.measured(finished).query("task == 'zero-shot' and metric == 'auroc'")
+    means = single.groupby("row")["value"].mean()
+    line = tidy[tidy["task"] == "zero-shot"].iloc[0]
+    assert line["value"] == pytest.approx(means["+ ICL"] - means["+ MVS"], abs=2e-6)
+    assert line["low"] <= line["value"] <= line["high"]
+    assert all(run.fingerprint in line["experiment"] for run in finished.values())
+    tested = tidy["note"].str.extract(r"p = ([0-9.e-]+), adjusted ([0-9.e-]+)").astype(float)
+    expected = metrics.holm(tested[0].to_numpy())
+    assert tested[1].to_numpy() == pytest.approx(expected, rel=0.06), "adjusted over all cells; the note has two digits"
+    assert (tested[1] >= tested[0]).all()
+
+
+def test_nothing_to_compare_gives_an_empty_table():
+    for empty in (comparisons.measured({}), comparisons.differences({}), comparisons.coarse_text({})):
+        assert list(empty.columns) == list(results.COLUMNS)
+        assert empty.empty
+
+
+def test_pairs_of_each_comparison():
+    assert comparisons.pairs(GRIDS["ablation"]) == [
+        ("+ second image and section", "CLIP"), ("+ augmentation", "+ second image and section"),
+        ("+ MVS", "+ augmentation"), ("+ ICL", "+ MVS"), ("+ TCL", "+ ICL"), ("+ TCL", "+ MVS")]
+    assert comparisons.pairs(GRIDS["tables 2 and 3"]) == [
+        ("CXR-CLIP resnet-small M,C", "CXR-CLIP resnet-small M"),
+        ("CXR-CLIP resnet-small M,C,C14", "CXR-CLIP resnet-small M"),
+        ("CXR-CLIP swin-small M,C", "CXR-CLIP swin-small M"),
+        ("CXR-CLIP swin-small M,C,C14", "CXR-CLIP swin-small M"),
+        ("CXR-CLIP resnet-small M", "CLIP resnet-small M")]
+    for name, reference in comparisons.REFERENCES.items():
+        found = comparisons.pairs(GRIDS[name])
+        assert {other for _, other in found} == {reference}
+        assert len(found) == len({row.row for row in GRIDS[name]}) - 1
+        assert reference in {row.row for row in GRIDS[name]}
+
+
+def test_a_perfect_retriever_is_always_right(finished, monkeypatch):
+    """Where every film stands on its own report, side, zone and severity are right: and never by chance alone."""
+    row, run = next(iter(finished.items()))
+    studies = run.data.studies("openi", "test")
+    position, texts = evaluation.retrieval_texts(studies)
+    own = dict(zip(texts, run.embeddings("openi").embeds[position], strict=True))
+    monkeypatch.setattr(evaluation, "embed_texts", lambda model, tokenizer, texts, **_: np.array([own[t] for t in texts]))
+    tidy = comparisons.coarse_text({row: run}, role="openi")
+    assert set(tidy["task"]) == {"coarse-text"}
+    assert set(tidy["class"]) <= {"side", "zone", "severity"}
+    assert (tidy["value"] == 1).all()
+    assert (tidy["chance"] < 1).all()
+    assert set(tidy["row"]) == {row.row}
+
+
+def test_collisions_are_those_of_all_pairs(tiny_experiment, tiny_bench):
+    data = tiny_bench.prepared(tiny_experiment.mix, "quick")
+    tidy = comparisons.collisions(data, "quick").set_index(["dataset", "class"])
+    labels = [frozenset(study["positive"]) for study in data.studies("C14", "train")]
+    pairs = [a == b for i, a in enumerate(labels) for j, b in enumerate(labels) if i != j]
+    assert tidy.loc[("C14", "label set"), "value"] == pytest.approx(sum(pairs) / len(pairs))
+    assert ("C", "labels") not in tidy.index, "a role without data"
+    assert set(tidy["metric"]) == {"collision probability"}
+
+
+def test_what_a_study_says():
+    study = {"findings": " Lungs clear. ", "impression": "Normal.", "positive": ["B", "A"], "negative": ["C"],
+             "uncertain": []}
+    assert comparisons.said(study, "impression") == "Normal."
+    assert comparisons.said(study, "longest section") == "Lungs clear."
+    assert comparisons.said(study, "label set") == (("A", "B"),)
+    assert comparisons.said(study, "labels") == (("A", "B"), ("C",), ())
+    assert comparisons.said(study | {"impression": None}, "impression") is None
