@@ -31,6 +31,8 @@ from cxrclip import comparisons, mixes, results, training
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, Workbench, run_all
 
+# The tables that end on the terminal; the others (differences, comparisons) are in the folder.
+SHOWN = ("table1", "table2", "other_sets", "table3", "table4")
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
@@ -163,12 +165,13 @@ def tidy_notebook(path: Path) -> None:
 
 
 def finish(out: Path, seconds: float) -> None:
-    """Join the notebooks' rows into results.csv, print the tables and say where everything is."""
+    """Join the notebooks' rows into results.csv, print the main tables and say where everything is."""
     parts = [results.read_results(path) for path in sorted((out / "results").glob("*.csv"))]
     if parts:
         results.write_results(reduce(results.merge_results, parts), out / "results.csv")
     for table in sorted((out / "tables").glob("*.txt")):
-        print(f"\n{table.read_text(encoding='utf-8').rstrip()}")
+        if table.stem in SHOWN:
+            print(f"\n{table.read_text(encoding='utf-8').rstrip()}")
     print(f"\ndone in {seconds / 60:.1f} min. Everything is in {out}:")
     for name, what in {"notebooks": "executed copies", "results.csv": "every number, tidy", "tables": "text, Markdown, "
                        "LaTeX", "figures": "PNG, SVG and the data behind each"}.items():

@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-MAX_IGNORED = 14  # cells whose output nbval does not compare, in the whole book: keep it small
+MAX_IGNORED = 17  # cells whose output nbval does not compare, in the whole book: keep it small
 HEAD = ("**You learn**", "**It needs**", "**It takes**", "**It makes**")
 
 
