@@ -45,27 +45,25 @@ class _Crew:
     def __init__(self, function: Function, workers: int, crashed: Callable[[Batch], list]) -> None:
         self.function, self.workers, self.crashed = function, workers, crashed
         self.pool = _start(workers)
+        self.ahead: deque[tuple[Batch, Future]] = deque()
 
     def results(self, batches: Iterator[Batch]) -> Iterator[list]:
-        ahead: deque[tuple[Batch, Future]] = deque()
         for batch in batches:
-            ahead.append((batch, self._submit(batch)))
-            if len(ahead) >= _AHEAD * self.workers:
-                yield self._first(ahead)
-        while ahead:
-            yield self._first(ahead)
+            self.ahead.append((batch, self._submit(batch)))
+            if len(self.ahead) >= _AHEAD * self.workers:
+                yield self._first()
+        while self.ahead:
+            yield self._first()
 
-    def _first(self, ahead: deque[tuple[Batch, Future]]) -> list:
-        batch, future = ahead.popleft()
+    def _first(self) -> list:
+        batch, future = self.ahead.popleft()
         try:
             return future.result()
         except BrokenProcessPool:  # which of the batches at work did it is not said: all are done again
-            self.stop()
             result = self._alone(batch)
             self.pool = _start(self.workers)
-            again = [(batch, future if _is_good(future) else self._submit(batch)) for batch, future in ahead]
-            ahead.clear()
-            ahead.extend(again)
+            again = [(batch, future if _is_good(future) else self._submit(batch)) for batch, future in self.ahead]
+            self.ahead = deque(again)
             return result
 
     def _submit(self, batch: Batch) -> Future:
@@ -90,11 +88,14 @@ class _Crew:
                     results += self.crashed(part)
                 else:
                     parts.extend([item] for item in part)
-        pool.shutdown(wait=False, kill_workers=True)
+        pool.shutdown(wait=False)
         return results
 
     def stop(self) -> None:
-        self.pool.shutdown(wait=False, kill_workers=True)
+        """Drop what is not begun; the processes end with what they are at."""
+        for _, future in self.ahead:
+            future.cancel()
+        self.pool.shutdown(wait=False)
 
 
 def _is_good(future: Future) -> bool:
