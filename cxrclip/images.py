@@ -68,7 +68,7 @@ def read_gray(source: bytes | Path, where: str, *, at_least: int | None = None) 
         at_least: for whoever shrinks the film to that many pixels (shorter side) anyway. A JPEG film is then
             decoded at a half, a quarter or an eighth of its size, as long as twice `at_least` pixels remain;
             colour becomes the file's own luma. Shrunk to 512 pixels, films of 2544 x 3056 differ from those decoded
-            in full by 0.3 gray levels on average, where storing them as JPEG costs 1.1. None decodes in full.
+            in full by 0.2 gray levels on average, where storing them as JPEG costs 1.0. None decodes in full.
 
     Returns:
         (H, W) uint8.
@@ -130,6 +130,8 @@ def store_films(films: Sequence[tuple[Path, str]], size: int) -> list[bytes | In
             gray = read_gray(path, where, at_least=size)
         except InputError as error:
             return error
+        while min(gray.shape) >= 4 * size:  # as for JPEG, and six times as fast as to average all in one step
+            gray = cv2.resize(gray, (gray.shape[1] // 2, gray.shape[0] // 2), interpolation=cv2.INTER_AREA)
         return encode_gray(resize_shorter(gray, size) if min(gray.shape) > size else gray)
 
     return [stored(path, where) for path, where in films]
@@ -289,12 +291,15 @@ def _dicom_gray(film: Dataset, where: str) -> np.ndarray:
     if values.dtype.kind == "f" or values.dtype.itemsize > 2:
         return _stretch(_shown(values, film, where), where)
     # A film has millions of pixels and at most 65,536 values: work on these, and look the pixels up.
-    low = int(values.min())
-    place = values.astype(np.int32) - low
-    present = np.flatnonzero(np.bincount(place.ravel()))
-    shades = np.zeros(present[-1] + 1, np.uint8)
-    shades[present] = _stretch(_shown(present + low, film, where), where)
-    return shades[place]
+    bins, half = 1 << 8 * values.dtype.itemsize, 0
+    values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+    if values.dtype.kind == "i":  # the lowest number becomes 0
+        half = bins // 2
+        values = values.view(f"u{values.dtype.itemsize}") ^ half
+    present = np.flatnonzero(cv2.calcHist([values], [0], None, [bins], [0, bins]))
+    shades = np.zeros(bins, np.uint8)
+    shades[present] = _stretch(_shown(present - half, film, where), where)
+    return shades[values]
 
 
 def _shown(values: np.ndarray, film: Dataset, where: str) -> np.ndarray:
