@@ -456,6 +456,31 @@ def _shards(folder: Path) -> list[Path]:
     return shards
 
 
+def read_shards(folder: str | Path) -> Iterator[list[dict[str, Any]]]:
+    """Every study in order, as plain Python values, a shard (a file) at a time in memory.
+
+    Raises:
+        InputError: the folder is no study table or not whole, or a shard is damaged.
+    """
+    for shard in _shards(Path(folder)):
+        try:
+            yield pq.read_table(shard, schema=SCHEMA).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{shard}: damaged ({str(error).splitlines()[0]}); prepare the folder again") from error
+
+
+def read_about(folder: str | Path) -> tuple[dict[str, Any], list[Rejected]]:
+    """What `dataset.json` keeps under "about", and the rows that were set aside when the folder was made."""
+    path = Path(folder) / "rejected.csv"
+    rejected = []
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                row = int(line["row"]) if line["row"] else None
+                rejected.append(Rejected(line["file"], row, line["column"], line["reason"]))
+    return _facts(Path(folder))["about"], rejected
+
+
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Every study in order, a few at a time in memory."""
     for shard in _shards(folder):
