@@ -193,6 +193,7 @@ class ResNet50(nn.Module):
         self.network.fc = nn.Identity()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, 2048, S / 32, S / 32)."""
         net = self.network
         x = net.maxpool(net.relu(net.bn1(net.conv1(pixel_values))))
         return net.layer4(net.layer3(net.layer2(net.layer1(x))))
@@ -215,6 +216,7 @@ class SmallResNet(nn.Module):
                                       for i, o in zip(inputs, self.widths, strict=True)))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, 192, S / 32, S / 32)."""
         x = pixel_values.contiguous(memory_format=torch.channels_last)  # a third faster on CPUs
         return self.stages(self.stem(x))
 
@@ -233,6 +235,7 @@ class Swin(nn.Module):
         self.features = self.network.num_features
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, F, S / P, S / P)."""
         tokens = self.network(pixel_values).last_hidden_state                                 # (B, cells, F)
         return tokens.transpose(1, 2).unflatten(2, (-1, math.ceil(pixel_values.shape[-1] / self.cell)))
 
@@ -254,6 +257,7 @@ class ImageEncoder(nn.Module):
         return self.body(pixel_values)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, F), pooled."""
         features = self.feature_map(pixel_values)                     # (B, F, h, w)
         return features.mean(dim=(2, 3)) if self.pooling == "mean" else features[:, :, 0, 0]
 
@@ -286,6 +290,7 @@ class TextEncoder(nn.Module):
         self.network, self.pooling, self.features = network, pooling, network.config.hidden_size
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L), (B, L) -> (B, F)."""
         lengths = attention_mask.sum(dim=1)                           # (B,)
         order = lengths.argsort(stable=True)
         parts = []

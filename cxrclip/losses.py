@@ -173,12 +173,14 @@ class _GatherStudies(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, embeds: Tensor) -> Tensor:
+        """(V, B, D) here -> (V, W * B, D)."""
         parts = [torch.empty_like(embeds) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, embeds)
         return torch.cat(parts, dim=1)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        """(V, W * B, D), a part of the gradient on each process -> (V, B, D), this process's share of the whole."""
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]

@@ -121,16 +121,19 @@ def drawings() -> dict[str, Drawing]:
     from cxrclip import figures
 
     def comparison(name: str, *budgets: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+        """Rows of a comparison at some budgets (all, if none are given), over seeds."""
         def select(results: pd.DataFrame) -> pd.DataFrame:
             rows = results[(results["comparison"] == name) & (results["class"] == "all")]
             return over_seeds(with_sums(rows[rows["budget"].isin(budgets)] if budgets else rows))
         return select
 
     def against(name: str, reference: str, measure: figures.Measure) -> Callable[[pd.DataFrame], pd.DataFrame]:
+        """Differences of a comparison's rows to one of them, or to the row above."""
         keys = dict(zip(("dataset", "task", "metric"), measure, strict=True))
         return lambda results: claims.differences_to(results[results["comparison"] == name], reference, keys)
 
     def task(name: str, reference: bool = False) -> Callable[[pd.DataFrame], pd.DataFrame]:
+        """Rows of a task, and the published ones beside them if there is such a `reference`."""
         def select(results: pd.DataFrame) -> pd.DataFrame:
             rows = over_seeds(results[(results["task"] == name) & results["budget"].isin(["", "steps"])])
             paper = published().query("task == @name") if reference and len(rows) else rows.iloc[:0]
