@@ -6,11 +6,12 @@ import hashlib
 import itertools
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import pandas as pd
 from tqdm import tqdm
@@ -23,7 +24,8 @@ from cxrclip.studies import MAX_AGE, MAX_TEXT, SPLITS, Rejected, refuse_many, su
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 _AT_ONCE = 256  # studies decoded ahead of the writer
 # Facts a source may count, besides rejected rows; they are reported.
-COUNTED = ("not_downloaded", "in_two_folders", "without_row", "without_film", "missing_films", "guessed_views")
+COUNTED = ("not_downloaded", "in_two_folders", "without_row", "without_film", "missing_films", "guessed_views",
+           "without_report", "without_frontal", "last_paragraphs", "addenda", "test_patients_removed", "odd_headers")
 
 
 class Film(NamedTuple):
@@ -52,11 +54,23 @@ class Study:
 
 
 class Unusable(Exception):
-    """A cell which makes its row unusable."""
+    """A cell which makes its row unusable; `row` and `file` where they are not those of the row being parsed."""
 
-    def __init__(self, column: str, reason: str) -> None:
+    def __init__(self, column: str, reason: str, *, row: int | None = None, file: str | None = None) -> None:
         super().__init__(f"{column}: {reason}")
-        self.column, self.reason = column, reason
+        self.column, self.reason, self.row, self.file = column, reason, row, file
+
+
+class Writing(TypedDict, total=False):
+    """Parameters of `Intake.write` that every source passes on."""
+
+    image_size: int
+    max_rejected: float
+
+
+Cells = Mapping[str, str]
+Rows = list[tuple[int, Cells]]
+"""The rows of one study, each with its number in the table."""
 
 
 @dataclass
@@ -79,9 +93,18 @@ class Intake:
 
     def take(self, rows: Iterable[Any], parse: Callable[[int, Any], Study | None]) -> None:
         """Parse each row (numbered from 1); keep the study, skip None, set the row aside on `Unusable`."""
+        self.take_numbered(enumerate(rows, 1), parse)
+
+    def take_groups(self, groups: Iterable[Rows], parse: Callable[[int, Rows], Study | None]) -> None:
+        """As `take`, where several rows of the table make one study: its number is that of its first row."""
+        self.take_numbered(((group[0][0], group) for group in groups), parse)
+
+    def take_numbered(self, rows: Iterable[tuple[int, Any]], parse: Callable[[int, Any], Study | None]) -> None:
+        """As `take`, of rows that come with their numbers."""
         seen: dict[str, int] = {study.study_id: study.row for study in self.studies}
-        for number, row in enumerate(rows, 1):
+        for number, row in rows:
             try:
+                _check_encoding(row)
                 study = parse(number, row)
                 if study is not None:
                     first = seen.setdefault(study.study_id, number)
@@ -89,15 +112,29 @@ class Intake:
                         raise Unusable("study", f"{study.study_id} stands already in row {first}; the first is kept")
                     self.studies.append(study)
             except Unusable as fault:
-                self.rejected.append(Rejected(self.file, number, fault.column, fault.reason))
+                self.set_aside(fault.row or number, fault.column, fault.reason, fault.file)
+
+    def set_aside(self, row: int | None, column: str, reason: str, file: str | None = None) -> None:
+        """List a row as unusable; `file` where it is not the intake's own table."""
+        self.rejected.append(Rejected(file or self.file, row, column, reason))
 
     def write(
-        self, out: str | Path, splits: Mapping[str, str], *, image_size: int, max_rejected: float, progress: bool
+        self,
+        out: str | Path,
+        splits: Mapping[str, str],
+        *,
+        image_size: int = 512,
+        max_rejected: float = 0.05,
+        progress: bool = True,
     ) -> pd.DataFrame:
-        """Decode the films (shorter side at most `image_size`), write the folder `out`, return its summary.
+        """Decode the films, write the folder `out`, return its summary.
 
         Args:
+            out: study folder to write.
             splits: patient -> split, for the studies that do not have one yet.
+            image_size: shorter side of the stored films in pixels; smaller films are not enlarged.
+            max_rejected: share of unusable rows above which nothing is written.
+            progress: show a bar.
 
         Raises:
             InputError: nothing usable, a patient in two splits, more than the share `max_rejected` of all
@@ -189,25 +226,67 @@ def name_in(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
-def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Read a CSV or Parquet table with every cell as stripped text ("" where empty).
+def read_table(path: Path, columns: Iterable[str], *, only: bool = False) -> pd.DataFrame:
+    """Read a CSV (also .gz, .zip) or Parquet table with every cell as stripped text ("" where empty).
+
+    Bytes that are no UTF-8 are kept as lone surrogates: `Intake.take` sets their rows aside.
+
+    Args:
+        columns: columns the table must have.
+        only: read no other column, to spare memory.
 
     Raises:
         InputError: no such file, not a table, or a column in `columns` is missing.
     """
+    columns = list(columns)
     try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path).map(lambda cell: "" if pd.isna(cell) else str(cell))
-        else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        names, table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, columns, only)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such table; check the folder and the file name") from error
-    except (OSError, ValueError) as error:  # pandas and pyarrow: parser, encoding and format errors
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas, pyarrow, gzip: parser and format errors
         reason = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"{path}: not a readable table ({reason}); export it again as CSV in UTF-8") from error
-    if absent := [name for name in columns if name not in table.columns]:
-        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(repr, table.columns))}")
+    if absent := [name for name in columns if name not in names]:
+        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(repr, names))}")
     return table.apply(lambda column: column.fillna("").str.strip())
+
+
+def _read_parquet(path: Path) -> tuple[list[str], pd.DataFrame]:
+    table = pd.read_parquet(path).map(lambda cell: "" if pd.isna(cell) else str(cell))
+    return list(table.columns), table
+
+
+def _read_csv(path: Path, columns: list[str], only: bool) -> tuple[list[str], pd.DataFrame]:
+    """The names in the header, and the table (without rows where a column of `columns` is missing)."""
+    options = {"dtype": object, "index_col": False, "encoding": "utf-8-sig", "encoding_errors": "surrogateescape"}
+    header = pd.read_csv(path, nrows=0, **options)
+    ",".join(header.columns).encode()  # the header itself must be UTF-8
+    if not set(columns) <= set(header.columns):
+        return list(header.columns), header
+    table = pd.read_csv(path, keep_default_na=False, usecols=columns if only else None, **options)
+    return list(header.columns), table
+
+
+def grouped(table: pd.DataFrame, key: str) -> Iterator[Rows]:
+    """The rows of each value of the column `key`, in the order in which the values come first."""
+    groups: dict[str, list[int]] = {}
+    for i, value in enumerate(table[key]):
+        groups.setdefault(value, []).append(i)
+    columns = {name: table[name].tolist() for name in table.columns}
+    for places in groups.values():
+        yield [(i + 1, {name: cells[i] for name, cells in columns.items()}) for i in places]
+
+
+def _check_encoding(row: Any) -> None:
+    for number, cells in row if isinstance(row, list) else [(None, row)]:
+        for column, cell in cells.items() if isinstance(cells, Mapping) else ():
+            if isinstance(cell, str) and is_undecodable(cell):
+                raise Unusable(column, "holds bytes that are no UTF-8; export the table in UTF-8", row=number)
+
+
+def is_undecodable(text: str) -> bool:
+    """Whether the text holds bytes that could not be decoded (lone surrogates, see `read_table`)."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def split_patients(patients: Iterable[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -232,6 +311,8 @@ def split_patients(patients: Iterable[str], shares: Mapping[str, float], seed: i
 def to_text(column: str, cell: str) -> str | None:
     """A report section with its white space collapsed; None where empty."""
     text = " ".join(cell.split())
+    if is_undecodable(text):
+        raise Unusable(column, "holds bytes that are no UTF-8; export it in UTF-8")
     if len(text) > MAX_TEXT:
         raise Unusable(column, f"{len(text):,} characters; at most {MAX_TEXT:,} are taken")
     return text or None

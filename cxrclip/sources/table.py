@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from cxrclip.errors import InputError
+from cxrclip.sources.counts import check_counts
 from cxrclip.sources.intake import (
     SHARES,
     Film,
@@ -113,6 +114,8 @@ def prepare(
     name: str = "table",
     shares: Mapping[str, float] = SHARES,
     seed: int = 0,
+    expected: Mapping[str, int] | None = None,
+    allow_partial: bool = False,
     image_size: int = 512,
     max_rejected: float = 0.05,
     progress: bool = True,
@@ -127,16 +130,19 @@ def prepare(
         name: the `source` of the studies; patients of two tables with one name are the same patients.
         shares: split -> share of the patients, where the table has no `split` column.
         seed: of the split.
+        expected: what the whole data set holds, where that is known: "rows", "images", "patients", "studies".
+        allow_partial: go on where these counts differ. A row whose film is not there is unusable in any case.
         image_size: shorter side of the stored films in pixels; smaller films are not enlarged.
         max_rejected: share of unusable rows above which nothing is written.
-        progress: show a bar.
+        progress: show the counts and a bar.
         **columns: the fields of `Columns`.
 
     Returns:
         `cxrclip.studies.summary` of the folder.
 
     Raises:
-        InputError: as `Intake.write`; also a missing table or column, or an unknown parameter.
+        InputError: as `Intake.write`; also a missing table or column, an unknown parameter, or
+            counts that are not `expected`.
     """
     if unknown := sorted(columns.keys() - {f.name for f in fields(Columns)}):
         raise InputError(f"table: unknown parameter {unknown[0]!r}; see cxrclip.sources.table.Columns")
@@ -144,11 +150,27 @@ def prepare(
         raise InputError(f"table: parameter {absent[0]!r} is needed: the column with each {absent[0]}")
     root, chosen = existing(root, f"{file} and its films"), Columns(**columns)
     table = read_table(root / file, chosen.named)
-    splits = {"splits": "as given"} if chosen.split else {"seed": seed, "shares": dict(shares)}
-    intake = Intake(name, root, file, splits)
+    facts = {"splits": "as given"} if chosen.split else {"seed": seed, "shares": dict(shares)}
+    if expected:
+        found = _found(table, chosen, root, expected)
+        facts["counts"] = check_counts(name, root, expected, found, allow_partial=allow_partial, progress=progress)
+    intake = Intake(name, root, file, facts)
     intake.take(table.to_dict("records"), lambda row, cells: _study(row, cells, chosen, root))
     made = {} if chosen.split else split_patients((study.patient_id for study in intake.studies), shares, seed)
     return intake.write(out, made, image_size=image_size, max_rejected=max_rejected, progress=progress)
+
+
+def _found(table: pd.DataFrame, columns: Columns, root: Path, expected: Mapping[str, int]) -> dict[str, int]:
+    """The counts that `expected` names, in this download."""
+    ways = {
+        "rows": lambda: len(table),
+        "images": lambda: sum((root / cell).is_file() for name in columns.images for cell in set(table[name]) - {""}),
+        "patients": lambda: table[columns.patient].nunique(),
+        "studies": lambda: table[columns.study].nunique() if columns.study else len(table),
+    }
+    if unknown := sorted(set(expected) - set(ways)):
+        raise InputError(f"table: unknown count {unknown[0]!r} in `expected`; known are {', '.join(ways)}")
+    return {what: int(ways[what]()) for what in expected}
 
 
 def _study(row: int, cells: Mapping[str, str], columns: Columns, root: Path) -> Study:
