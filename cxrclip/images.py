@@ -1,18 +1,21 @@
 """The one module where every image format becomes 8-bit gray.
 
-Films arrive as PNG, JPEG, TIFF or BMP with 1, 8 or 16 bits, in gray, colour, CMYK or with a palette.
+Films arrive as PNG, JPEG, TIFF or BMP with 1, 8 or 16 bits, in gray, colour, CMYK or with a palette, or as DICOM.
 Everything after this module sees one thing only: a NumPy array (H, W) of uint8.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -20,13 +23,28 @@ from PIL import Image
 
 from cxrclip.errors import InputError
 
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
 MAX_PIXELS = 100_000_000  # the largest digital chest films have about 20 million
 MIN_SIDE = 16  # fewer pixels show no chest
 JPEG_QUALITY = 95
 
 # What Pillow raises on damaged files, found by flipping and cutting bytes.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+# What pydicom and its plugins raise beside these, found in the same way.
+_DICOM_DAMAGE = (*_DAMAGE, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+# The only elements of a DICOM file which are read at all: those that turn its pixels into light and dark.
+_DICOM_ELEMENTS = [
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ExtendedOffsetTable"),
+    *("ExtendedOffsetTableLengths", "PixelData", "FloatPixelData", "DoubleFloatPixelData"),
+    *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
+    *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+]
+_DICOM_SUFFIXES = (".dcm", ".dicom")
 # `warnings.catch_warnings` changes the process: only one thread at a time may be inside.
 _OPENING = threading.Lock()
 
@@ -39,6 +57,11 @@ def read_gray(source: bytes | Path, where: str) -> np.ndarray:
     8 bits is stretched from its own minimum and maximum to 0..255: such files hold raw detector values of
     10 to 16 bits, and their nominal range says nothing about the data. An orientation tag is not applied.
 
+    DICOM is known by its content ("DICM" at byte 128) or by the suffix .dcm or .dicom. In this order: modality LUT
+    or rescale, VOI LUT or else window (the first of several), MONOCHROME1 inverted, stretched from minimum to
+    maximum, as the official recipe does. Compressed pixels are decoded by the plugins of pydicom. Of the header
+    only what describes the pixels is read; none of it goes anywhere but into them.
+
     Args:
         source: the encoded file, or its path.
         where: how the message names the film (file, row).
@@ -47,20 +70,18 @@ def read_gray(source: bytes | Path, where: str) -> np.ndarray:
         (H, W) uint8.
 
     Raises:
-        InputError: missing, empty, damaged or cut file, no image, several pages, a side under `MIN_SIDE`
-            pixels, more than `MAX_PIXELS` pixels, or the same value everywhere.
+        InputError: missing, empty, damaged or cut file, no image, several pages or frames, a compression that
+            cannot be decoded, a side under `MIN_SIDE` pixels, more than `MAX_PIXELS` pixels, or the same value
+            everywhere.
     """
     data = source if isinstance(source, bytes) else _read_file(source, where)
     if not data:
         raise InputError(f"{where}: the image file is empty (0 bytes); copy or download it again")
-    image = _open(data, where)
-    try:
-        image.load()
-        gray = _to_gray(image, where)
-    except InputError:
-        raise
-    except _DAMAGE as error:
-        raise InputError(f"{where}: the image is cut or damaged ({_line(error)}); download it again") from error
+    named = not isinstance(source, bytes) and Path(source).suffix.lower() in _DICOM_SUFFIXES
+    if data[128:132] == b"DICM" or (named and not data.startswith(_MAGIC)):
+        gray = _read_dicom(data, where)
+    else:
+        gray = _read_image(data, where)
     if gray.min() == gray.max():
         raise InputError(f"{where}: every pixel has the value {gray.flat[0]}; there is no film in it: leave it out")
     return gray
@@ -113,6 +134,17 @@ def _read_file(path: Path, where: str) -> bytes:
         raise InputError(f"{where}: the image file cannot be read ({error.strerror}); check its rights") from error
 
 
+def _read_image(data: bytes, where: str) -> np.ndarray:
+    image = _open(data, where)
+    try:
+        image.load()
+        return _to_gray(image, where)
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        raise InputError(f"{where}: the image is cut or damaged ({_line(error)}); download it again") from error
+
+
 def _open(data: bytes, where: str) -> Image.Image:
     """Read the header, and refuse what is no film before its pixels are decoded."""
     try:
@@ -134,13 +166,16 @@ def _open(data: bytes, where: str) -> Image.Image:
 
 
 def _refuse(image: Image.Image, where: str) -> None:
-    width, height = image.size
+    _refuse_size(*image.size, where)
+    if image.format == "TIFF" and image.n_frames > 1:
+        raise InputError(f"{where}: {image.n_frames} pages in one file; export one film per file")
+
+
+def _refuse_size(width: int, height: int, where: str) -> None:
     if width * height > MAX_PIXELS:
         raise InputError(f"{where}: {width} x {height} pixels, more than {MAX_PIXELS:,}; not a film: leave it out")
     if min(width, height) < MIN_SIDE:
         raise InputError(f"{where}: {width} x {height} pixels; a side needs at least {MIN_SIDE}: leave it out")
-    if image.format == "TIFF" and image.n_frames > 1:
-        raise InputError(f"{where}: {image.n_frames} pages in one file; export one film per file")
 
 
 def _to_gray(image: Image.Image, where: str) -> np.ndarray:
@@ -154,6 +189,99 @@ def _to_gray(image: Image.Image, where: str) -> np.ndarray:
         black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
         return np.asarray(Image.alpha_composite(black, colour).convert("L"))
     return np.asarray(image.convert("RGB").convert("L"))
+
+
+def _read_dicom(data: bytes, where: str) -> np.ndarray:
+    import pydicom  # here, since training reads no DICOM and need not wait for the import
+
+    try:
+        with _OPENING, _silent_pydicom():
+            film = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=_DICOM_ELEMENTS)
+            _refuse_dicom(film, where)
+            return _stretch(_dicom_values(film, where), where)
+    except InputError:
+        raise
+    except (*_DICOM_DAMAGE, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException) as error:
+        # Not the message itself: a damaged file may have put a patient's name into it.
+        reason = type(error).__name__
+        raise InputError(f"{where}: the DICOM file is cut or damaged ({reason}); export it again") from None
+
+
+@contextmanager
+def _silent_pydicom() -> Iterator[None]:
+    """No warning and no log line of pydicom: they quote the header, and so a name may get into a log."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _refuse_dicom(film: Dataset, where: str) -> None:
+    """Refuse a DICOM file that holds no single film, before its pixels are decoded."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(film.dir()):
+        raise InputError(f"{where}: a DICOM file without pixels, or cut before them; leave it out or export it again")
+    frames = int(film.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise InputError(f"{where}: {frames} frames in one DICOM file; export one film per file")
+    _refuse_size(int(film.Columns), int(film.Rows), where)
+    if "TransferSyntaxUID" not in film.file_meta:  # a bare data set, as old archives export it
+        film.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if film.original_encoding[0] else ExplicitVRLittleEndian
+        )
+    syntax = UID(film.file_meta.TransferSyntaxUID)
+    try:
+        available = get_decoder(syntax).is_available
+    except NotImplementedError:
+        available = False
+    if not available:
+        name = syntax.name if syntax.keyword else "(unknown)"
+        raise InputError(f"{where}: transfer syntax {name} cannot be decoded; export the film uncompressed")
+
+
+def _dicom_values(film: Dataset, where: str) -> np.ndarray:
+    """(H, W) numbers that grow from dark to light, as the header says the film is to be shown."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
+    from pydicom.uid import JPEGExtended12Bit
+
+    # GDCM, the default, aborts the process on damaged pixels; it is alone with 12-bit JPEG, lossless JPEG and JPEG-LS.
+    syntax = film.file_meta.TransferSyntaxUID
+    available = () if syntax == JPEGExtended12Bit else get_decoder(syntax).available_plugins
+    if safe := [plugin for plugin in ("pylibjpeg", "pillow") if plugin in available]:
+        film.pixel_array_options(decoding_plugin=safe[0])
+    values = film.pixel_array
+    kind = film.PhotometricInterpretation
+    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+        if values.dtype != np.uint8 or values.ndim != 3:  # a palette, or colour with more than 8 bits
+            raise InputError(f"{where}: its colours (PhotometricInterpretation) cannot be read; export the film in gray")
+        return np.asarray(Image.fromarray(values).convert("L"))
+    if lut := film.get("ModalityLUTSequence"):
+        values = _within(values, lut[0])
+    values = apply_modality_lut(values, film)
+    if lut := film.get("VOILUTSequence"):
+        values = _within(values, lut[0])
+    try:
+        values = apply_voi_lut(values, film)
+    except ValueError as error:
+        raise InputError(f"{where}: the window or VOI LUT in its header is not valid; export the film again") from error
+    return -values.astype(np.float64) if kind == "MONOCHROME1" else values
+
+
+def _within(values: np.ndarray, lut: Dataset) -> np.ndarray:
+    """Integers inside the range of a look-up table, which is declared to hold 16 bits.
+
+    pydicom computes the index with as many bits as the entries have, so that 8-bit tables would wrap around.
+    """
+    length, first, _ = lut.LUTDescriptor
+    lut.LUTDescriptor = [length, first, 16]
+    return np.clip(np.rint(values).astype(np.int64), first, first + (length or 2**16) - 1)
 
 
 def _stretch(values: np.ndarray, where: str) -> np.ndarray:
