@@ -1,57 +1,24 @@
 """cxrclip.sources: each public layout, with its traps, becomes a study table."""
 
-import csv
 import gzip
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from downloads import about, edit, film, partial, real, rejections, studies_of
 
 from cxrclip.errors import InputError
-from cxrclip.images import encode_gray, read_gray
+from cxrclip.images import read_gray
 from cxrclip.sources import SOURCES, chestxray14
 from cxrclip.sources.chestxray14 import FINDINGS
 from cxrclip.sources.intake import split_patients
 from cxrclip.studies import check_leakage, open_studies, validate
 
-PROJECT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("CXRCLIP_DATA", PROJECT.parent / "shared" / "data"))
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]\n"
 )
-
-
-def real(name):
-    if not (DATA / name).is_dir():
-        pytest.skip(f"no real sample: {name} is not in CXRCLIP_DATA nor in ../shared/data")
-    return DATA / name
-
-
-def partial(name, *args, **options):
-    """A source on a download that is not the whole release."""
-    return SOURCES[name](*args, allow_partial=True, **options)
-
-
-def film(path, seed=0, size=(40, 30)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_gray(np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8), "png"))
-
-
-def about(folder):
-    return json.loads((folder / "dataset.json").read_text())["about"]
-
-
-def rejections(folder):
-    with open(folder / "rejected.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def studies_of(folder):
-    return {row["study_id"]: row for row in open_studies(folder)}
 
 
 # ------------------------------------------------------------------------------------------------- chestxray14
@@ -72,12 +39,6 @@ def nih(tmp_path):
         for n in range(2):
             film(root / f"images_00{1 + p % 2}" / "images" / f"{p:08d}_{n:03d}.png", seed=2 * p + n)
     return root
-
-
-def edit(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
 
 
 def test_chestxray14_reads_the_nih_layout(nih, tmp_path):
@@ -211,7 +172,7 @@ def test_a_partial_download_says_so(nih, tmp_path, capsys):
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert "112,120    36 -112,084" in capsys.readouterr().err
-    partial("chestxray14", nih, tmp_path / "out")
+    partial("chestxray14", nih, tmp_path / "out", progress=True)
     counts = about(tmp_path / "out")["counts"]
     assert (counts["whole"], counts["expected"]["images"], counts["found"]["images"]) == (False, 112_120, 36)
     assert "36 studies of Data_Entry_2017_v2020.csv found; 0 rejected, 4 not downloaded" in capsys.readouterr().err

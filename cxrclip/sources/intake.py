@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import pandas as pd
 from tqdm import tqdm
@@ -21,7 +21,9 @@ from cxrclip.images import MIN_SIDE, encode_gray, read_gray, resize_shorter
 from cxrclip.progress import progress_bar
 from cxrclip.studies import MAX_AGE, MAX_TEXT, SPLITS, Rejected, refuse_many, summary, write_studies
 
+UNKNOWN = "UNKNOWN"  # the view of a film of which nothing is said
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
+T = TypeVar("T")
 _AT_ONCE = 256  # studies decoded ahead of the writer
 # Facts a source may count, besides rejected rows; they are reported.
 COUNTED = ("not_downloaded", "in_two_folders", "without_row", "without_film", "missing_films", "guessed_views",
@@ -37,7 +39,10 @@ class Film(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """One study of a release before its films are read; `row` is its place in the table it comes from."""
+    """One study of a release before its films are read; `row` is its place in the table it comes from.
+
+    `file` names that table where it is not the intake's own.
+    """
 
     row: int
     study_id: str
@@ -51,6 +56,7 @@ class Study:
     uncertain: Sequence[str] = ()
     sex: str | None = None
     age: float | None = None
+    file: str | None = None
 
 
 class Unusable(Exception):
@@ -95,12 +101,16 @@ class Intake:
         """Parse each row (numbered from 1); keep the study, skip None, set the row aside on `Unusable`."""
         self.take_numbered(enumerate(rows, 1), parse)
 
-    def take_groups(self, groups: Iterable[Rows], parse: Callable[[int, Rows], Study | None]) -> None:
-        """As `take`, where several rows of the table make one study: its number is that of its first row."""
-        self.take_numbered(((group[0][0], group) for group in groups), parse)
+    def take_groups(
+        self, groups: Iterable[Rows], parse: Callable[[int, Rows], Study | None], file: str | None = None
+    ) -> None:
+        """As `take`, where several rows of a table make one study: its number is that of its first row."""
+        self.take_numbered(((group[0][0], group) for group in groups), parse, file)
 
-    def take_numbered(self, rows: Iterable[tuple[int, Any]], parse: Callable[[int, Any], Study | None]) -> None:
-        """As `take`, of rows that come with their numbers."""
+    def take_numbered(
+        self, rows: Iterable[tuple[int, Any]], parse: Callable[[int, Any], Study | None], file: str | None = None
+    ) -> None:
+        """As `take`, of rows that come with their numbers; `file` where it is not the intake's own table."""
         seen: dict[str, int] = {study.study_id: study.row for study in self.studies}
         for number, row in rows:
             try:
@@ -112,7 +122,19 @@ class Intake:
                         raise Unusable("study", f"{study.study_id} stands already in row {first}; the first is kept")
                     self.studies.append(study)
             except Unusable as fault:
-                self.set_aside(fault.row or number, fault.column, fault.reason, fault.file)
+                self.set_aside(fault.row or number, fault.column, fault.reason, fault.file or file)
+
+    def usable(
+        self, rows: Iterable[tuple[int, Cells]], parse: Callable[[Cells], T], file: str | None = None
+    ) -> list[tuple[int, T]]:
+        """What `parse` makes of each row, with its number; rows it calls `Unusable` are set aside."""
+        good = []
+        for number, cells in rows:
+            try:
+                good.append((number, parse(cells)))
+            except Unusable as fault:
+                self.set_aside(number, fault.column, fault.reason, fault.file or file)
+        return good
 
     def set_aside(self, row: int | None, column: str, reason: str, file: str | None = None) -> None:
         """List a row as unusable; `file` where it is not the intake's own table."""
@@ -174,7 +196,7 @@ class Intake:
         for study, films in self._decoded(size, progress):
             bad = [film for film in films if isinstance(film, InputError)]
             for error in bad:
-                self.rejected.append(Rejected(self.file, study.row, "image", str(error)))
+                self.rejected.append(Rejected(study.file or self.file, study.row, "image", str(error)))
             if bad:
                 refuse_many(self.rejected, total, max_rejected, out)
             good = [(film, data) for film, data in zip(study.films, films, strict=True) if isinstance(data, bytes)]
@@ -219,6 +241,14 @@ def existing(root: str | Path, what: str) -> Path:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder of {what}")
     return root
+
+
+def find_one(root: Path, pattern: str) -> Path | None:
+    """The last (newest version) of the files that match, in `root` or up to two folders below; None without."""
+    for prefix in ("", "*/", "*/*/"):
+        if found := sorted(root.glob(prefix + pattern)):
+            return found[-1]
+    return None
 
 
 def name_in(root: Path, path: Path) -> str:
@@ -268,13 +298,23 @@ def _read_csv(path: Path, columns: list[str], only: bool) -> tuple[list[str], pd
 
 
 def grouped(table: pd.DataFrame, key: str) -> Iterator[Rows]:
-    """The rows of each value of the column `key`, in the order in which the values come first."""
+    """The rows of each value of the column `key`, in the order in which the values come first.
+
+    Rows keep the numbers which they had when the table was read.
+    """
     groups: dict[str, list[int]] = {}
     for i, value in enumerate(table[key]):
         groups.setdefault(value, []).append(i)
-    columns = {name: table[name].tolist() for name in table.columns}
+    columns, numbers = {name: table[name].tolist() for name in table.columns}, (table.index + 1).tolist()
     for places in groups.values():
-        yield [(i + 1, {name: cells[i] for name, cells in columns.items()}) for i in places]
+        yield [(numbers[i], {name: cells[i] for name, cells in columns.items()}) for i in places]
+
+
+def records(table: pd.DataFrame) -> Iterator[tuple[int, Cells]]:
+    """The rows of a table one by one, with the numbers which they had when it was read."""
+    columns = [table[name].tolist() for name in table.columns]
+    for number, *cells in zip((table.index + 1).tolist(), *columns, strict=True):
+        yield number, dict(zip(table.columns, cells, strict=True))
 
 
 def _check_encoding(row: Any) -> None:

@@ -21,6 +21,7 @@ from cxrclip.errors import InputError
 from cxrclip.sources.counts import check_counts
 from cxrclip.sources.intake import (
     SHARES,
+    UNKNOWN,
     Film,
     Intake,
     Study,
@@ -47,7 +48,7 @@ EXPECTED = {
     },
     REPORTS: {"reports": 3_851, "films named": 7_466, "images": 7_466},
 }
-FRONTAL, LATERAL, UNKNOWN = "FRONTAL", "LATERAL", "UNKNOWN"
+FRONTAL, LATERAL = "FRONTAL", "LATERAL"
 
 
 class _Report(NamedTuple):

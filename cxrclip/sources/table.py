@@ -21,6 +21,7 @@ from cxrclip.errors import InputError
 from cxrclip.sources.counts import check_counts
 from cxrclip.sources.intake import (
     SHARES,
+    UNKNOWN,
     Film,
     Intake,
     Study,
@@ -34,7 +35,6 @@ from cxrclip.sources.intake import (
     to_text,
 )
 
-UNKNOWN = "UNKNOWN"
 SPLIT_NAMES = {"train": "train", "valid": "valid", "test": "test", "training": "train", "val": "valid"}
 SPLIT_NAMES |= {"validate": "valid", "validation": "valid", "dev": "valid", "testing": "test"}
 
