@@ -5,6 +5,7 @@ SEED    ?= 0
 BUILD   ?= build
 DATA    ?= ../shared/data
 DEVICE  ?= auto
+ALLOW_PARTIAL ?=
 PYTHON  ?= python3
 
 VENV   := .venv
@@ -14,12 +15,13 @@ RUN    := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.rep
 OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --data $(DATA) --device $(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce tables figures notebooks test lint unit nbval book lab bench lock clean
+.PHONY: help env data reproduce tables figures notebooks test lint unit nbval book lab bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 	@echo "  variables:  PROFILE=$(PROFILE) (quick, standard, paper)  MIX=$(MIX) (phantom, real-sample, or your.yaml)"
 	@echo "              SEED=$(SEED)  BUILD=$(BUILD)  DATA=$(DATA)  DEVICE=$(DEVICE) (auto, cpu, cuda)"
+	@echo "              make data:  ALLOW_PARTIAL=1 takes a partial download; SET=\"image_size=256 seed=1\" sets parameters"
 
 env: $(STAMP)  ## make .venv from requirements.lock (done by itself when needed)
 
@@ -33,6 +35,11 @@ $(STAMP): requirements.lock
 
 reproduce: $(STAMP)  ## run the notebooks in order: tables, figures and results.csv in build/<mix>-<profile>/
 	@$(RUN) $(OPTIONS)
+
+data: $(STAMP)  ## SOURCE=<name> ROOT=<download> OUT=<folder>: a public data set becomes a study folder
+	@$(if $(and $(SOURCE),$(ROOT),$(OUT)),,$(error make data needs SOURCE=<name> ROOT=<download> OUT=<folder>))
+	@$(BIN)/python -m cxrclip.sources --source "$(SOURCE)" --root "$(ROOT)" --out "$(OUT)" \
+		$(if $(filter 1,$(ALLOW_PARTIAL)),--allow-partial) $(foreach pair,$(SET),--option '$(pair)')
 
 tables: $(STAMP)  ## results/tables/ and the README's tables and verdicts, from results/standard.csv alone
 	@$(BIN)/python -m cxrclip.render tables

@@ -11,6 +11,7 @@ from downloads import about, dicom, edit, film, partial, public_table, rejection
 
 from cxrclip.errors import InputError
 from cxrclip.sources import SOURCES, chestxray14, chexpert, chexpert5x200, mimic, openi, rsna, siim, vindr
+from cxrclip.sources.__main__ import main, read_options
 from cxrclip.sources.chexpert_format import COLUMNS, FINDINGS, label_table
 from cxrclip.sources.dicom import read_header
 from cxrclip.sources.intake import grouped, read_table
@@ -789,3 +790,57 @@ def test_the_public_tables_of_nih_and_open_i_have_the_known_counts(tmp_path):
     found = openi._found(reports, {}, {})
     assert {what: found[what] for what in openi.EXPECTED["ecgen-radiology"]} == openi.EXPECTED["ecgen-radiology"] | {
         "images": 0}
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def command(capsys, *arguments):
+    """Run `python -m cxrclip.sources` here: status, and what it printed."""
+    status = main([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+def test_the_command_prepares_a_source_and_ends_with_its_counts(siim_root, tmp_path, capsys):
+    edit(siim_root / "train-rle.csv", "1.2.5, -1", "1.2.5, none")
+    next(siim_root.rglob("1.2.7.dcm")).write_bytes(b"")
+    call = ["--source", "siim", "--root", siim_root, "--out", tmp_path / "out"]
+    status, said, complained = command(capsys, *call)
+    assert (status, said) == (2, "")
+    assert complained.splitlines()[-1].startswith(f"{siim_root}: a partial download of siim: rows 25 of 12,954, ")
+    assert not (tmp_path / "out").exists()
+    status, said, _ = command(capsys, *call, "--allow-partial", "--option", "max_rejected=0.2", "--option",
+                              "image_size=16")
+    assert status == 0
+    assert "The download is NOT the whole release:" in said
+    assert [line.split() for line in said.splitlines() if "split train" in line] == [
+        ["split", "train", "8,432", "14", "-8,418"]]
+    assert "2 set aside, listed in " in said
+    assert "1 in train-rle.csv, column EncodedPixels, the first: 'none' is neither -1 nor pairs of numbers" in said
+    assert said.endswith(f"18 studies are in {tmp_path / 'out'}\n")
+    validate(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("source", "option", "message"),
+    [
+        ("padchest", "seed=1", "unknown source 'padchest': choose one of mimic-cxr, chexpert"),
+        ("siim", "seed", "--option 'seed': write KEY=VALUE"),
+        ("siim", "seeds=1", "--option 'seeds': siim has no such parameter; it has allow_partial, file, image_size"),
+        ("siim", "file=[", "--option file: '[' is not YAML"),
+        ("table", "images=a", "--option 'images': table has no such parameter; it has age, allow_partial, expected"),
+        ("table", "image=a", "table: parameter 'patient' is needed"),
+    ],
+)
+def test_bad_calls_of_the_command_give_one_line(tmp_path, capsys, source, option, message):
+    extra = ["--option", "file=t.csv"] if source == "table" else []
+    call = ["--source", source, "--root", tmp_path / "gone", "--out", tmp_path / "out", "--option", option]
+    status, said, complained = command(capsys, *call, *extra)
+    assert (status, said, complained.count("\n")) == (2, "", 1)
+    assert message in complained
+
+
+def test_every_source_takes_the_shared_parameters():
+    for name in SOURCES:
+        assert read_options(name, ["allow_partial=true", "image_size=64", "max_rejected=0.5", "progress=false"]) == {
+            "allow_partial": True, "image_size": 64, "max_rejected": 0.5, "progress": False}

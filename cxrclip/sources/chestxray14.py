@@ -20,6 +20,7 @@ from cxrclip.errors import InputError
 from cxrclip.sources.counts import check_counts
 from cxrclip.sources.intake import (
     SHARES,
+    Cells,
     Film,
     Intake,
     Study,
@@ -27,6 +28,7 @@ from cxrclip.sources.intake import (
     Writing,
     existing,
     read_table,
+    records,
     split_patients,
     to_age,
     to_sex,
@@ -75,12 +77,11 @@ def prepare(
 ) -> pd.DataFrame:
     """Turn an NIH download, whole or partial, into a study table: one film is one study.
 
-    Positive are the film's Finding Labels. Negative are the rest of the 14: the miner looked for all of them
-    in every report, so a name that is absent means "not found", and the paper draws its negative prompts
-    from these.
+    Positive are the film's Finding Labels. Negative are the rest of the 14: the miner looked for all of them in every
+    report, so a name that is absent means "not found", and the paper draws its negative prompts from these.
 
-    Splits: by the official lists where both are present (test_list.txt is test; train_val_list.txt is cut
-    by patient in the ratio of the train and valid `shares`), else by patient in the given shares.
+    Splits: by the official lists where both are present (test_list.txt is test; train_val_list.txt is cut by patient in
+    the ratio of the train and valid `shares`), else by patient in the given shares.
 
     Args:
         root: folder with Data_Entry_2017*.csv and the image folders.
@@ -99,8 +100,7 @@ def prepare(
         folders taken ("not downloaded"), films in two folders and films without a row.
 
     Raises:
-        InputError: as `Intake.write`; also a missing table, column or image folder, no film at all, or a
-            partial download.
+        InputError: as `Intake.write`; also a missing table, column or image folder, no film, or a partial download.
     """
     root = existing(root, "the NIH download, with Data_Entry_2017_v2020.csv")
     tables = sorted(root.glob("Data_Entry_2017*.csv"))
@@ -114,27 +114,12 @@ def prepare(
     lists = _official_lists(root)
     counts = check_counts("chestxray14", root, EXPECTED, _found(table, here, lists), allow_partial=allow_partial,
                           progress=progress)
-    intake = Intake(
-        "chestxray14",
-        root,
-        tables[-1].name,
-        {
-            "release": RELEASE,
-            "counts": counts,
-            "seed": seed,
-            "shares": dict(shares),
-            "splits": "official lists" if lists else "seeded by patient",
-            "folders": list(images) if images else "all",
-            "not_downloaded": int((~here).sum()),
-            "in_two_folders": repeated,
-            "without_row": len(films.keys() - set(table["Image Index"])),
-        },
-    )
-
-    def study(row: int, cells: dict[str, str]) -> Study | None:
-        return _study(row, cells, films) if cells["Image Index"] in films else None
-
-    intake.take(table.to_dict("records"), study)
+    facts = {"release": RELEASE, "counts": counts, "seed": seed, "shares": dict(shares)}
+    facts |= {"splits": "official lists" if lists else "seeded by patient", "folders": list(images or ["all"])}
+    facts |= {"not_downloaded": int((~here).sum()), "in_two_folders": repeated}
+    facts["without_row"] = len(films.keys() - set(table["Image Index"]))
+    intake = Intake("chestxray14", root, tables[-1].name, facts)
+    intake.take_numbered(records(table), lambda row, cells: _study(row, cells, films))
     splits = _splits(intake.studies, lists, shares, seed)
     return intake.write(out, splits, progress=progress, **writing)
 
@@ -164,7 +149,9 @@ def _find_films(root: Path, folders: Sequence[str] | None) -> tuple[dict[str, Pa
     return found, len(files) - len(found)
 
 
-def _study(row: int, cells: dict[str, str], films: Mapping[str, Path]) -> Study:
+def _study(row: int, cells: Cells, films: Mapping[str, Path]) -> Study | None:
+    if cells["Image Index"] not in films:
+        return None
     names = [RENAMED.get(name, name) for name in cells["Finding Labels"].split("|")]
     unknown = [name for name in names if name not in (*FINDINGS, NO_FINDING)]
     if unknown or len(set(names)) < len(names) or (NO_FINDING in names and len(names) > 1):

@@ -74,13 +74,12 @@ def prepare(
 ) -> pd.DataFrame:
     """Turn an Open-I download, whole or partial, into a study table: one report is one study, frontal films first.
 
-    Reads the XML reports (ecgen-radiology/) where they are, else the two CSV files of the mirror. Films are
-    looked for by name anywhere under `root`.
+    Reads the XML reports (ecgen-radiology/) where they are, else the two CSV files of the mirror. Films are looked for
+    by name anywhere under `root`.
 
-    Views come from indiana_projections.csv where it is present. Without it a rule decides: the first film of a
-    report is frontal, the second of two is lateral, any other is UNKNOWN. Among the two-film reports
-    whose DICOM header names a lateral, that is the second film in 695 of 777. (The header itself is no help: it is
-    empty, or calls laterals PA.)
+    Views come from indiana_projections.csv where it is present. Without it a rule decides: the first film of a report
+    is frontal, the second of two is lateral, any other is UNKNOWN. Among the two-film reports whose DICOM header names
+    a lateral, that is the second film in 695 of 777. (The header itself is no help: it is empty, or calls laterals PA.)
 
     The release has no patient numbers: every report counts as one patient.
 
@@ -107,22 +106,28 @@ def prepare(
     if split is not None and split not in SPLITS:
         raise InputError(f"openi: unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     views = _projections(root)
-    films: dict[str, Path] = {}
-    for path in (path for kind in KINDS for path in sorted(root.rglob(kind))):
-        films.setdefault(_key(path.name), path)
+    films = _find_films(root)
     file = XML if (root / XML).is_dir() else REPORTS
     reports = list(_xml_reports(root / XML) if file == XML else _csv_reports(root))
     if all(isinstance(report, _Report) and not films.keys() & set(report.films) for report in reports):
         raise InputError(f"{root}: no film of {len(reports):,} reports is here; download NLMCXR_png.tgz")
     counts = check_counts("openi", root, EXPECTED[file], _found(reports, films, views), allow_partial=allow_partial,
                           progress=progress)
-    facts = {"split": split or "seeded by report", "seed": seed, "shares": dict(shares), "counts": counts}
-    facts |= {"release": RELEASE, "frontal_only": frontal_only}
+    facts = {"release": RELEASE, "counts": counts, "frontal_only": frontal_only}
+    facts |= {"split": split or "seeded by report", "seed": seed, "shares": dict(shares)}
     facts |= dict.fromkeys(("not_downloaded", "without_film", "missing_films", "guessed_views", "without_frontal"), 0)
     intake = Intake("openi", root, file, facts)
     intake.take(reports, lambda row, report: _study(row, report, _films(report, films, views, facts), split))
     splits = {} if split else split_patients((study.patient_id for study in intake.studies), shares, seed)
     return intake.write(out, splits, progress=progress, **writing)
+
+
+def _find_films(root: Path) -> dict[str, Path]:
+    """The films below `root` by `_key`; where one lies there twice, PNG goes before JPEG before DICOM."""
+    films: dict[str, Path] = {}
+    for path in (path for kind in KINDS for path in sorted(root.rglob(kind))):
+        films.setdefault(_key(path.name), path)
+    return films
 
 
 def _found(
