@@ -556,6 +556,21 @@ def test_table_sets_aside_rows_with_undecodable_bytes(films, tmp_path):
         SOURCES["table"](films, tmp_path / "no", **options)
 
 
+def test_table_finds_the_sections_of_whole_reports(films, tmp_path):
+    reports = ["FINDINGS: Clear. IMPRESSION: Normal.", "HISTORY: pain.\n\nFINDINGS:\nClear.\n\nIMPRESSION:\nNormal.",
+               "Lungs are clear.", "Old.\n__________\nIMPRESSION: New.", "COMPARISON: none"]
+    rows = [{"f": f"f{i}.png", "who": f"p{i}", "text": text} for i, text in enumerate(reports)]
+    options = {"file": "t.csv", "image": "f", "patient": "who", "report": "text", "progress": False}
+    SOURCES["table"](tabled(films, rows), tmp_path / "out", max_rejected=0.5, **options)
+    found = [(row["findings"], row["impression"]) for row in open_studies(tmp_path / "out")]
+    assert found == [("Clear.", "Normal."), ("Clear.", "Normal."), (None, "Lungs are clear."), (None, "New.")]
+    assert (about(tmp_path / "out")["last_paragraphs"], about(tmp_path / "out")["addenda"]) == (1, 1)
+    (line,) = rejections(tmp_path / "out")
+    assert (line["row"], line["column"], line["reason"]) == ("5", "text", "neither a text nor a label")
+    with pytest.raises(InputError, match="give `report`, or `findings` and `impression`, not both"):
+        SOURCES["table"](films, tmp_path / "no", findings="text", **options)
+
+
 def test_a_cut_gzip_table_is_one_line(films, tmp_path):
     whole = gzip.compress(b"f,who\n" + b"".join(b"f%d.png,p%d\n" % (i, i) for i in range(12)))
     options = {"file": "t.csv.gz", "image": "f", "patient": "who", "progress": False}

@@ -15,7 +15,7 @@ from cxrclip.sources.__main__ import main, read_options
 from cxrclip.sources.chexpert_format import COLUMNS, FINDINGS, label_table
 from cxrclip.sources.dicom import read_header
 from cxrclip.sources.intake import grouped, read_table
-from cxrclip.sources.mimic_reports import parse_report
+from cxrclip.sources.report_text import parse_report
 from cxrclip.sources.splits import gloria_split, train_valid_split
 from cxrclip.studies import check_leakage, open_studies, validate
 
@@ -104,6 +104,7 @@ def test_mimic_counts_what_is_not_there_and_takes_a_folder_above(mimic_cxr, tmp_
              "valid images": 2, "test images": 4, "train studies": 7, "valid studies": 1, "test studies": 2}
     assert whole.keys() == mimic.EXPECTED.keys()
     monkeypatch.setattr(mimic, "EXPECTED", whole)
+    SOURCES["mimic-cxr"](mimic_cxr.parent, tmp_path / "out", progress=False)
     SOURCES["mimic-cxr"](mimic_cxr.parent, tmp_path / "out", reports="mimic", progress=False)
     for path in mimic_cxr.rglob("p10000001/*/*.jpg"):
         path.unlink()
@@ -231,10 +232,10 @@ def test_mimic_names_what_is_missing(mimic_cxr, tmp_path):
     edit(mimic_cxr / META, "View", "ViewPosition")
     for path in mimic_cxr.rglob("*.txt"):
         path.unlink()
-    fails("mimic-cxr", mimic_cxr, no, "none of the 20 listed films has its report here; download reports")
+    fails("mimic-cxr", mimic_cxr, no, "no report of the 10 listed studies is here; download them, or say")
     for path in mimic_cxr.rglob("*.jpg"):
         path.unlink()
-    fails("mimic-cxr", mimic_cxr, no, "none of the 20 listed films has its film here; download films")
+    fails("mimic-cxr", mimic_cxr, no, "none of the 20 listed films is here; download them into files/")
     (mimic_cxr / SPLIT).unlink()
     fails("mimic-cxr", mimic_cxr, no, r"no mimic-cxr-2\.0\.0-split\.csv\.gz")
 
@@ -327,7 +328,7 @@ def five(chex, monkeypatch):
     listed["Path"] = "/old/home/" + listed["Path"]
     listed.to_csv(chex / "chexpert_5x200.csv", index=False)
     write_films(chex, [*CHEXPERT, *VALID, *FIVE])
-    table(chex / "train.csv", CHEXPERT[:-1] + FIVE)
+    table(chex / "train.csv", FIVE + CHEXPERT[:-1])
     return chex
 
 
@@ -347,10 +348,10 @@ def test_chexpert_leaves_the_patients_of_the_list_out(five, tmp_path, monkeypatc
     for test_list in (str(five.parent / "list.csv"), "mgca"):
         partial("chexpert", five, tmp_path / "out", test_list=test_list)
         assert about(tmp_path / "out")["test_patients_removed"] == 10
-    # With rows before a removed one, the numbers in rejected.csv are still those of the file.
+    # Rows below removed ones keep the numbers which they have in the file.
     edit(five / "train.csv", "Female,61,Frontal,AP,1.0", "Female,old,Frontal,AP,1.0")
     partial("chexpert", five, tmp_path / "out", max_rejected=0.2)
-    assert one_rejection(tmp_path / "out")[:3] == ("train.csv", "12", "Age")
+    assert one_rejection(tmp_path / "out")[:3] == ("train.csv", "22", "Age")
 
 
 def test_chexpert_takes_the_reports_of_chexpert_plus_only_when_asked(five, tmp_path):
@@ -484,7 +485,7 @@ def test_5x200_drawn_as_mgca_does(five, tmp_path):
     out = partial("chexpert5x200-mgca", five, tmp_path / "out")
     assert out[["name", "studies", "impression"]].values.tolist() == [["chexpert5x200-mgca", 10, 0]]
     rows = pd.read_csv(five / "train.csv", dtype=str, keep_default_na=False)
-    assert chexpert5x200.mgca_list(five / "train.csv", rows).index.tolist() != sorted(range(12, 22))
+    assert chexpert5x200.mgca_list(five / "train.csv", rows).index.tolist() != list(range(10))
     edit(five / "train.csv", "patient00023", "patient00024")
     fails("chexpert5x200-mgca", five, tmp_path / "no", r"9 patients, not 10: it is not the train\.csv of")
     table(five / "train.csv", FIVE[:9])

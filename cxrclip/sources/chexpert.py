@@ -103,6 +103,12 @@ def prepare(
         InputError: as `Intake.write`; also a missing table or column, a list that is not 5x200, or a partial download.
     """
     root = existing(root, "the CheXpert download, with train.csv")
+    intake = _gather(root, test_list, reports, allow_partial, progress)  # the tables it read are free again
+    return intake.write(out, {}, progress=progress, **writing)
+
+
+def _gather(root: Path, test_list: str | None, reports: str | None, allow_partial: bool, progress: bool) -> Intake:
+    """Read the tables and reports: every study of the download, without its films."""
     if (train := label_table(root, "train.csv")) is None:
         raise InputError(f"{root}: no train.csv here nor in CheXpert-v1.0*/; give the folder of the download")
     tables = [train] + [table for table in (label_table(root, "valid.csv"),) if table]
@@ -123,7 +129,7 @@ def prepare(
     for path, table in [(train[0], train[1][keep]), *tables[1:]]:
         parse = partial(_study, file=path, intake=intake, texts=texts)
         intake.take_groups(grouped(table, "study"), parse, path.name)
-    return intake.write(out, {}, progress=progress, **writing)
+    return intake
 
 
 def _test_patients(root: Path, train: tuple[Path, pd.DataFrame], test_list: str | None) -> tuple[str, set[str]]:

@@ -37,7 +37,7 @@ class Film(NamedTuple):
     view: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Study:
     """One study of a release before its films are read; `row` is its place in the table it comes from.
 

@@ -36,7 +36,8 @@ from cxrclip.sources.intake import (
     read_table,
     records,
 )
-from cxrclip.sources.mimic_reports import Reports, Sections, open_reports
+from cxrclip.sources.mimic_reports import Reports, open_reports
+from cxrclip.sources.report_text import Sections
 
 RELEASE = "https://physionet.org/content/mimic-cxr-jpg/, PhysioNet Credentialed Health Data License"
 EXPECTED = {
@@ -87,7 +88,8 @@ def prepare(
         root: the folder with mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz and files/, or one above it.
         out: study folder to write.
         reports: table of sections, zip file or folder of texts (absolute, or relative to `root`). None looks in `root`
-            for mimic_cxr_sectioned.csv, mimic-cxr-reports.zip, mimic-cxr-reports/, and files/p10/.../s*.txt.
+            and beside the tables for mimic_cxr_sectioned.csv, mimic-cxr-reports.zip, mimic-cxr-reports/, and at last
+            for the texts among the films (files/p10/.../s*.txt).
         labels: "chexpert" or "negbio", whose table of labels is added where it is there; None leaves them out.
         allow_partial: go on where the counts are not those of the full release (`EXPECTED`). Films and reports which
             are not there then count as not downloaded.
@@ -102,22 +104,30 @@ def prepare(
         InputError: as `Intake.write`; also a missing table or column, no film or report at all, or a partial download.
     """
     root = existing(root, "the MIMIC-CXR-JPG download")
+    intake = _gather(root, reports, labels, allow_partial, progress)  # the tables it read are free again
+    return intake.write(out, {}, progress=progress, **writing)
+
+
+def _gather(root: Path, reports: str | None, labels: str | None, allow_partial: bool, progress: bool) -> Intake:
+    """Read the tables and reports: every study of the download, without its films."""
     meta = _needed(root, "metadata")
-    table, texts = read_table(meta, COLUMNS, only=True), open_reports(root, reports)
+    table, texts = read_table(meta, COLUMNS, only=True), open_reports((root, meta.parent), reports)
     facts = {"release": RELEASE, "reports": texts.where, "labels": labels}
     facts |= dict.fromkeys(("not_downloaded", "without_report", "last_paragraphs", "addenda"), 0)
     intake = Intake("mimic-cxr", root, meta.name, facts)
     table["split"] = _splits(table, _needed(root, "split"), intake)
     table["here"] = [os.path.isfile(meta.parent / film_name(*ids)) for ids in _ids(table)]
     found = _found(table, texts)
-    if not (found["images"] and found["reports"]):
-        what = "films" if not found["images"] else "reports"
-        raise InputError(f"{root}: none of the {len(table):,} listed films has its {what[:-1]} here; download {what}")
+    if not found["images"]:
+        raise InputError(f"{root}: none of the {len(table):,} listed films is here; download them into files/")
+    if not found["reports"]:
+        raise InputError(f"{root}: no report of the {found['studies']:,} listed studies is here; download them, or say "
+                         "where they are (reports=...)")
     facts["counts"] = check_counts("mimic-cxr", root, EXPECTED, found, allow_partial=allow_partial, progress=progress)
     named = _labels(root, labels, set(table["study_id"]), intake)
     parse = partial(_study, folder=meta.parent, intake=intake, texts=texts, labels=named)
     intake.take_groups(grouped(table, "study_id"), parse)
-    return intake.write(out, {}, progress=progress, **writing)
+    return intake
 
 
 def film_name(dicom: str, subject: str, study: str) -> str:

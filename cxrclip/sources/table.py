@@ -22,6 +22,7 @@ from cxrclip.sources.counts import check_counts
 from cxrclip.sources.intake import (
     SHARES,
     UNKNOWN,
+    Cells,
     Film,
     Intake,
     Study,
@@ -29,11 +30,13 @@ from cxrclip.sources.intake import (
     existing,
     name_in,
     read_table,
+    records,
     split_patients,
     to_age,
     to_sex,
     to_text,
 )
+from cxrclip.sources.report_text import parse_report, with_lines
 
 SPLIT_NAMES = {"train": "train", "valid": "valid", "test": "test", "training": "train", "val": "valid"}
 SPLIT_NAMES |= {"validate": "valid", "validation": "valid", "dev": "valid", "testing": "test"}
@@ -50,6 +53,8 @@ class Columns:
         view: column with the view of the film.
         views: the views of the `image` columns, in their order, where they are always the same.
         findings, impression: report sections.
+        report: whole reports instead, in which the headings FINDINGS and IMPRESSION are looked for; where there are
+            none, the last paragraph is the impression (counted as "last paragraphs").
         labels: column with finding names (all positive), several joined by `separator`.
         mapping: label as written in `labels` -> finding names. Without it the labels are taken as they stand.
         label_columns: columns with one finding each, named by it; or column -> finding name.
@@ -66,6 +71,7 @@ class Columns:
     views: Sequence[str] = ()
     findings: str | None = None
     impression: str | None = None
+    report: str | None = None
     labels: str | None = None
     separator: str = "|"
     mapping: Mapping[str, Sequence[str]] | None = None
@@ -79,6 +85,8 @@ class Columns:
     def __post_init__(self) -> None:
         if self.view and len(self.images) > 1:
             raise InputError("table: one `view` column cannot describe several `image` columns; give `views`")
+        if self.report and (self.findings or self.impression):
+            raise InputError("table: give `report`, or `findings` and `impression`, not both")
         if self.views and len(self.views) != len(self.images):
             raise InputError(f"table: {len(self.views)} `views` for {len(self.images)} `image` columns; give one each")
         if unknown := sorted(set(self.values) - {"positive", "negative", "uncertain"}):
@@ -97,7 +105,8 @@ class Columns:
     @property
     def supervision(self) -> list[str]:
         """The columns with texts or labels."""
-        return [name for name in (self.findings, self.impression, self.labels) if name] + [*self.findings_by_column]
+        single = (self.findings, self.impression, self.report, self.labels)
+        return [*(name for name in single if name), *self.findings_by_column]
 
     @property
     def named(self) -> list[str]:
@@ -155,7 +164,9 @@ def prepare(
         found = _found(table, chosen, root, expected)
         facts["counts"] = check_counts(name, root, expected, found, allow_partial=allow_partial, progress=progress)
     intake = Intake(name, root, file, facts)
-    intake.take(table.to_dict("records"), lambda row, cells: _study(row, cells, chosen, root))
+    if chosen.report:
+        facts |= {"last_paragraphs": 0, "addenda": 0}
+    intake.take_numbered(records(table), lambda row, cells: _study(row, cells, chosen, root, facts))
     made = {} if chosen.split else split_patients((study.patient_id for study in intake.studies), shares, seed)
     return intake.write(out, made, image_size=image_size, max_rejected=max_rejected, progress=progress)
 
@@ -173,7 +184,7 @@ def _found(table: pd.DataFrame, columns: Columns, root: Path, expected: Mapping[
     return {what: int(ways[what]()) for what in expected}
 
 
-def _study(row: int, cells: Mapping[str, str], columns: Columns, root: Path) -> Study:
+def _study(row: int, cells: Cells, columns: Columns, root: Path, facts: dict[str, Any]) -> Study:
     def cell(column: str | None) -> str:
         return cells[column] if column else ""
 
@@ -184,7 +195,7 @@ def _study(row: int, cells: Mapping[str, str], columns: Columns, root: Path) -> 
     if columns.split and cells[columns.split].lower() not in SPLIT_NAMES:
         raise Unusable(columns.split, f"{cells[columns.split]!r} is not train, valid or test")
     labels = _labels(cells, columns)
-    sections = [to_text(str(name), cell(name)) for name in (columns.findings, columns.impression)]
+    sections = _sections(cells, columns, facts)
     if columns.supervision and not any(sections) and not any(labels.values()):
         raise Unusable(", ".join(columns.supervision), "neither a text nor a label")
     return Study(
@@ -201,7 +212,17 @@ def _study(row: int, cells: Mapping[str, str], columns: Columns, root: Path) -> 
     )
 
 
-def _films(cells: Mapping[str, str], columns: Columns, root: Path) -> list[Film]:
+def _sections(cells: Cells, columns: Columns, facts: dict[str, Any]) -> list[str | None]:
+    """Findings and impression of one row, from their columns or out of its report."""
+    if not columns.report:
+        return [to_text(name, cells[name]) if name else None for name in (columns.findings, columns.impression)]
+    said = parse_report(with_lines(cells[columns.report]))
+    facts["last_paragraphs"] += said.last_paragraph
+    facts["addenda"] += said.addenda > 0
+    return [said.findings, said.impression]
+
+
+def _films(cells: Cells, columns: Columns, root: Path) -> list[Film]:
     views = columns.views or [(cells[columns.view] if columns.view else "") or UNKNOWN] * len(columns.images)
     pairs = zip(columns.images, views, strict=True)
     films = [Film(root / cells[column], view) for column, view in pairs if cells[column]]
@@ -210,7 +231,7 @@ def _films(cells: Mapping[str, str], columns: Columns, root: Path) -> list[Film]
     return films
 
 
-def _labels(cells: Mapping[str, str], columns: Columns) -> dict[str, list[str]]:
+def _labels(cells: Cells, columns: Columns) -> dict[str, list[str]]:
     """Positive, negative and uncertain finding names of one row."""
     said: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
     for label in cells[columns.labels].split(columns.separator) if columns.labels else ():
