@@ -12,7 +12,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -49,7 +49,7 @@ _DICOM_SUFFIXES = (".dcm", ".dicom")
 _OPENING = threading.Lock()
 
 
-def read_gray(source: bytes | Path, where: str) -> np.ndarray:
+def read_gray(source: bytes | Path, where: str, *, at_least: int | None = None) -> np.ndarray:
     """Decode one film to gray.
 
     8-bit gray is returned as it is. Colour, CMYK and palettes become luma (ITU-R 601); equal channels give
@@ -65,6 +65,10 @@ def read_gray(source: bytes | Path, where: str) -> np.ndarray:
     Args:
         source: the encoded file, or its path.
         where: how the message names the film (file, row).
+        at_least: for whoever shrinks the film to that many pixels (shorter side) anyway. A JPEG film is then
+            decoded at a half, a quarter or an eighth of its size, as long as twice `at_least` pixels remain;
+            colour becomes the file's own luma. Shrunk to 512 pixels, films of 2544 x 3056 differ from those decoded
+            in full by 0.2 gray levels on average, where storing them as JPEG costs 1.0. None decodes in full.
 
     Returns:
         (H, W) uint8.
@@ -81,7 +85,7 @@ def read_gray(source: bytes | Path, where: str) -> np.ndarray:
     if data[128:132] == b"DICM" or (named and not data.startswith(_MAGIC)):
         gray = _read_dicom(data, where)
     else:
-        gray = _read_image(data, where)
+        gray = _read_image(data, where, at_least)
     if gray.min() == gray.max():
         raise InputError(f"{where}: every pixel has the value {gray.flat[0]}; there is no film in it: leave it out")
     return gray
@@ -111,6 +115,28 @@ def encode_gray(image: np.ndarray, format: Literal["jpeg", "png"] = "jpeg") -> b
     return cv2.imencode(f".{format}", image, options)[1].tobytes()
 
 
+def store_films(films: Sequence[tuple[Path, str]], size: int) -> list[bytes | InputError]:
+    """Films as a study table stores them: gray, shorter side at most `size` pixels, encoded as JPEG.
+
+    Args:
+        films: path and name for messages of each.
+
+    Returns:
+        For each film its bytes, or why it cannot be used.
+    """
+
+    def stored(path: Path, where: str) -> bytes | InputError:
+        try:
+            gray = read_gray(path, where, at_least=size)
+        except InputError as error:
+            return error
+        while min(gray.shape) >= 4 * size:  # as for JPEG, and six times as fast as to average all in one step
+            gray = cv2.resize(gray, (gray.shape[1] // 2, gray.shape[0] // 2), interpolation=cv2.INTER_AREA)
+        return encode_gray(resize_shorter(gray, size) if min(gray.shape) > size else gray)
+
+    return [stored(path, where) for path, where in films]
+
+
 def resize_shorter(image: np.ndarray, size: int) -> np.ndarray:
     """Scale (H, W) uint8 so that its shorter side has `size` pixels; the aspect ratio is kept.
 
@@ -134,9 +160,11 @@ def _read_file(path: Path, where: str) -> bytes:
         raise InputError(f"{where}: the image file cannot be read ({error.strerror}); check its rights") from error
 
 
-def _read_image(data: bytes, where: str) -> np.ndarray:
+def _read_image(data: bytes, where: str, at_least: int | None) -> np.ndarray:
     image = _open(data, where)
     try:
+        if at_least is not None:
+            image.draft("L", (2 * at_least, 2 * at_least))  # JPEG only; does nothing to the other formats
         image.load()
         return _to_gray(image, where)
     except InputError:
@@ -198,7 +226,7 @@ def _read_dicom(data: bytes, where: str) -> np.ndarray:
         with _OPENING, _silent_pydicom():
             film = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=_DICOM_ELEMENTS)
             _refuse_dicom(film, where)
-            return _stretch(_dicom_values(film, where), where)
+            return _dicom_gray(film, where)
     except InputError:
         raise
     except (*_DICOM_DAMAGE, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException) as error:
@@ -246,9 +274,8 @@ def _refuse_dicom(film: Dataset, where: str) -> None:
         raise InputError(f"{where}: transfer syntax {name} cannot be decoded; export the film uncompressed")
 
 
-def _dicom_values(film: Dataset, where: str) -> np.ndarray:
-    """(H, W) numbers that grow from dark to light, as the header says the film is to be shown."""
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
+def _dicom_gray(film: Dataset, where: str) -> np.ndarray:
+    from pydicom.pixels import get_decoder
     from pydicom.uid import JPEGExtended12Bit
 
     # GDCM, the default, aborts the process on damaged pixels; it is alone with 12-bit JPEG, lossless JPEG and JPEG-LS.
@@ -257,11 +284,28 @@ def _dicom_values(film: Dataset, where: str) -> np.ndarray:
     if safe := [plugin for plugin in ("pylibjpeg", "pillow") if plugin in available]:
         film.pixel_array_options(decoding_plugin=safe[0])
     values = film.pixel_array
-    kind = film.PhotometricInterpretation
-    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+    if film.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
         if values.dtype != np.uint8 or values.ndim != 3:  # a palette, or colour with more than 8 bits
-            raise InputError(f"{where}: its colours (PhotometricInterpretation) cannot be read; export the film in gray")
-        return np.asarray(Image.fromarray(values).convert("L"))
+            raise InputError(f"{where}: its colours (PhotometricInterpretation) cannot be read; export it in gray")
+        return _stretch(np.asarray(Image.fromarray(values).convert("L")), where)
+    if values.dtype.kind == "f" or values.dtype.itemsize > 2:
+        return _stretch(_shown(values, film, where), where)
+    # A film has millions of pixels and at most 65,536 values: work on these, and look the pixels up.
+    bins, half = 1 << 8 * values.dtype.itemsize, 0
+    values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+    if values.dtype.kind == "i":  # the lowest number becomes 0
+        half = bins // 2
+        values = values.view(f"u{values.dtype.itemsize}") ^ half
+    present = np.flatnonzero(cv2.calcHist([values], [0], None, [bins], [0, bins]))
+    shades = np.zeros(bins, np.uint8)
+    shades[present] = _stretch(_shown(present - half, film, where), where)
+    return shades[values]
+
+
+def _shown(values: np.ndarray, film: Dataset, where: str) -> np.ndarray:
+    """Stored values -> numbers that grow from dark to light, as the header says the film is to be shown."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
     if lut := film.get("ModalityLUTSequence"):
         values = _within(values, lut[0])
     values = apply_modality_lut(values, film)
@@ -271,7 +315,7 @@ def _dicom_values(film: Dataset, where: str) -> np.ndarray:
         values = apply_voi_lut(values, film)
     except ValueError as error:
         raise InputError(f"{where}: the window or VOI LUT in its header is not valid; export the film again") from error
-    return -values.astype(np.float64) if kind == "MONOCHROME1" else values
+    return -values.astype(np.float64) if film.PhotometricInterpretation == "MONOCHROME1" else values
 
 
 def _within(values: np.ndarray, lut: Dataset) -> np.ndarray:

@@ -12,6 +12,7 @@ Parquet, because pandas, DuckDB, Spark, Ray and Hugging Face `datasets` all read
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import itertools
 import json
@@ -27,6 +28,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxrclip.errors import InputError
@@ -104,27 +106,169 @@ def write_studies(
         InputError: a row breaks a rule of `validate`; no rows; the disk is full or the folder read-only.
     """
     folder = Path(folder)
-    digest, seen, count, shards = hashlib.sha256(), set(), 0, 0
     with atomic_folder(folder) as partial:
-        complete = (_complete(row, f"{folder}, row {i}") for i, row in enumerate(rows, 1))
-        while shard := list(itertools.islice(complete, shard_rows)):
-            for row in shard:
-                count += 1
-                if fault := next(_faults(row, seen), None):
-                    raise InputError(f"{folder}, row {count} ({row['study_id']}), {fault}")
-            table = _as_table(shard, folder)
-            for row in shard:
-                digest.update(_canonical(row))
-            with _writing(folder):
-                pq.write_table(table, partial / f"studies-{shards:05d}.parquet", row_group_size=256)
-            shards += 1
-        if not count:
-            raise InputError(f"{folder}: no study to write; check the source and its filters")
-        with _writing(folder):
-            _write_rejected(rejected, partial)
-            facts = {"studies": count, "shards": shards, "sha256": digest.hexdigest(), "rejected": len(rejected)}
-            (partial / "dataset.json").write_text(json.dumps(facts | {"about": dict(about or {})}, indent=1) + "\n")
+        table, rows = _Shards(folder, partial), iter(rows)
+        while shard := list(itertools.islice(rows, shard_rows)):
+            table.write(table.shards, shard)
+        table.close(about, rejected)
     return folder
+
+
+class _Shards:
+    """The shards of one study table in the making: rows are checked, hashed, counted and written."""
+
+    def __init__(self, folder: Path, partial: Path) -> None:
+        self.folder, self.partial = folder, partial
+        self.digest, self.seen = hashlib.sha256(), set()
+        self.count, self.shards = 0, 0
+
+    def write(self, number: int, rows: Sequence[Mapping[str, Any]]) -> str:
+        """Write `rows` as shard `number` (no file where there are none); return the SHA-256 of their content."""
+        content = [_complete(row, f"{self.folder}, row {self.count + i}") for i, row in enumerate(rows, 1)]
+        table, sha256 = self._add(content)
+        path = self.path(number)
+        with _writing(self.folder):
+            if content:
+                pq.write_table(table, path.with_suffix(".part"), row_group_size=256)
+                _onto_disk(path.with_suffix(".part"))
+                path.with_suffix(".part").rename(path)
+                self.shards += 1
+        return sha256
+
+    def keep(self, number: int) -> str | None:
+        """Count shard `number`, which is written already; return the SHA-256 of its content, None where damaged."""
+        try:
+            content = pq.read_table(self.path(number)).to_pylist()
+        except (OSError, pa.ArrowException):
+            return None
+        self.shards += 1
+        return self._add(content)[1]
+
+    def _add(self, content: list[dict[str, Any]]) -> tuple[pa.Table, str]:
+        for row in content:
+            self.count += 1
+            if fault := next(_faults(row, self.seen), None):
+                raise InputError(f"{self.folder}, row {self.count} ({row['study_id']}), {fault}")
+        table, shard = _as_table(content, self.folder), hashlib.sha256()
+        for row in content:
+            line = _canonical(row)
+            self.digest.update(line)
+            shard.update(line)
+        return table, shard.hexdigest()
+
+    def close(self, about: Mapping[str, Any] | None, rejected: Sequence[Rejected]) -> None:
+        """Write what stands beside the shards."""
+        if not self.count:
+            raise InputError(f"{self.folder}: no study to write; check the source and its filters")
+        with _writing(self.folder):
+            _write_rejected(rejected, self.partial)
+            facts = {"studies": self.count, "shards": self.shards, "sha256": self.digest.hexdigest()}
+            facts |= {"rejected": len(rejected), "about": dict(about or {})}
+            (self.partial / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+    def path(self, number: int) -> Path:
+        return self.partial / f"studies-{number:05d}.parquet"
+
+
+class ResumableStudies(_Shards):
+    """A study table in the making whose finished shards outlive the process; made by `resumable_studies`."""
+
+    def has(self, number: int, key: str) -> bool:
+        """Whether shard `number` was finished earlier under this key, which names all that its rows depend on."""
+        note = self._note(number)
+        here = self.path(number).stat().st_size if self.path(number).is_file() else 0
+        return note is not None and note["key"] == key and note["bytes"] == here
+
+    def reuse(self, number: int) -> list[Rejected]:
+        """Take a shard that `has` found; return the rows that were set aside when it was made."""
+        note = self._note(number)
+        if note["bytes"] and self.keep(number) != note["sha256"]:
+            self._note_path(number).unlink()
+            raise InputError(f"{self.path(number)}: damaged; run the same command again, it will be made anew")
+        return [Rejected(*line) for line in note["rejected"]]
+
+    def add(self, number: int, key: str, rows: Sequence[Mapping[str, Any]], rejected: Sequence[Rejected]) -> None:
+        """Write shard `number`, and then the note that says it is whole."""
+        with _writing(self.folder):
+            self._note_path(number).unlink(missing_ok=True)
+            self.path(number).unlink(missing_ok=True)
+        sha256, path = self.write(number, rows), self._note_path(number)
+        size = self.path(number).stat().st_size if rows else 0
+        with _writing(self.folder):
+            note = {"key": key, "sha256": sha256, "bytes": size, "rejected": rejected}
+            path.with_suffix(".part").write_text(json.dumps(note))
+            _onto_disk(path.with_suffix(".part"))
+            path.with_suffix(".part").rename(path)
+
+    def finish(self, about: Mapping[str, Any], rejected: Sequence[Rejected], shards: int) -> None:
+        """Write what stands beside the shards and put the folder in its place. `shards` were wanted, no more."""
+        self.close(about, rejected)
+        wanted = {self.path(number).name for number in range(shards)} | {"dataset.json", "rejected.csv"}
+        with _writing(self.folder):
+            for path in self.partial.iterdir():
+                if path.name not in wanted or (path.name == "rejected.csv" and not rejected):
+                    path.unlink()
+            _replace(self.partial, self.folder)
+
+    def _note_path(self, number: int) -> Path:
+        return self.partial.parent / "notes" / f"{number:05d}.json"
+
+    def _note(self, number: int) -> dict[str, Any] | None:
+        try:
+            return json.loads(self._note_path(number).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+
+@contextmanager
+def resumable_studies(folder: str | Path) -> Iterator[ResumableStudies]:
+    """Yield a study table that becomes `folder` when its `finish` is called, whole or not at all.
+
+    Until then its shards stand in `.<name>.partial` beside it. They stay there when the block ends in any other
+    way (a killed process, a full disk, too many bad rows), so that the next call can go on from them. A shard
+    counts as finished only by a note that is written after it; both are written under another name first.
+
+    Raises:
+        InputError: the place cannot be written, something else stands there, or another process is at it.
+    """
+    folder = Path(folder).absolute()
+    place = folder.with_name(f".{folder.name}.partial")
+    with _writing(folder):
+        _refuse_others(folder)
+        lock = _locked(place, folder)
+        for name in ("table", "notes"):
+            (place / name).mkdir(exist_ok=True)
+    try:
+        yield ResumableStudies(folder, place / "table")
+    except InputError as error:
+        if not (kept := len(list((place / "notes").glob("*.json")))):
+            raise
+        raise InputError(f"{error} ({kept} finished shards wait in {place} for the next run)") from error
+    finally:
+        if not list((place / "notes").glob("*.json")) or not (place / "table").exists():
+            shutil.rmtree(place, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(place: Path, folder: Path) -> int:
+    """Make `place` and lock it, so that no two processes prepare one folder; the lock ends with the process."""
+    while True:
+        place.mkdir(parents=True, exist_ok=True)
+        lock = os.open(place, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if place.exists() and os.path.samestat(os.fstat(lock), place.stat()):
+                return lock
+        except BlockingIOError as error:
+            os.close(lock)
+            raise InputError(f"{folder}: another process is preparing it; wait until it has ended") from error
+        os.close(lock)  # the other process ended, and removed its folder, between the two lines above
+
+
+def _onto_disk(path: Path) -> None:
+    """Wait until a file is on the disk: without this a power cut may leave its name with nothing in it."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -138,25 +282,36 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         InputError: the place cannot be written (full disk, read-only), or something else stands there.
     """
     folder = Path(folder)
-    mark = f".{folder.absolute().name}.{secrets.token_hex(4)}"
-    partial, old = (folder.absolute().with_name(f"{mark}.{end}") for end in ("partial", "old"))
+    partial = folder.absolute().with_name(f".{folder.absolute().name}.{secrets.token_hex(4)}.partial")
     try:
         with _writing(folder):
-            if folder.exists() and not (folder / "dataset.json").is_file() and any(folder.iterdir()):
-                raise InputError(f"{folder}: holds other files than a study table; choose another folder")
+            _refuse_others(folder)
             partial.mkdir(parents=True)
         yield partial
         with _writing(folder):
-            if folder.exists():
-                folder.rename(old)
-            try:
-                partial.rename(folder)
-            except OSError:
-                if old.exists():
-                    old.rename(folder)
-                raise
+            _replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_others(folder: Path) -> None:
+    if folder.exists() and not (folder / "dataset.json").is_file() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds other files than a study table; choose another folder")
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Put `partial` in the place of `folder`, whose older content goes only then."""
+    old = folder.absolute().with_name(f".{folder.absolute().name}.{secrets.token_hex(4)}.old")
+    try:
+        if folder.exists():
+            folder.rename(old)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    finally:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -299,6 +454,31 @@ def _shards(folder: Path) -> list[Path]:
     if len(shards) != (expected := _facts(folder)["shards"]):
         raise InputError(f"{folder}: {len(shards)} of {expected} Parquet shards are here; prepare the folder again")
     return shards
+
+
+def read_shards(folder: str | Path) -> Iterator[list[dict[str, Any]]]:
+    """Every study in order, as plain Python values, a shard (a file) at a time in memory.
+
+    Raises:
+        InputError: the folder is no study table or not whole, or a shard is damaged.
+    """
+    for shard in _shards(Path(folder)):
+        try:
+            yield pq.read_table(shard, schema=SCHEMA).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{shard}: damaged ({str(error).splitlines()[0]}); prepare the folder again") from error
+
+
+def read_about(folder: str | Path) -> tuple[dict[str, Any], list[Rejected]]:
+    """What `dataset.json` keeps under "about", and the rows that were set aside when the folder was made."""
+    path = Path(folder) / "rejected.csv"
+    rejected = []
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                row = int(line["row"]) if line["row"] else None
+                rejected.append(Rejected(line["file"], row, line["column"], line["reason"]))
+    return _facts(Path(folder))["about"], rejected
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -456,9 +636,8 @@ def summary(folders: Mapping[str, str | Path]) -> pd.DataFrame:
     """
     lines = []
     for name, folder in folders.items():
-        columns = [field.name for field in SCHEMA if field.name != "images"]
-        frames = [pq.read_table(shard, columns=columns).to_pandas() for shard in _shards(Path(folder))]
-        table, rejected = pd.concat(frames), _facts(Path(folder))["rejected"]
+        table = pd.concat([_shape(shard) for shard in _shards(Path(folder))])
+        rejected = _facts(Path(folder))["rejected"]
         for split in SPLITS:
             if (table["split"] == split).any():
                 lines.append({"name": name, "split": split, **_counts(table[table["split"] == split])})
@@ -466,18 +645,26 @@ def summary(folders: Mapping[str, str | Path]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def _shape(shard: Path) -> pd.DataFrame:
+    """What `summary` counts, a line a study: whether a text is there, how many a list holds. A shard's texts go."""
+    table = pq.read_table(shard, columns=["source", "patient_id", "split", "views", *_TEXTS, *_LABELS])
+    columns = {name: table[name].to_pylist() for name in ("source", "patient_id", "split")}
+    views = table["views"].to_pylist()
+    columns |= {"images": [len(names) for names in views], "two_views": [len(set(names)) > 1 for names in views]}
+    columns |= {name: table[name].is_valid().to_numpy() for name in _TEXTS}
+    return pd.DataFrame(columns | {name: pc.list_value_length(table[name]).to_numpy() for name in _LABELS})
+
+
 def _counts(table: pd.DataFrame) -> dict[str, int]:
-    labels = {name: table[name].map(len) for name in _LABELS}
-    has = {name: table[name].notna() for name in _TEXTS}
     counts = {
         "studies": len(table),
         "patients": len(set(zip(table["source"], table["patient_id"], strict=True))),
-        "images": table["views"].map(len).sum(),
-        "two_views": (table["views"].map(lambda views: len(set(views))) > 1).sum(),
-        "findings": has["findings"].sum(),
-        "impression": has["impression"].sum(),
-        "both_sections": (has["findings"] & has["impression"]).sum(),
-        "labelled": (sum(labels.values()) > 0).sum(),
-        **{name: counts.sum() for name, counts in labels.items()},
+        "images": table["images"].sum(),
+        "two_views": table["two_views"].sum(),
+        "findings": table["findings"].sum(),
+        "impression": table["impression"].sum(),
+        "both_sections": (table["findings"] & table["impression"]).sum(),
+        "labelled": (table[list(_LABELS)].sum(axis=1) > 0).sum(),
+        **{name: table[name].sum() for name in _LABELS},
     }
     return {name: int(count) for name, count in counts.items()}

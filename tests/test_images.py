@@ -199,3 +199,30 @@ def test_resize_shorter_averages_areas_and_keeps_the_aspect_ratio():
     assert resize_shorter(pixels, 64) is pixels
     assert resize_shorter(pixels.T, 100).shape == (150, 100)
     assert resize_shorter(film(17, 1000), 16).shape == (16, 941)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_jpeg_films_are_decoded_small_only_where_twice_the_target_remains(mode):
+    smooth = cv2.GaussianBlur(film(640, 800), (0, 0), 3)
+    data = saved(Image.fromarray(smooth).convert(mode), "JPEG", quality=95)
+    sizes = {at_least: read_gray(data, "jpeg", at_least=at_least).shape for at_least in (321, 320, 160, 159, 80, 16)}
+    assert sizes == {321: (640, 800), 320: (640, 800), 160: (320, 400), 159: (320, 400), 80: (160, 200), 16: (80, 100)}
+    whole, part = read_gray(data, "jpeg"), read_gray(data, "jpeg", at_least=80)
+    assert np.abs(resize_shorter(whole, 80).astype(int) - resize_shorter(part, 80)).max() <= 2
+    for format in ("PNG", "TIFF", "BMP"):
+        np.testing.assert_array_equal(read_gray(saved(Image.fromarray(smooth), format), "x", at_least=16), smooth)
+    with pytest.raises(InputError, match="cut or damaged"):
+        read_gray(data[: len(data) // 2], "jpeg", at_least=80)
+
+
+def test_stored_films_are_shrunk_never_enlarged_and_faults_stand_in_their_place(tmp_path):
+    for name, pixels in {"a.png": film(60, 90), "b.png": film(30, 40)}.items():
+        (tmp_path / name).write_bytes(saved(Image.fromarray(pixels)))
+    first, missing, second = images.store_films([(tmp_path / name, name) for name in ("a.png", "no.png", "b.png")], 32)
+    assert first == encode_gray(resize_shorter(film(60, 90), 32))
+    assert second == encode_gray(film(30, 40))
+    (tmp_path / "large.png").write_bytes(saved(Image.fromarray(large := cv2.GaussianBlur(film(300, 401), (0, 0), 4))))
+    (stored,) = images.store_films([(tmp_path / "large.png", "large.png")], 32)
+    assert np.abs(decode_gray(stored, "large").astype(int) - resize_shorter(large, 32)).mean() < 2  # in steps, as JPEG
+    assert isinstance(missing, InputError)
+    assert "no.png: no such image file" in str(missing)

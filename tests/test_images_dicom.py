@@ -298,8 +298,8 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
 
 def test_nothing_of_the_header_but_its_pixel_elements_is_read(monkeypatch):
     read = []
-    original = images._dicom_values
-    monkeypatch.setattr(images, "_dicom_values", lambda film, where: read.append(film) or original(film, where))
+    original = images._dicom_gray
+    monkeypatch.setattr(images, "_dicom_gray", lambda film, where: read.append(film) or original(film, where))
     read_gray(saved(dataset(raw(), WindowCenter=1800, WindowWidth=900)), "film")
     assert {element.keyword for element in read[0]} <= set(images._DICOM_ELEMENTS)
     assert SECRET not in str(read[0])

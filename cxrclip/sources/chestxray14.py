@@ -93,7 +93,7 @@ def prepare(
         allow_partial: go on where the counts are not those of the full release (`EXPECTED`). Rows whose film is
             not there are then not unusable: they count as not downloaded.
         progress: show the counts and a bar.
-        **writing: image_size, max_rejected: see `Intake.write`.
+        **writing: image_size, max_rejected, workers: see `Intake.write`.
 
     Returns:
         `cxrclip.studies.summary` of the folder. `dataset.json` also counts rows without a film in the

@@ -69,7 +69,7 @@ def prepare(
         test_list: path of the list, absolute or relative to `root`; None looks for chexpert_5x200.csv there.
         allow_partial: go on where films are not there; they count as not downloaded. The list itself must be whole.
         progress: show the counts and a bar.
-        **writing: image_size, max_rejected: see `Intake.write`.
+        **writing: image_size, max_rejected, workers: see `Intake.write`.
 
     Returns:
         `cxrclip.studies.summary` of the folder.

@@ -1,4 +1,9 @@
-"""What every source shares: read its tables, set bad rows aside, decode its films, write the study table."""
+"""What every source shares: read its tables, set bad rows aside, decode its films, write the study table.
+
+Films are decoded by several processes and stream through: no more than a shard of studies (1,024) and what the
+processes hold is in memory. The finished shards of a preparation that was killed are used again. The folder is
+the same, byte by byte, whatever the number of processes and however often it was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +13,37 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import pandas as pd
 from tqdm import tqdm
 
+from cxrclip import images, studies
 from cxrclip.errors import InputError
-from cxrclip.images import MIN_SIDE, encode_gray, read_gray, resize_shorter
+from cxrclip.images import MIN_SIDE, store_films
 from cxrclip.progress import progress_bar
-from cxrclip.studies import MAX_AGE, MAX_TEXT, SPLITS, Rejected, refuse_many, summary, write_studies
+from cxrclip.sources import pool
+from cxrclip.studies import (
+    MAX_AGE,
+    MAX_TEXT,
+    SPLITS,
+    Rejected,
+    ResumableStudies,
+    refuse_many,
+    resumable_studies,
+    summary,
+)
 
 UNKNOWN = "UNKNOWN"  # the view of a film of which nothing is said
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 T = TypeVar("T")
-_AT_ONCE = 256  # studies decoded ahead of the writer
+SHARD = 1024  # studies a file, and the step in which an interrupted preparation goes on
+BATCH = 16  # films a process decodes at a time
+WORTH_IT = 64  # films that repay the start of one more process
 # Facts a source may count, besides rejected rows; they are reported.
 COUNTED = ("not_downloaded", "in_two_folders", "without_row", "without_film", "missing_films", "guessed_views",
            "without_report", "without_frontal", "last_paragraphs", "addenda", "test_patients_removed", "odd_headers")
@@ -72,6 +91,7 @@ class Writing(TypedDict, total=False):
 
     image_size: int
     max_rejected: float
+    workers: int | None
 
 
 Cells = Mapping[str, str]
@@ -148,6 +168,7 @@ class Intake:
         image_size: int = 512,
         max_rejected: float = 0.05,
         progress: bool = True,
+        workers: int | None = None,
     ) -> pd.DataFrame:
         """Decode the films, write the folder `out`, return its summary.
 
@@ -157,6 +178,7 @@ class Intake:
             image_size: shorter side of the stored films in pixels; smaller films are not enlarged.
             max_rejected: share of unusable rows above which nothing is written.
             progress: show a bar.
+            workers: processes which decode films; None takes a process a core, and fewer for few films.
 
         Raises:
             InputError: nothing usable, a patient in two splits, more than the share `max_rejected` of all
@@ -164,13 +186,17 @@ class Intake:
         """
         if image_size < MIN_SIDE or not 0 <= max_rejected <= 1:
             raise InputError(f"image_size={image_size} needs at least {MIN_SIDE}; max_rejected={max_rejected} 0 to 1")
+        if workers is not None and workers < 1:
+            raise InputError(f"workers={workers}: give at least 1, or None for a process a core")
         if not self.studies:
             first = f" ({self.rejected[0]})" if self.rejected else ""
             raise InputError(f"{self.root}: no usable study in {self.file}{first}; check the download and its columns")
         self._check_patients(splits)
+        refuse_many(self.rejected, len(self.studies) + len(self.rejected), max_rejected, out)
         about = {"source": self.name, "image_size": image_size, **self.facts}
-        rows = self._rows(out, splits, image_size, max_rejected, progress)
-        write_studies(rows, out, about=about, rejected=self.rejected)
+        with resumable_studies(out) as table:
+            shards = self._fill(table, splits, image_size, max_rejected, workers, progress)
+            table.finish(about, self.rejected, shards)
         if progress:
             counts = {"rejected": len(self.rejected)} | {k: n for k, n in self.facts.items() if k in COUNTED}
             said = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
@@ -188,51 +214,104 @@ class Intake:
                     f"{there} and in {here}; give every patient one split"
                 )
 
-    def _rows(
-        self, out: str | Path, splits: Mapping[str, str], size: int, max_rejected: float, progress: bool
-    ) -> Iterator[dict[str, Any]]:
+    def _fill(
+        self,
+        table: ResumableStudies,
+        splits: Mapping[str, str],
+        size: int,
+        max_rejected: float,
+        workers: int | None,
+        progress: bool,
+    ) -> int:
+        """Make every shard that is not there yet; return how many there are."""
         total = len(self.studies) + len(self.rejected)
-        refuse_many(self.rejected, total, max_rejected, out)
-        for study, films in self._decoded(size, progress):
-            bad = [film for film in films if isinstance(film, InputError)]
-            for error in bad:
+        parts = [self.studies[start : start + SHARD] for start in range(0, len(self.studies), SHARD)]
+        keys = [self._key(part, splits, size) for part in parts]
+        there = [table.has(number, key) for number, key in enumerate(keys)]
+        films = [sum(len(study.films) for study in part) for part in parts]
+        done = sum(n for n, is_there in zip(films, there, strict=True) if is_there)
+        if done and progress:
+            tqdm.write(f"{self.name}: going on after {done:,} of {sum(films):,} films", file=sys.stderr)
+        todo = (study for part, is_there in zip(parts, there, strict=True) if not is_there for study in part)
+        workers = workers or max(1, min(os.cpu_count() or 1, (sum(films) - done) // WORTH_IT))
+        bar = progress_bar(total=sum(films), initial=done, desc=self.name, unit="film", shown=progress, smoothing=0)
+        with (
+            bar,  # smoothing=0: the time left is by the mean speed of this run, without what earlier runs did
+            pool.in_order(partial(store_films, size=size), self._batches(todo), workers, _crashed) as batches,
+        ):
+            stored = itertools.chain.from_iterable(batches)
+            for number, (part, key) in enumerate(zip(parts, keys, strict=True)):
+                if there[number]:
+                    self.rejected += table.reuse(number)
+                    refuse_many(self.rejected, total, max_rejected, table.folder)
+                    continue
+                before, rows = len(self.rejected), []
+                for study in part:
+                    rows += self._row(study, list(itertools.islice(stored, len(study.films))), splits)
+                    refuse_many(self.rejected, total, max_rejected, table.folder)
+                    bar.update(len(study.films))
+                table.add(number, key, rows, self.rejected[before:])
+        return len(parts)
+
+    def _key(self, part: Sequence[Study], splits: Mapping[str, str], size: int) -> str:
+        """A hash of all that a shard depends on: its studies, the times and sizes of its films, and the code."""
+        digest = hashlib.sha256(f"{_code()} {self.name} {self.root} {self.file} {size}".encode())
+        for study in part:
+            stamps = [_stamp(film.path) for film in study.films]
+            digest.update(repr((study, splits.get(study.patient_id), stamps)).encode())
+        return digest.hexdigest()
+
+    def _batches(self, todo: Iterable[Study]) -> Iterator[list[tuple[Path, str]]]:
+        films = ((film.path, self._name(film)) for study in todo for film in study.films)
+        while batch := list(itertools.islice(films, BATCH)):
+            yield batch
+
+    def _row(
+        self, study: Study, films: Sequence[bytes | InputError], splits: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
+        """The study's row, or none where no film of it can be used."""
+        for error in films:
+            if isinstance(error, InputError):
                 self.rejected.append(Rejected(study.file or self.file, study.row, "image", str(error)))
-            if bad:
-                refuse_many(self.rejected, total, max_rejected, out)
-            good = [(film, data) for film, data in zip(study.films, films, strict=True) if isinstance(data, bytes)]
-            if good:
-                yield {
-                    **{name: getattr(study, name) for name in _COPIED},
-                    "source": self.name,
-                    "split": study.split or splits[study.patient_id],
-                    "images": [{"bytes": data, "path": self._name(film)} for film, data in good],
-                    "views": [film.view for film, _ in good],
-                }
-
-    def _decoded(self, size: int, progress: bool) -> Iterator[tuple[Study, list[bytes | InputError]]]:
-        """Every study with its encoded films, in order; threads decode, as Pillow and OpenCV release the lock."""
-
-        def encoded(film: Film) -> bytes | InputError:
-            try:
-                gray = read_gray(film.path, self._name(film))
-            except InputError as error:
-                return error
-            return encode_gray(resize_shorter(gray, size) if min(gray.shape) > size else gray)
-
-        studies = iter(self.studies)
-        bar = progress_bar(total=len(self.studies), desc=self.name, unit="study", shown=progress)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-            while chunk := list(itertools.islice(studies, _AT_ONCE)):
-                films = pool.map(encoded, [film for study in chunk for film in study.films])
-                for study in chunk:
-                    yield study, list(itertools.islice(films, len(study.films)))
-                    bar.update()
+        good = [(film, data) for film, data in zip(study.films, films, strict=True) if isinstance(data, bytes)]
+        if not good:
+            return []
+        return [
+            {
+                **{name: getattr(study, name) for name in _COPIED},
+                "source": self.name,
+                "split": study.split or splits[study.patient_id],
+                "images": [{"bytes": data, "path": self._name(film)} for film, data in good],
+                "views": [film.view for film, _ in good],
+            }
+        ]
 
     def _name(self, film: Film) -> str:
         return name_in(self.root, film.path)
 
 
 _COPIED = ("study_id", "patient_id", "findings", "impression", "positive", "negative", "uncertain", "sex", "age")
+
+
+def _crashed(batch: Sequence[tuple[Path, str]]) -> list[InputError]:
+    return [InputError(f"{where}: a decoder crashed on this file; download or export it again") for _, where in batch]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file, None where it is not there: a film that changed or came is read again."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+@cache
+def _code() -> str:
+    """Names the code and libraries that turn films into rows."""
+    files = [Path(module.__file__).read_bytes() for module in (images, studies)] + [Path(__file__).read_bytes()]
+    libraries = {name: version(name) for name in ("numpy", "opencv-python-headless", "pillow", "pyarrow", "pydicom")}
+    return f"{hashlib.sha256(b''.join(files)).hexdigest()} {libraries}"
 
 
 def existing(root: str | Path, what: str) -> Path:

@@ -93,7 +93,7 @@ def prepare(
         allow_partial: go on where the counts are not those of the full release (`EXPECTED`). Reports without a
             film here are then not unusable: they count as not downloaded.
         progress: show the counts and a bar.
-        **writing: image_size, max_rejected: see `Intake.write`. Reports without any text are unusable.
+        **writing: image_size, max_rejected, workers: see `Intake.write`. Reports without any text are unusable.
 
     Returns:
         `cxrclip.studies.summary` of the folder. `dataset.json` also counts reports whose films are not

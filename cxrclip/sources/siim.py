@@ -61,7 +61,7 @@ def prepare(
         allow_partial: go on where the counts are not those of the full release (`EXPECTED`). Films which are not
             there then count as not downloaded. (The first stage's table lists fewer films: it is partial, too.)
         progress: show the counts and a bar.
-        **writing: image_size, max_rejected: see `Intake.write`.
+        **writing: image_size, max_rejected, workers: see `Intake.write`.
 
     Returns:
         `cxrclip.studies.summary` of the folder. `dataset.json` also counts header values that make no sense.

@@ -127,6 +127,7 @@ def prepare(
     allow_partial: bool = False,
     image_size: int = 512,
     max_rejected: float = 0.05,
+    workers: int | None = None,
     progress: bool = True,
     **columns: Any,
 ) -> pd.DataFrame:
@@ -143,6 +144,7 @@ def prepare(
         allow_partial: go on where these counts differ. A row whose film is not there is unusable in any case.
         image_size: shorter side of the stored films in pixels; smaller films are not enlarged.
         max_rejected: share of unusable rows above which nothing is written.
+        workers: processes which decode films; None takes a process a core.
         progress: show the counts and a bar.
         **columns: the fields of `Columns`.
 
@@ -168,7 +170,8 @@ def prepare(
         facts |= {"last_paragraphs": 0, "addenda": 0}
     intake.take_numbered(records(table), lambda row, cells: _study(row, cells, chosen, root, facts))
     made = {} if chosen.split else split_patients((study.patient_id for study in intake.studies), shares, seed)
-    return intake.write(out, made, image_size=image_size, max_rejected=max_rejected, progress=progress)
+    return intake.write(out, made, image_size=image_size, max_rejected=max_rejected, workers=workers,
+                        progress=progress)
 
 
 def _found(table: pd.DataFrame, columns: Columns, root: Path, expected: Mapping[str, int]) -> dict[str, int]:
