@@ -5,6 +5,7 @@ SEED    ?= 0
 BUILD   ?= build
 DATA    ?= ../shared/data
 DEVICE  ?= auto
+ALLOW_PARTIAL ?=
 PYTHON  ?= python3
 
 VENV   := .venv
@@ -14,12 +15,13 @@ RUN    := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.rep
 OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --data $(DATA) --device $(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce results tables figures notebooks test lint unit nbval book lab bench lock clean
+.PHONY: help env data reproduce results tables figures notebooks test lint unit nbval book lab bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 	@echo "  variables:  PROFILE=$(PROFILE) (quick, standard, paper)  MIX=$(MIX) (phantom, real-sample, or your.yaml)"
 	@echo "              SEED=$(SEED)  BUILD=$(BUILD)  DATA=$(DATA)  DEVICE=$(DEVICE) (auto, cpu, cuda)"
+	@echo "              make data:  ALLOW_PARTIAL=1 takes a partial download; SET=\"image_size=256 seed=1\" sets parameters"
 
 env: $(STAMP)  ## make .venv from requirements.lock (done by itself when needed)
 

@@ -1,51 +1,24 @@
 """cxrclip.sources: each public layout, with its traps, becomes a study table."""
 
-import csv
+import gzip
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from downloads import about, edit, film, partial, real, rejections, studies_of
 
 from cxrclip.errors import InputError
-from cxrclip.images import encode_gray, read_gray
-from cxrclip.sources import SOURCES
+from cxrclip.images import read_gray
+from cxrclip.sources import SOURCES, chestxray14
 from cxrclip.sources.chestxray14 import FINDINGS
 from cxrclip.sources.intake import split_patients
 from cxrclip.studies import check_leakage, open_studies, validate
 
-PROJECT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("CXRCLIP_DATA", PROJECT.parent / "shared" / "data"))
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]\n"
 )
-
-
-def real(name):
-    if not (DATA / name).is_dir():
-        pytest.skip(f"no real sample: {name} is not in CXRCLIP_DATA nor in ../shared/data")
-    return DATA / name
-
-
-def film(path, seed=0, size=(40, 30)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_gray(np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8), "png"))
-
-
-def about(folder):
-    return json.loads((folder / "dataset.json").read_text())["about"]
-
-
-def rejections(folder):
-    with open(folder / "rejected.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def studies_of(folder):
-    return {row["study_id"]: row for row in open_studies(folder)}
 
 
 # ------------------------------------------------------------------------------------------------- chestxray14
@@ -68,16 +41,10 @@ def nih(tmp_path):
     return root
 
 
-def edit(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
 def test_chestxray14_reads_the_nih_layout(nih, tmp_path):
     film(nih / "images_002" / "00000002_000.png", seed=99)  # in two folders: images_001 wins
     film(nih / "images_002" / "99999999_000.png")  # without a row
-    table = SOURCES["chestxray14"](nih, tmp_path / "out", progress=False)
+    table = partial("chestxray14", nih, tmp_path / "out", progress=False)
     assert table["studies"].tolist() == [26, 2, 8]
     assert table["patients"].tolist() == [13, 1, 4]
     validate(tmp_path / "out", [*FINDINGS, "No Finding"])
@@ -98,11 +65,11 @@ def test_chestxray14_reads_the_nih_layout(nih, tmp_path):
 
 
 def test_chestxray14_takes_only_the_folders_asked_for(nih, tmp_path):
-    table = SOURCES["chestxray14"](nih, tmp_path / "out", images=("images_002",), progress=False)
+    table = partial("chestxray14", nih, tmp_path / "out", images=("images_002",), progress=False)
     assert table["studies"].sum() == 18
     assert about(tmp_path / "out")["not_downloaded"] == 22
     with pytest.raises(InputError, match="images_003: no such folder"):
-        SOURCES["chestxray14"](nih, tmp_path / "out", images=("images_003",), progress=False)
+        partial("chestxray14", nih, tmp_path / "out", images=("images_003",), progress=False)
 
 
 def test_chestxray14_follows_the_official_lists(nih, tmp_path):
@@ -110,16 +77,16 @@ def test_chestxray14_follows_the_official_lists(nih, tmp_path):
     (nih / "train_val_list.txt").write_text("\n".join(names[:20]))
     (nih / "test_list.txt").write_text("\n".join(names[20:]))
     shares = {"train": 0.4, "valid": 0.1, "test": 0.5}  # the list decides what is test, the ratio 4:1 what is valid
-    table = SOURCES["chestxray14"](nih, tmp_path / "out", shares=shares, progress=False).set_index("split")
+    table = partial("chestxray14", nih, tmp_path / "out", shares=shares, progress=False).set_index("split")
     assert table["studies"].to_dict() == {"train": 16, "valid": 4, "test": 16}
     tests = {row["study_id"] for row in open_studies(tmp_path / "out", "test")}
     assert tests == {name.removesuffix(".png") for name in names[20:36]}
     (nih / "test_list.txt").write_text("\n".join(names[21:]))
     with pytest.raises(InputError, match="in neither train_val_list"):
-        SOURCES["chestxray14"](nih, tmp_path / "out", progress=False)
+        partial("chestxray14", nih, tmp_path / "out", progress=False)
     (nih / "test_list.txt").write_text("\n".join([*names[20:], names[1]]))
     with pytest.raises(InputError, match=r"patient 1 is in train_val_list\.txt and in test_list\.txt"):
-        SOURCES["chestxray14"](nih, tmp_path / "out", progress=False)
+        partial("chestxray14", nih, tmp_path / "out", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -139,35 +106,35 @@ def test_chestxray14_follows_the_official_lists(nih, tmp_path):
 )
 def test_chestxray14_sets_bad_rows_aside(nih, tmp_path, old, new, column, reason):
     edit(nih / "Data_Entry_2017_v2020.csv", old, new)
-    table = SOURCES["chestxray14"](nih, tmp_path / "out", progress=False)
+    table = partial("chestxray14", nih, tmp_path / "out", progress=False)
     assert table["studies"].sum() == 35
     (line,) = rejections(tmp_path / "out")
     assert (line["file"], line["row"], line["column"]) == ("Data_Entry_2017_v2020.csv", "6", column)
     assert reason in line["reason"]
     with pytest.raises(InputError, match=r"nothing written, 1 of 36 rows .*row 6"):
-        SOURCES["chestxray14"](nih, tmp_path / "again", max_rejected=0.02, progress=False)
+        partial("chestxray14", nih, tmp_path / "again", max_rejected=0.02, progress=False)
     assert not (tmp_path / "again").exists()
 
 
 def test_bad_films_are_set_aside_and_too_many_stop(nih, tmp_path):
     names = sorted((nih / "images_001" / "images").glob("*.png"))
     names[0].write_bytes(names[0].read_bytes()[:200])
-    table = SOURCES["chestxray14"](nih, tmp_path / "out", progress=False)
+    table = partial("chestxray14", nih, tmp_path / "out", progress=False)
     assert table["studies"].sum() == 35
     (line,) = rejections(tmp_path / "out")
     assert line["row"] == "3"
     assert line["reason"].startswith("images_001/images/00000002_000.png: the image is cut or damaged")
     names[1].write_bytes(b"")
     with pytest.raises(InputError, match=r"2 of 36 rows are unusable, more than max_rejected=0.05 .*0 bytes") as caught:
-        SOURCES["chestxray14"](nih, tmp_path / "again", progress=False)
+        partial("chestxray14", nih, tmp_path / "again", progress=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "again").exists()
-    SOURCES["chestxray14"](nih, tmp_path / "again", max_rejected=0.1, progress=False)
+    partial("chestxray14", nih, tmp_path / "again", max_rejected=0.1, progress=False)
 
 
 def test_the_same_call_gives_the_same_content_and_another_seed_other_splits(nih, tmp_path):
     def prepared(name, **options):
-        SOURCES["chestxray14"](nih, tmp_path / name, progress=False, **options)
+        partial("chestxray14", nih, tmp_path / name, progress=False, **options)
         return json.loads((tmp_path / name / "dataset.json").read_text())["sha256"]
 
     assert prepared("a") == prepared("b")
@@ -179,28 +146,49 @@ def test_the_same_call_gives_the_same_content_and_another_seed_other_splits(nih,
 
 def test_chestxray14_names_what_is_missing(nih, tmp_path, capsys):
     with pytest.raises(InputError, match="image_size=3 needs at least 16"):
-        SOURCES["chestxray14"](nih, tmp_path / "out", image_size=3, progress=False)
+        partial("chestxray14", nih, tmp_path / "out", image_size=3, progress=False)
     with pytest.raises(InputError, match="no such folder; give the folder of the NIH download"):
-        SOURCES["chestxray14"](tmp_path / "nowhere", tmp_path / "out", progress=False)
+        partial("chestxray14", tmp_path / "nowhere", tmp_path / "out", progress=False)
     edit(nih / "Data_Entry_2017_v2020.csv", "Patient Age", "Age")
     with pytest.raises(InputError, match="no column 'Patient Age'; its columns are 'Image Index'"):
-        SOURCES["chestxray14"](nih, tmp_path / "out", progress=False)
+        partial("chestxray14", nih, tmp_path / "out", progress=False)
     (nih / "Data_Entry_2017_v2020.csv").write_text(HEADER + nih_row(77, 0))
     with pytest.raises(InputError, match="none of the 1 listed films"):
-        SOURCES["chestxray14"](nih, tmp_path / "out", progress=False)
+        partial("chestxray14", nih, tmp_path / "out", progress=False)
     (nih / "Data_Entry_2017_v2020.csv").write_bytes(b"\xff\xfe\x00,\x81")
     with pytest.raises(InputError, match="not a readable table"):
-        SOURCES["chestxray14"](nih, tmp_path / "out", progress=False)
+        partial("chestxray14", nih, tmp_path / "out", progress=False)
     (nih / "Data_Entry_2017_v2020.csv").unlink()
     with pytest.raises(InputError, match=r"no Data_Entry_2017_v2020\.csv"):
-        SOURCES["chestxray14"](nih, tmp_path / "out", progress=False)
+        partial("chestxray14", nih, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_partial_download_says_so(nih, tmp_path, capsys):
-    SOURCES["chestxray14"](nih, tmp_path / "out")
+    with pytest.raises(InputError, match=r"nih: a partial download of chestxray14: rows 40 of 112,120, .*images 36 of "
+                       r"112,120, .*; fetch the rest, or set ALLOW_PARTIAL=1") as caught:
+        SOURCES["chestxray14"](nih, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert "112,120    36 -112,084" in capsys.readouterr().err
+    partial("chestxray14", nih, tmp_path / "out", progress=True)
+    counts = about(tmp_path / "out")["counts"]
+    assert (counts["whole"], counts["expected"]["images"], counts["found"]["images"]) == (False, 112_120, 36)
     assert "36 studies of Data_Entry_2017_v2020.csv found; 0 rejected, 4 not downloaded" in capsys.readouterr().err
+
+
+def test_a_full_download_needs_no_word_and_more_than_that_is_another_release(nih, tmp_path, monkeypatch):
+    names = [f"{p:08d}_{n:03d}.png" for p in range(1, 21) for n in range(2)]
+    (nih / "train_val_list.txt").write_text("\n".join(names[:20]))
+    (nih / "test_list.txt").write_text("\n".join(names[20:]))
+    whole = {"rows": 40, "patients": 20, "images": 36, "in train_val_list.txt": 20, "in test_list.txt": 20}
+    monkeypatch.setattr(chestxray14, "EXPECTED", whole)
+    SOURCES["chestxray14"](nih, tmp_path / "out", progress=False)
+    assert about(tmp_path / "out")["counts"] == {"whole": True, "expected": whole, "found": whole}
+    monkeypatch.setattr(chestxray14, "EXPECTED", whole | {"rows": 39, "images": 40})
+    with pytest.raises(InputError, match=r"not the chestxray14 release known here: rows 40 of 39, images 36 of 40"):
+        SOURCES["chestxray14"](nih, tmp_path / "out", progress=False)
 
 
 # ------------------------------------------------------------------------------------------------------- openi
@@ -238,7 +226,7 @@ def openi(tmp_path):
 
 
 def test_openi_reads_the_xml_layout_and_guesses_views(openi, tmp_path):
-    table = SOURCES["openi"](openi, tmp_path / "out", max_rejected=0.5, progress=False)
+    table = partial("openi", openi, tmp_path / "out", max_rejected=0.5, progress=False)
     assert table[["split", "studies", "images", "both_sections"]].values.tolist() == [["test", 3, 6, 2]]
     validate(tmp_path / "out")
     facts = about(tmp_path / "out")
@@ -258,7 +246,7 @@ def test_openi_reads_the_xml_layout_and_guesses_views(openi, tmp_path):
 def test_openi_takes_views_from_the_mirror_and_puts_frontals_first(openi, tmp_path):
     rows = [("1", "1_1_IM-0001-3001.dcm.png", "Lateral"), ("1", "1_1_IM-0001-4001.dcm.png", "Frontal")]
     pd.DataFrame(rows, columns=["uid", "filename", "projection"]).to_csv(openi / "indiana_projections.csv", index=False)
-    SOURCES["openi"](openi, tmp_path / "out", max_rejected=0.5, progress=False)
+    partial("openi", openi, tmp_path / "out", max_rejected=0.5, progress=False)
     first = studies_of(tmp_path / "out")["CXR1"]
     assert first["views"] == ["FRONTAL", "LATERAL"]
     names = [image["path"] for image in first["images"]]
@@ -267,7 +255,7 @@ def test_openi_takes_views_from_the_mirror_and_puts_frontals_first(openi, tmp_pa
 
 
 def test_openi_reads_the_kaggle_mirror_like_the_xml(openi, tmp_path):
-    xml = SOURCES["openi"](openi, tmp_path / "xml", max_rejected=0.5, progress=False)
+    xml = partial("openi", openi, tmp_path / "xml", max_rejected=0.5, progress=False)
     mirror = tmp_path / "mirror"
     reports, films = [], []
     for uid, findings, impression, names in (
@@ -284,9 +272,9 @@ def test_openi_reads_the_kaggle_mirror_like_the_xml(openi, tmp_path):
         target.write_bytes((openi / "images" / name).read_bytes())
     pd.DataFrame(reports).to_csv(mirror / "indiana_reports.csv", index=False)
     with pytest.raises(InputError, match=r"without indiana_projections\.csv"):
-        SOURCES["openi"](mirror, tmp_path / "out", progress=False)
+        partial("openi", mirror, tmp_path / "out", progress=False)
     pd.DataFrame(films).to_csv(mirror / "indiana_projections.csv", index=False)
-    table = SOURCES["openi"](mirror, tmp_path / "out", progress=False)
+    table = partial("openi", mirror, tmp_path / "out", progress=False)
     columns = ["studies", "images", "findings", "impression"]
     assert table[columns].values.tolist() == xml[columns].values.tolist()
     a, b = studies_of(tmp_path / "xml"), studies_of(tmp_path / "out")
@@ -298,33 +286,59 @@ def test_openi_reads_the_kaggle_mirror_like_the_xml(openi, tmp_path):
 
 def test_openi_splits_by_report_or_all_in_one(openi, tmp_path):
     options = {"max_rejected": 0.5, "progress": False}
-    table = SOURCES["openi"](openi, tmp_path / "a", split="train", **options)
+    table = partial("openi", openi, tmp_path / "a", split="train", **options)
     assert table["split"].tolist() == ["train"]
-    table = SOURCES["openi"](openi, tmp_path / "b", split=None, shares={"train": 0.67, "test": 0.33}, **options)
+    table = partial("openi", openi, tmp_path / "b", split=None, shares={"train": 0.67, "test": 0.33}, **options)
     assert table[["split", "studies"]].values.tolist() == [["train", 2], ["test", 1]]
     with pytest.raises(InputError, match="unknown split 'all'"):
-        SOURCES["openi"](openi, tmp_path / "c", split="all", **options)
+        partial("openi", openi, tmp_path / "c", split="all", **options)
+
+
+def test_openi_counts_the_release_and_keeps_frontals_only_where_asked(openi, tmp_path):
+    with pytest.raises(InputError, match=r"partial download of openi: reports 6 of 3,955, films named 9 of 7,470, .*"
+                       r"with both sections 4 of 3,419, images 7 of 7,470"):
+        SOURCES["openi"](openi, tmp_path / "out", progress=False)
+    table = partial("openi", openi, tmp_path / "out", frontal_only=True, max_rejected=0.5, progress=False)
+    assert table[["studies", "images", "two_views"]].values.tolist() == [[2, 2, 0]]
+    assert about(tmp_path / "out")["without_frontal"] == 1  # of report 2 only the lateral is here
+    assert about(tmp_path / "out")["counts"]["found"]["with a frontal film"] == 5
+
+
+def test_openi_reports_with_undecodable_bytes_are_set_aside(openi, tmp_path):
+    text = openi_xml(1, ["CXR1_1_IM-0001-3001"]).encode()
+    (openi / "ecgen-radiology" / "1.xml").write_bytes(text.replace(b"fine", b"f\xefne"))
+    partial("openi", openi, tmp_path / "out", max_rejected=0.5, progress=False)
+    assert rejections(tmp_path / "out")[0]["column"] == "1.xml"
+    root = tmp_path / "mirror"
+    film(root / "1_a.dcm.png")
+    film(root / "2_a.dcm.png", 1)
+    (root / "indiana_projections.csv").write_text("uid,filename,projection\n1,1_a.dcm.png,Frontal\n2,2_a.dcm.png,\n")
+    (root / "indiana_reports.csv").write_bytes(b"uid,findings,impression\n1,caf\xe9,ok\n2,,fine\n")
+    partial("openi", root, tmp_path / "m", max_rejected=0.5, progress=False)
+    (line,) = rejections(tmp_path / "m")
+    assert (line["file"], line["row"], line["column"]) == ("indiana_reports.csv", "1", "findings")
+    assert "no UTF-8" in line["reason"]
 
 
 def test_openi_faults(openi, tmp_path):
     (openi / "ecgen-radiology" / "2.xml").write_text("<eCitation><cut")
     (openi / "ecgen-radiology" / "3.xml").write_text(openi_xml(3, ["CXR3_IM-1-1"], findings="long " * 5000))
-    SOURCES["openi"](openi, tmp_path / "out", max_rejected=0.9, progress=False)
+    partial("openi", openi, tmp_path / "out", max_rejected=0.9, progress=False)
     lines = rejections(tmp_path / "out")
     assert [line["column"] for line in lines] == ["2.xml", "findings", "findings, impression"]
     assert "24,999 characters" in lines[1]["reason"]
     for path in (openi / "images").glob("CXR[1234]*.png"):
         path.unlink()
     (openi / "ecgen-radiology" / "2.xml").unlink()
-    with pytest.raises(InputError, match=r"no film of 4 reports is here; download NLMCXR_png\.tgz"):
-        SOURCES["openi"](openi, tmp_path / "none", progress=False)
+    with pytest.raises(InputError, match=r"no film of 5 reports is here; download NLMCXR_png\.tgz"):
+        partial("openi", openi, tmp_path / "none", progress=False)
     for path in (openi / "ecgen-radiology").glob("*.xml"):
         path.unlink()
     with pytest.raises(InputError, match="no XML report"):
-        SOURCES["openi"](openi, tmp_path / "none", progress=False)
+        partial("openi", openi, tmp_path / "none", progress=False)
     (openi / "ecgen-radiology").rmdir()
     with pytest.raises(InputError, match=r"neither ecgen-radiology/ nor indiana_reports\.csv"):
-        SOURCES["openi"](openi, tmp_path / "none", progress=False)
+        partial("openi", openi, tmp_path / "none", progress=False)
     assert not (tmp_path / "none").exists()
 
 
@@ -514,6 +528,60 @@ def test_table_parameters_that_cannot_be(films, tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_table_compares_with_the_counts_it_is_given(films, tmp_path, capsys):
+    rows = [{"f": f"f{i}.png", "who": f"p{i // 2}"} for i in range(12)]
+    options = {"file": "t.csv", "image": "f", "patient": "who"}
+    whole = {"rows": 12, "images": 12, "patients": 6, "studies": 12}
+    tabled(films, rows)
+    SOURCES["table"](films, tmp_path / "out", expected=whole, **options)
+    assert about(tmp_path / "out")["counts"]["whole"]
+    assert "patients        6     6" in capsys.readouterr().err
+    (films / "f3.png").unlink()
+    with pytest.raises(InputError, match="films: a partial download of table: images 11 of 12; fetch the rest"):
+        SOURCES["table"](films, tmp_path / "no", expected=whole, progress=False, **options)
+    partial("table", films, tmp_path / "no", expected=whole, progress=False, max_rejected=0.1, **options)
+    with pytest.raises(InputError, match="unknown count 'films' in `expected`; known are rows, images"):
+        SOURCES["table"](films, tmp_path / "no", expected={"films": 1}, progress=False, **options)
+
+
+def test_table_sets_aside_rows_with_undecodable_bytes(films, tmp_path):
+    text = "".join(f"f{i}.png,p{i},{'café' if i == 3 else 'ok'}\n" for i in range(12))
+    (films / "t.csv").write_bytes(b"f,who,text\n" + text.encode("latin-1"))
+    options = {"file": "t.csv", "image": "f", "patient": "who", "findings": "text", "progress": False}
+    SOURCES["table"](films, tmp_path / "out", max_rejected=0.1, **options)
+    (line,) = rejections(tmp_path / "out")
+    assert (line["row"], line["column"]) == ("4", "text")
+    assert "no UTF-8" in line["reason"]
+    with pytest.raises(InputError, match=r"1 of 12 rows are unusable"):
+        SOURCES["table"](films, tmp_path / "no", **options)
+
+
+def test_table_finds_the_sections_of_whole_reports(films, tmp_path):
+    reports = ["FINDINGS: Clear. IMPRESSION: Normal.", "HISTORY: pain.\n\nFINDINGS:\nClear.\n\nIMPRESSION:\nNormal.",
+               "Lungs are clear.", "Old.\n__________\nIMPRESSION: New.", "COMPARISON: none"]
+    rows = [{"f": f"f{i}.png", "who": f"p{i}", "text": text} for i, text in enumerate(reports)]
+    options = {"file": "t.csv", "image": "f", "patient": "who", "report": "text", "progress": False}
+    SOURCES["table"](tabled(films, rows), tmp_path / "out", max_rejected=0.5, **options)
+    found = [(row["findings"], row["impression"]) for row in open_studies(tmp_path / "out")]
+    assert found == [("Clear.", "Normal."), ("Clear.", "Normal."), (None, "Lungs are clear."), (None, "New.")]
+    assert (about(tmp_path / "out")["last_paragraphs"], about(tmp_path / "out")["addenda"]) == (1, 1)
+    (line,) = rejections(tmp_path / "out")
+    assert (line["row"], line["column"], line["reason"]) == ("5", "text", "neither a text nor a label")
+    with pytest.raises(InputError, match="give `report`, or `findings` and `impression`, not both"):
+        SOURCES["table"](films, tmp_path / "no", findings="text", **options)
+
+
+def test_a_cut_gzip_table_is_one_line(films, tmp_path):
+    whole = gzip.compress(b"f,who\n" + b"".join(b"f%d.png,p%d\n" % (i, i) for i in range(12)))
+    options = {"file": "t.csv.gz", "image": "f", "patient": "who", "progress": False}
+    (films / "t.csv.gz").write_bytes(whole)
+    assert SOURCES["table"](films, tmp_path / "out", **options)["studies"].sum() == 12
+    (films / "t.csv.gz").write_bytes(whole[:40])
+    with pytest.raises(InputError, match=r"t\.csv\.gz: not a readable table") as caught:
+        SOURCES["table"](films, tmp_path / "no", **options)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_empty_or_ragged_table_is_refused(films, tmp_path):
     options = {"file": "t.csv", "image": "f", "patient": "who", "progress": False}
     for text, message in (
@@ -542,7 +610,7 @@ def test_splits_by_patient_are_exact_seeded_and_blind_to_order():
 
 
 def test_real_nih_films_in_one_folder(tmp_path):
-    table = SOURCES["chestxray14"](real("chestxray14"), tmp_path / "out", images=("images_64px",), progress=False)
+    table = partial("chestxray14", real("chestxray14"), tmp_path / "out", images=("images_64px",), progress=False)
     assert table["studies"].sum() == 710
     assert table["rejected"].sum() == 0
     validate(tmp_path / "out", [*FINDINGS, "No Finding"])
@@ -551,7 +619,7 @@ def test_real_nih_films_in_one_folder(tmp_path):
 
 
 def test_real_openi_studies(tmp_path):
-    table = SOURCES["openi"](real("openi"), tmp_path / "out", split="train", progress=False)
+    table = partial("openi", real("openi"), tmp_path / "out", split="train", progress=False)
     counts = table[["studies", "images", "findings", "impression", "two_views"]].values.tolist()
     assert counts == [[18, 27, 16, 18, 8]]
     assert about(tmp_path / "out")["missing_films"] == 9

@@ -12,18 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import pandas as pd
 
 from cxrclip.errors import InputError
+from cxrclip.sources.counts import check_counts
 from cxrclip.sources.intake import (
     SHARES,
+    Cells,
     Film,
     Intake,
     Study,
     Unusable,
+    Writing,
     existing,
     read_table,
+    records,
     split_patients,
     to_age,
     to_sex,
@@ -48,6 +53,13 @@ FINDINGS = (
 )
 NO_FINDING = "No Finding"
 RENAMED = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Thickening"}
+EXPECTED = {
+    "rows": 112_120,
+    "patients": 30_805,
+    "images": 112_120,
+    "in train_val_list.txt": 86_524,
+    "in test_list.txt": 25_596,
+}
 # The header's "OriginalImage[Width,Height]" holds commas, so a reader sees 11 columns; these need no bracket.
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
 
@@ -59,18 +71,17 @@ def prepare(
     images: Sequence[str] | None = None,
     shares: Mapping[str, float] = SHARES,
     seed: int = 0,
-    image_size: int = 512,
-    max_rejected: float = 0.05,
+    allow_partial: bool = False,
     progress: bool = True,
+    **writing: Unpack[Writing],
 ) -> pd.DataFrame:
     """Turn an NIH download, whole or partial, into a study table: one film is one study.
 
-    Positive are the film's Finding Labels. Negative are the rest of the 14: the miner looked for all of them
-    in every report, so a name that is absent means "not found", and the paper draws its negative prompts
-    from these.
+    Positive are the film's Finding Labels. Negative are the rest of the 14: the miner looked for all of them in every
+    report, so a name that is absent means "not found", and the paper draws its negative prompts from these.
 
-    Splits: by the official lists where both are present (test_list.txt is test; train_val_list.txt is cut
-    by patient in the ratio of the train and valid `shares`), else by patient in the given shares.
+    Splits: by the official lists where both are present (test_list.txt is test; train_val_list.txt is cut by patient in
+    the ratio of the train and valid `shares`), else by patient in the given shares.
 
     Args:
         root: folder with Data_Entry_2017*.csv and the image folders.
@@ -79,17 +90,17 @@ def prepare(
             that lies in two folders is taken from the first.
         shares: split -> share of the patients.
         seed: of the split.
-        image_size: shorter side of the stored films in pixels; smaller films are not enlarged.
-        max_rejected: share of unusable rows above which nothing is written. Rows whose film is not there
-            are not unusable: they count as not downloaded.
-        progress: show a bar.
+        allow_partial: go on where the counts are not those of the full release (`EXPECTED`). Rows whose film is
+            not there are then not unusable: they count as not downloaded.
+        progress: show the counts and a bar.
+        **writing: image_size, max_rejected, workers: see `Intake.write`.
 
     Returns:
         `cxrclip.studies.summary` of the folder. `dataset.json` also counts rows without a film in the
         folders taken ("not downloaded"), films in two folders and films without a row.
 
     Raises:
-        InputError: as `Intake.write`; also a missing table, column or image folder, or no film at all.
+        InputError: as `Intake.write`; also a missing table, column or image folder, no film, or a partial download.
     """
     root = existing(root, "the NIH download, with Data_Entry_2017_v2020.csv")
     tables = sorted(root.glob("Data_Entry_2017*.csv"))
@@ -101,28 +112,28 @@ def prepare(
     if not here.any():
         raise InputError(f"{root}: none of the {len(table):,} listed films is in its image folders; download some")
     lists = _official_lists(root)
-    intake = Intake(
-        "chestxray14",
-        root,
-        tables[-1].name,
-        {
-            "release": RELEASE,
-            "seed": seed,
-            "shares": dict(shares),
-            "splits": "official lists" if lists else "seeded by patient",
-            "folders": list(images) if images else "all",
-            "not_downloaded": int((~here).sum()),
-            "in_two_folders": repeated,
-            "without_row": len(films.keys() - set(table["Image Index"])),
-        },
-    )
-
-    def study(row: int, cells: dict[str, str]) -> Study | None:
-        return _study(row, cells, films) if cells["Image Index"] in films else None
-
-    intake.take(table.to_dict("records"), study)
+    counts = check_counts("chestxray14", root, EXPECTED, _found(table, here, lists), allow_partial=allow_partial,
+                          progress=progress)
+    facts = {"release": RELEASE, "counts": counts, "seed": seed, "shares": dict(shares)}
+    facts |= {"splits": "official lists" if lists else "seeded by patient", "folders": list(images or ["all"])}
+    facts |= {"not_downloaded": int((~here).sum()), "in_two_folders": repeated}
+    facts["without_row"] = len(films.keys() - set(table["Image Index"]))
+    intake = Intake("chestxray14", root, tables[-1].name, facts)
+    intake.take_numbered(records(table), lambda row, cells: _study(row, cells, films))
     splits = _splits(intake.studies, lists, shares, seed)
-    return intake.write(out, splits, image_size=image_size, max_rejected=max_rejected, progress=progress)
+    return intake.write(out, splits, progress=progress, **writing)
+
+
+def _found(table: pd.DataFrame, here: pd.Series, lists: Mapping[str, str] | None) -> dict[str, int]:
+    """The counts of `EXPECTED` in this download."""
+    listed = pd.Series((lists or {}).values(), dtype=object).value_counts()
+    return {
+        "rows": len(table),
+        "patients": table["Patient ID"].nunique(),
+        "images": int(here.sum()),
+        "in train_val_list.txt": int(listed.get("train", 0)),
+        "in test_list.txt": int(listed.get("test", 0)),
+    }
 
 
 def _find_films(root: Path, folders: Sequence[str] | None) -> tuple[dict[str, Path], int]:
@@ -138,7 +149,9 @@ def _find_films(root: Path, folders: Sequence[str] | None) -> tuple[dict[str, Pa
     return found, len(files) - len(found)
 
 
-def _study(row: int, cells: dict[str, str], films: Mapping[str, Path]) -> Study:
+def _study(row: int, cells: Cells, films: Mapping[str, Path]) -> Study | None:
+    if cells["Image Index"] not in films:
+        return None
     names = [RENAMED.get(name, name) for name in cells["Finding Labels"].split("|")]
     unknown = [name for name in names if name not in (*FINDINGS, NO_FINDING)]
     if unknown or len(set(names)) < len(names) or (NO_FINDING in names and len(names) > 1):

@@ -11,12 +11,13 @@ import hashlib
 import itertools
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import pandas as pd
 from tqdm import tqdm
@@ -37,12 +38,15 @@ from cxrclip.studies import (
     summary,
 )
 
+UNKNOWN = "UNKNOWN"  # the view of a film of which nothing is said
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
+T = TypeVar("T")
 SHARD = 1024  # studies a file, and the step in which an interrupted preparation goes on
 BATCH = 16  # films a process decodes at a time
 WORTH_IT = 64  # films that repay the start of one more process
 # Facts a source may count, besides rejected rows; they are reported.
-COUNTED = ("not_downloaded", "in_two_folders", "without_row", "without_film", "missing_films", "guessed_views")
+COUNTED = ("not_downloaded", "in_two_folders", "without_row", "without_film", "missing_films", "guessed_views",
+           "without_report", "without_frontal", "last_paragraphs", "addenda", "test_patients_removed", "odd_headers")
 
 
 class Film(NamedTuple):
@@ -54,7 +58,10 @@ class Film(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """One study of a release before its films are read; `row` is its place in the table it comes from."""
+    """One study of a release before its films are read; `row` is its place in the table it comes from.
+
+    `file` names that table where it is not the intake's own.
+    """
 
     row: int
     study_id: str
@@ -68,14 +75,28 @@ class Study:
     uncertain: Sequence[str] = ()
     sex: str | None = None
     age: float | None = None
+    file: str | None = None
 
 
 class Unusable(Exception):
-    """A cell which makes its row unusable."""
+    """A cell which makes its row unusable; `row` and `file` where they are not those of the row being parsed."""
 
-    def __init__(self, column: str, reason: str) -> None:
+    def __init__(self, column: str, reason: str, *, row: int | None = None, file: str | None = None) -> None:
         super().__init__(f"{column}: {reason}")
-        self.column, self.reason = column, reason
+        self.column, self.reason, self.row, self.file = column, reason, row, file
+
+
+class Writing(TypedDict, total=False):
+    """Parameters of `Intake.write` that every source passes on."""
+
+    image_size: int
+    max_rejected: float
+    workers: int | None
+
+
+Cells = Mapping[str, str]
+Rows = list[tuple[int, Cells]]
+"""The rows of one study, each with its number in the table."""
 
 
 @dataclass
@@ -98,9 +119,22 @@ class Intake:
 
     def take(self, rows: Iterable[Any], parse: Callable[[int, Any], Study | None]) -> None:
         """Parse each row (numbered from 1); keep the study, skip None, set the row aside on `Unusable`."""
+        self.take_numbered(enumerate(rows, 1), parse)
+
+    def take_groups(
+        self, groups: Iterable[Rows], parse: Callable[[int, Rows], Study | None], file: str | None = None
+    ) -> None:
+        """As `take`, where several rows of a table make one study: its number is that of its first row."""
+        self.take_numbered(((group[0][0], group) for group in groups), parse, file)
+
+    def take_numbered(
+        self, rows: Iterable[tuple[int, Any]], parse: Callable[[int, Any], Study | None], file: str | None = None
+    ) -> None:
+        """As `take`, of rows that come with their numbers; `file` where it is not the intake's own table."""
         seen: dict[str, int] = {study.study_id: study.row for study in self.studies}
-        for number, row in enumerate(rows, 1):
+        for number, row in rows:
             try:
+                _check_encoding(row)
                 study = parse(number, row)
                 if study is not None:
                     first = seen.setdefault(study.study_id, number)
@@ -108,22 +142,42 @@ class Intake:
                         raise Unusable("study", f"{study.study_id} stands already in row {first}; the first is kept")
                     self.studies.append(study)
             except Unusable as fault:
-                self.rejected.append(Rejected(self.file, number, fault.column, fault.reason))
+                self.set_aside(fault.row or number, fault.column, fault.reason, fault.file or file)
+
+    def usable(
+        self, rows: Iterable[tuple[int, Cells]], parse: Callable[[Cells], T], file: str | None = None
+    ) -> list[tuple[int, T]]:
+        """What `parse` makes of each row, with its number; rows it calls `Unusable` are set aside."""
+        good = []
+        for number, cells in rows:
+            try:
+                good.append((number, parse(cells)))
+            except Unusable as fault:
+                self.set_aside(number, fault.column, fault.reason, fault.file or file)
+        return good
+
+    def set_aside(self, row: int | None, column: str, reason: str, file: str | None = None) -> None:
+        """List a row as unusable; `file` where it is not the intake's own table."""
+        self.rejected.append(Rejected(file or self.file, row, column, reason))
 
     def write(
         self,
         out: str | Path,
         splits: Mapping[str, str],
         *,
-        image_size: int,
-        max_rejected: float,
-        progress: bool,
+        image_size: int = 512,
+        max_rejected: float = 0.05,
+        progress: bool = True,
         workers: int | None = None,
     ) -> pd.DataFrame:
-        """Decode the films (shorter side at most `image_size`), write the folder `out`, return its summary.
+        """Decode the films, write the folder `out`, return its summary.
 
         Args:
+            out: study folder to write.
             splits: patient -> split, for the studies that do not have one yet.
+            image_size: shorter side of the stored films in pixels; smaller films are not enlarged.
+            max_rejected: share of unusable rows above which nothing is written.
+            progress: show a bar.
             workers: processes which decode films; None takes a process a core, and fewer for few films.
 
         Raises:
@@ -218,7 +272,7 @@ class Intake:
         """The study's row, or none where no film of it can be used."""
         for error in films:
             if isinstance(error, InputError):
-                self.rejected.append(Rejected(self.file, study.row, "image", str(error)))
+                self.rejected.append(Rejected(study.file or self.file, study.row, "image", str(error)))
         good = [(film, data) for film, data in zip(study.films, films, strict=True) if isinstance(data, bytes)]
         if not good:
             return []
@@ -268,30 +322,90 @@ def existing(root: str | Path, what: str) -> Path:
     return root
 
 
+def find_one(root: Path, pattern: str) -> Path | None:
+    """The last (newest version) of the files that match, in `root` or up to two folders below; None without."""
+    for prefix in ("", "*/", "*/*/"):
+        if found := sorted(root.glob(prefix + pattern)):
+            return found[-1]
+    return None
+
+
 def name_in(root: Path, path: Path) -> str:
     """The path relative to the release, or the bare file name where it lies outside."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
-def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Read a CSV or Parquet table with every cell as stripped text ("" where empty).
+def read_table(path: Path, columns: Iterable[str], *, only: bool = False) -> pd.DataFrame:
+    """Read a CSV (also .gz, .zip) or Parquet table with every cell as stripped text ("" where empty).
+
+    Bytes that are no UTF-8 are kept as lone surrogates: `Intake.take` sets their rows aside.
+
+    Args:
+        columns: columns the table must have.
+        only: read no other column, to spare memory.
 
     Raises:
         InputError: no such file, not a table, or a column in `columns` is missing.
     """
+    columns = list(columns)
     try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path).map(lambda cell: "" if pd.isna(cell) else str(cell))
-        else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        names, table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, columns, only)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such table; check the folder and the file name") from error
-    except (OSError, ValueError) as error:  # pandas and pyarrow: parser, encoding and format errors
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas, pyarrow, gzip: parser and format errors
         reason = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"{path}: not a readable table ({reason}); export it again as CSV in UTF-8") from error
-    if absent := [name for name in columns if name not in table.columns]:
-        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(repr, table.columns))}")
+    if absent := [name for name in columns if name not in names]:
+        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(repr, names))}")
     return table.apply(lambda column: column.fillna("").str.strip())
+
+
+def _read_parquet(path: Path) -> tuple[list[str], pd.DataFrame]:
+    table = pd.read_parquet(path).map(lambda cell: "" if pd.isna(cell) else str(cell))
+    return list(table.columns), table
+
+
+def _read_csv(path: Path, columns: list[str], only: bool) -> tuple[list[str], pd.DataFrame]:
+    """The names in the header, and the table (without rows where a column of `columns` is missing)."""
+    options = {"dtype": object, "index_col": False, "encoding": "utf-8-sig", "encoding_errors": "surrogateescape"}
+    header = pd.read_csv(path, nrows=0, **options)
+    ",".join(header.columns).encode()  # the header itself must be UTF-8
+    if not set(columns) <= set(header.columns):
+        return list(header.columns), header
+    table = pd.read_csv(path, keep_default_na=False, usecols=columns if only else None, **options)
+    return list(header.columns), table
+
+
+def grouped(table: pd.DataFrame, key: str) -> Iterator[Rows]:
+    """The rows of each value of the column `key`, in the order in which the values come first.
+
+    Rows keep the numbers which they had when the table was read.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, value in enumerate(table[key]):
+        groups.setdefault(value, []).append(i)
+    columns, numbers = {name: table[name].tolist() for name in table.columns}, (table.index + 1).tolist()
+    for places in groups.values():
+        yield [(numbers[i], {name: cells[i] for name, cells in columns.items()}) for i in places]
+
+
+def records(table: pd.DataFrame) -> Iterator[tuple[int, Cells]]:
+    """The rows of a table one by one, with the numbers which they had when it was read."""
+    columns = [table[name].tolist() for name in table.columns]
+    for number, *cells in zip((table.index + 1).tolist(), *columns, strict=True):
+        yield number, dict(zip(table.columns, cells, strict=True))
+
+
+def _check_encoding(row: Any) -> None:
+    for number, cells in row if isinstance(row, list) else [(None, row)]:
+        for column, cell in cells.items() if isinstance(cells, Mapping) else ():
+            if isinstance(cell, str) and is_undecodable(cell):
+                raise Unusable(column, "holds bytes that are no UTF-8; export the table in UTF-8", row=number)
+
+
+def is_undecodable(text: str) -> bool:
+    """Whether the text holds bytes that could not be decoded (lone surrogates, see `read_table`)."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def split_patients(patients: Iterable[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
@@ -316,6 +430,8 @@ def split_patients(patients: Iterable[str], shares: Mapping[str, float], seed: i
 def to_text(column: str, cell: str) -> str | None:
     """A report section with its white space collapsed; None where empty."""
     text = " ".join(cell.split())
+    if is_undecodable(text):
+        raise Unusable(column, "holds bytes that are no UTF-8; export it in UTF-8")
     if len(text) > MAX_TEXT:
         raise Unusable(column, f"{len(text):,} characters; at most {MAX_TEXT:,} are taken")
     return text or None

@@ -13,17 +13,42 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import pandas as pd
 
 from cxrclip.errors import InputError
-from cxrclip.sources.intake import SHARES, Film, Intake, Study, Unusable, existing, read_table, split_patients, to_text
+from cxrclip.sources.counts import check_counts
+from cxrclip.sources.intake import (
+    SHARES,
+    UNKNOWN,
+    Film,
+    Intake,
+    Study,
+    Unusable,
+    Writing,
+    existing,
+    read_table,
+    split_patients,
+    to_text,
+)
 from cxrclip.studies import SPLITS
 
 REPORTS, PROJECTIONS, XML = "indiana_reports.csv", "indiana_projections.csv", "ecgen-radiology"
 RELEASE = "https://openi.nlm.nih.gov/faq, CC BY-NC-ND 4.0"
-FRONTAL, LATERAL, UNKNOWN = "FRONTAL", "LATERAL", "UNKNOWN"
+KINDS = ("*.png", "*.jpg", "*.dcm")
+EXPECTED = {
+    XML: {
+        "reports": 3_955,
+        "films named": 7_470,
+        "with findings": 3_425,
+        "with impression": 3_921,
+        "with both sections": 3_419,
+        "images": 7_470,
+    },
+    REPORTS: {"reports": 3_851, "films named": 7_466, "images": 7_466},
+}
+FRONTAL, LATERAL = "FRONTAL", "LATERAL"
 
 
 class _Report(NamedTuple):
@@ -42,19 +67,19 @@ def prepare(
     split: str | None = "test",
     shares: Mapping[str, float] = SHARES,
     seed: int = 0,
-    image_size: int = 512,
-    max_rejected: float = 0.05,
+    frontal_only: bool = False,
+    allow_partial: bool = False,
     progress: bool = True,
+    **writing: Unpack[Writing],
 ) -> pd.DataFrame:
     """Turn an Open-I download, whole or partial, into a study table: one report is one study, frontal films first.
 
-    Reads the XML reports (ecgen-radiology/) where they are, else the two CSV files of the mirror. Films are
-    looked for by name anywhere under `root`.
+    Reads the XML reports (ecgen-radiology/) where they are, else the two CSV files of the mirror. Films are looked for
+    by name anywhere under `root`.
 
-    Views come from indiana_projections.csv where it is present. Without it a rule decides: the first film of a
-    report is frontal, the second of two is lateral, any other is UNKNOWN. Among the two-film reports
-    whose DICOM header names a lateral, that is the second film in 695 of 777. (The header itself is no help: it
-    calls most laterals PA.)
+    Views come from indiana_projections.csv where it is present. Without it a rule decides: the first film of a report
+    is frontal, the second of two is lateral, any other is UNKNOWN. Among the two-film reports whose DICOM header names
+    a lateral, that is the second film in 695 of 777. (The header itself is no help: it is empty, or calls laterals PA.)
 
     The release has no patient numbers: every report counts as one patient.
 
@@ -64,48 +89,85 @@ def prepare(
         split: the split of every study; "test" is the paper's use. None splits by report in `shares`.
         shares: split -> share of the reports, when `split` is None.
         seed: of the split.
-        image_size: shorter side of the stored films in pixels; smaller films are not enlarged.
-        max_rejected: share of unusable reports above which nothing is written. Reports without a film here
-            are not unusable: they count as not downloaded. Reports without any text are unusable.
-        progress: show a bar.
+        frontal_only: leave out every film that is not frontal, as the paper does; a report without one is skipped.
+        allow_partial: go on where the counts are not those of the full release (`EXPECTED`). Reports without a
+            film here are then not unusable: they count as not downloaded.
+        progress: show the counts and a bar.
+        **writing: image_size, max_rejected, workers: see `Intake.write`. Reports without any text are unusable.
 
     Returns:
         `cxrclip.studies.summary` of the folder. `dataset.json` also counts reports whose films are not
         downloaded, reports that name no film, single films that are missing, and views that were guessed.
 
     Raises:
-        InputError: as `Intake.write`; also neither layout, a missing column, or no film at all.
+        InputError: as `Intake.write`; also a missing report folder or table, no film at all, or a partial download.
     """
     root = existing(root, "the Open-I download")
     if split is not None and split not in SPLITS:
         raise InputError(f"openi: unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     views = _projections(root)
-    films = {_key(path.name): path for kind in ("*.png", "*.jpg") for path in sorted(root.rglob(kind))}
+    films = _find_films(root)
     file = XML if (root / XML).is_dir() else REPORTS
-    facts = {"split": split or "seeded by report", "seed": seed, "shares": dict(shares)}
-    facts |= {"release": RELEASE, "not_downloaded": 0, "without_film": 0, "missing_films": 0, "guessed_views": 0}
+    reports = list(_xml_reports(root / XML) if file == XML else _csv_reports(root))
+    if all(isinstance(report, _Report) and not films.keys() & set(report.films) for report in reports):
+        raise InputError(f"{root}: no film of {len(reports):,} reports is here; download NLMCXR_png.tgz")
+    counts = check_counts("openi", root, EXPECTED[file], _found(reports, films, views), allow_partial=allow_partial,
+                          progress=progress)
+    facts = {"release": RELEASE, "counts": counts, "frontal_only": frontal_only}
+    facts |= {"split": split or "seeded by report", "seed": seed, "shares": dict(shares)}
+    facts |= dict.fromkeys(("not_downloaded", "without_film", "missing_films", "guessed_views", "without_frontal"), 0)
     intake = Intake("openi", root, file, facts)
-
-    def study(row: int, report: _Report | Unusable) -> Study | None:
-        if isinstance(report, Unusable):
-            raise report
-        here = [name for name in report.films if name in films]
-        facts["missing_films"] += len(report.films) - len(here)
-        if not here:
-            facts["not_downloaded" if report.films else "without_film"] += 1
-            return None
-        facts["guessed_views"] += sum(name not in views for name in here)
-        named = [Film(films[name], views.get(name) or _guess(report.films, name)) for name in here]
-        return _study(row, report, named, split)
-
-    intake.take(_xml_reports(root / XML) if file == XML else _csv_reports(root), study)
-    if facts["not_downloaded"] and not intake.studies and not intake.rejected:
-        raise InputError(f"{root}: no film of {facts['not_downloaded']:,} reports is here; download NLMCXR_png.tgz")
+    intake.take(reports, lambda row, report: _study(row, report, _films(report, films, views, facts), split))
     splits = {} if split else split_patients((study.patient_id for study in intake.studies), shares, seed)
-    return intake.write(out, splits, image_size=image_size, max_rejected=max_rejected, progress=progress)
+    return intake.write(out, splits, progress=progress, **writing)
 
 
-def _study(row: int, report: _Report, films: list[Film], split: str | None) -> Study:
+def _find_films(root: Path) -> dict[str, Path]:
+    """The films below `root` by `_key`; where one lies there twice, PNG goes before JPEG before DICOM."""
+    films: dict[str, Path] = {}
+    for path in (path for kind in KINDS for path in sorted(root.rglob(kind))):
+        films.setdefault(_key(path.name), path)
+    return films
+
+
+def _found(
+    reports: list[_Report | Unusable], films: Mapping[str, Path], views: Mapping[str, str]
+) -> dict[str, int]:
+    """The counts of `EXPECTED` in this download."""
+    read = [report for report in reports if isinstance(report, _Report)]
+    sections = [(bool(report.findings.strip()), bool(report.impression.strip())) for report in read]
+    return {
+        "reports": len(reports),
+        "films named": sum(len(report.films) for report in read),
+        "with findings": sum(findings for findings, _ in sections),
+        "with impression": sum(impression for _, impression in sections),
+        "with both sections": sections.count((True, True)),
+        "images": len({name for report in read for name in report.films} & films.keys()),
+        "with a frontal film": sum(FRONTAL in (_view(r.films, name, views) for name in r.films) for r in read),
+    }
+
+
+def _films(
+    report: _Report | Unusable, films: Mapping[str, Path], views: Mapping[str, str], facts: dict[str, Any]
+) -> list[Film]:
+    """The films of a report that are here, with their views; what is not is counted in `facts`."""
+    if isinstance(report, Unusable):
+        raise report
+    here = [name for name in report.films if name in films]
+    facts["missing_films"] += len(report.films) - len(here)
+    facts["guessed_views"] += sum(name not in views for name in here)
+    if not here:
+        facts["not_downloaded" if report.films else "without_film"] += 1
+    named = [Film(films[name], _view(report.films, name, views)) for name in here]
+    if facts["frontal_only"] and named:
+        named = [film for film in named if film.view == FRONTAL]
+        facts["without_frontal"] += not named
+    return named
+
+
+def _study(row: int, report: _Report, films: list[Film], split: str | None) -> Study | None:
+    if not films:
+        return None
     findings, impression = to_text("findings", report.findings), to_text("impression", report.impression)
     if findings is None and impression is None:
         raise Unusable("findings, impression", f"report {report.uid} has no text")
@@ -126,7 +188,10 @@ def _key(name: str) -> str:
     return stem.removeprefix("CXR")
 
 
-def _guess(films: list[str], name: str) -> str:
+def _view(films: list[str], name: str, views: Mapping[str, str]) -> str:
+    """The view of one of a report's `films`: as the mirror's table says, else by its place."""
+    if name in views:
+        return views[name]
     place = films.index(name)
     if place == 0:
         return FRONTAL

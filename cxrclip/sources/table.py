@@ -18,8 +18,11 @@ from typing import Any
 import pandas as pd
 
 from cxrclip.errors import InputError
+from cxrclip.sources.counts import check_counts
 from cxrclip.sources.intake import (
     SHARES,
+    UNKNOWN,
+    Cells,
     Film,
     Intake,
     Study,
@@ -27,13 +30,14 @@ from cxrclip.sources.intake import (
     existing,
     name_in,
     read_table,
+    records,
     split_patients,
     to_age,
     to_sex,
     to_text,
 )
+from cxrclip.sources.report_text import parse_report, with_lines
 
-UNKNOWN = "UNKNOWN"
 SPLIT_NAMES = {"train": "train", "valid": "valid", "test": "test", "training": "train", "val": "valid"}
 SPLIT_NAMES |= {"validate": "valid", "validation": "valid", "dev": "valid", "testing": "test"}
 
@@ -49,6 +53,8 @@ class Columns:
         view: column with the view of the film.
         views: the views of the `image` columns, in their order, where they are always the same.
         findings, impression: report sections.
+        report: whole reports instead, in which the headings FINDINGS and IMPRESSION are looked for; where there are
+            none, the last paragraph is the impression (counted as "last paragraphs").
         labels: column with finding names (all positive), several joined by `separator`.
         mapping: label as written in `labels` -> finding names. Without it the labels are taken as they stand.
         label_columns: columns with one finding each, named by it; or column -> finding name.
@@ -65,6 +71,7 @@ class Columns:
     views: Sequence[str] = ()
     findings: str | None = None
     impression: str | None = None
+    report: str | None = None
     labels: str | None = None
     separator: str = "|"
     mapping: Mapping[str, Sequence[str]] | None = None
@@ -78,6 +85,8 @@ class Columns:
     def __post_init__(self) -> None:
         if self.view and len(self.images) > 1:
             raise InputError("table: one `view` column cannot describe several `image` columns; give `views`")
+        if self.report and (self.findings or self.impression):
+            raise InputError("table: give `report`, or `findings` and `impression`, not both")
         if self.views and len(self.views) != len(self.images):
             raise InputError(f"table: {len(self.views)} `views` for {len(self.images)} `image` columns; give one each")
         if unknown := sorted(set(self.values) - {"positive", "negative", "uncertain"}):
@@ -96,7 +105,8 @@ class Columns:
     @property
     def supervision(self) -> list[str]:
         """The columns with texts or labels."""
-        return [name for name in (self.findings, self.impression, self.labels) if name] + [*self.findings_by_column]
+        single = (self.findings, self.impression, self.report, self.labels)
+        return [*(name for name in single if name), *self.findings_by_column]
 
     @property
     def named(self) -> list[str]:
@@ -113,8 +123,11 @@ def prepare(
     name: str = "table",
     shares: Mapping[str, float] = SHARES,
     seed: int = 0,
+    expected: Mapping[str, int] | None = None,
+    allow_partial: bool = False,
     image_size: int = 512,
     max_rejected: float = 0.05,
+    workers: int | None = None,
     progress: bool = True,
     **columns: Any,
 ) -> pd.DataFrame:
@@ -127,16 +140,20 @@ def prepare(
         name: the `source` of the studies; patients of two tables with one name are the same patients.
         shares: split -> share of the patients, where the table has no `split` column.
         seed: of the split.
+        expected: what the whole data set holds, where that is known: "rows", "images", "patients", "studies".
+        allow_partial: go on where these counts differ. A row whose film is not there is unusable in any case.
         image_size: shorter side of the stored films in pixels; smaller films are not enlarged.
         max_rejected: share of unusable rows above which nothing is written.
-        progress: show a bar.
+        workers: processes which decode films; None takes a process a core.
+        progress: show the counts and a bar.
         **columns: the fields of `Columns`.
 
     Returns:
         `cxrclip.studies.summary` of the folder.
 
     Raises:
-        InputError: as `Intake.write`; also a missing table or column, or an unknown parameter.
+        InputError: as `Intake.write`; also a missing table or column, an unknown parameter, or
+            counts that are not `expected`.
     """
     if unknown := sorted(columns.keys() - {f.name for f in fields(Columns)}):
         raise InputError(f"table: unknown parameter {unknown[0]!r}; see cxrclip.sources.table.Columns")
@@ -144,14 +161,33 @@ def prepare(
         raise InputError(f"table: parameter {absent[0]!r} is needed: the column with each {absent[0]}")
     root, chosen = existing(root, f"{file} and its films"), Columns(**columns)
     table = read_table(root / file, chosen.named)
-    splits = {"splits": "as given"} if chosen.split else {"seed": seed, "shares": dict(shares)}
-    intake = Intake(name, root, file, splits)
-    intake.take(table.to_dict("records"), lambda row, cells: _study(row, cells, chosen, root))
+    facts = {"splits": "as given"} if chosen.split else {"seed": seed, "shares": dict(shares)}
+    if expected:
+        found = _found(table, chosen, root, expected)
+        facts["counts"] = check_counts(name, root, expected, found, allow_partial=allow_partial, progress=progress)
+    intake = Intake(name, root, file, facts)
+    if chosen.report:
+        facts |= {"last_paragraphs": 0, "addenda": 0}
+    intake.take_numbered(records(table), lambda row, cells: _study(row, cells, chosen, root, facts))
     made = {} if chosen.split else split_patients((study.patient_id for study in intake.studies), shares, seed)
-    return intake.write(out, made, image_size=image_size, max_rejected=max_rejected, progress=progress)
+    return intake.write(out, made, image_size=image_size, max_rejected=max_rejected, workers=workers,
+                        progress=progress)
 
 
-def _study(row: int, cells: Mapping[str, str], columns: Columns, root: Path) -> Study:
+def _found(table: pd.DataFrame, columns: Columns, root: Path, expected: Mapping[str, int]) -> dict[str, int]:
+    """The counts that `expected` names, in this download."""
+    ways = {
+        "rows": lambda: len(table),
+        "images": lambda: sum((root / cell).is_file() for name in columns.images for cell in set(table[name]) - {""}),
+        "patients": lambda: table[columns.patient].nunique(),
+        "studies": lambda: table[columns.study].nunique() if columns.study else len(table),
+    }
+    if unknown := sorted(set(expected) - set(ways)):
+        raise InputError(f"table: unknown count {unknown[0]!r} in `expected`; known are {', '.join(ways)}")
+    return {what: int(ways[what]()) for what in expected}
+
+
+def _study(row: int, cells: Cells, columns: Columns, root: Path, facts: dict[str, Any]) -> Study:
     def cell(column: str | None) -> str:
         return cells[column] if column else ""
 
@@ -162,7 +198,7 @@ def _study(row: int, cells: Mapping[str, str], columns: Columns, root: Path) -> 
     if columns.split and cells[columns.split].lower() not in SPLIT_NAMES:
         raise Unusable(columns.split, f"{cells[columns.split]!r} is not train, valid or test")
     labels = _labels(cells, columns)
-    sections = [to_text(str(name), cell(name)) for name in (columns.findings, columns.impression)]
+    sections = _sections(cells, columns, facts)
     if columns.supervision and not any(sections) and not any(labels.values()):
         raise Unusable(", ".join(columns.supervision), "neither a text nor a label")
     return Study(
@@ -179,7 +215,17 @@ def _study(row: int, cells: Mapping[str, str], columns: Columns, root: Path) -> 
     )
 
 
-def _films(cells: Mapping[str, str], columns: Columns, root: Path) -> list[Film]:
+def _sections(cells: Cells, columns: Columns, facts: dict[str, Any]) -> list[str | None]:
+    """Findings and impression of one row, from their columns or out of its report."""
+    if not columns.report:
+        return [to_text(name, cells[name]) if name else None for name in (columns.findings, columns.impression)]
+    said = parse_report(with_lines(cells[columns.report]))
+    facts["last_paragraphs"] += said.last_paragraph
+    facts["addenda"] += said.addenda > 0
+    return [said.findings, said.impression]
+
+
+def _films(cells: Cells, columns: Columns, root: Path) -> list[Film]:
     views = columns.views or [(cells[columns.view] if columns.view else "") or UNKNOWN] * len(columns.images)
     pairs = zip(columns.images, views, strict=True)
     films = [Film(root / cells[column], view) for column, view in pairs if cells[column]]
@@ -188,7 +234,7 @@ def _films(cells: Mapping[str, str], columns: Columns, root: Path) -> list[Film]
     return films
 
 
-def _labels(cells: Mapping[str, str], columns: Columns) -> dict[str, list[str]]:
+def _labels(cells: Cells, columns: Columns) -> dict[str, list[str]]:
     """Positive, negative and uncertain finding names of one row."""
     said: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
     for label in cells[columns.labels].split(columns.separator) if columns.labels else ():
