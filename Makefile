@@ -5,6 +5,7 @@ SEED    ?= 0
 BUILD   ?= build
 DATA    ?= ../shared/data
 DEVICE  ?= auto
+MODELS  ?= models
 PYTHON  ?= python3
 
 VENV   := .venv
@@ -14,7 +15,7 @@ RUN    := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.rep
 OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --data $(DATA) --device $(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help env reproduce tables figures notebooks test lint unit nbval book lab bench lock clean
+.PHONY: help env reproduce augment-texts tables figures notebooks test lint unit nbval book lab bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -33,6 +34,11 @@ $(STAMP): requirements.lock
 
 reproduce: $(STAMP)  ## run the notebooks in order: tables, figures and results.csv in build/<mix>-<profile>/
 	@$(RUN) $(OPTIONS)
+
+augment-texts: $(STAMP)  ## STUDIES=<folder> OUT=<new folder>: back-translated report sections, by models in MODELS=models
+	@$(if $(and $(STUDIES),$(OUT)),,$(error make augment-texts needs STUDIES=<folder> OUT=<new folder>))
+	@$(BIN)/python -m cxrclip.augment --studies "$(STUDIES)" --out "$(OUT)" --models "$(MODELS)" --device $(DEVICE) \
+		$(if $(THERE),--there "$(THERE)") $(if $(BACK),--back "$(BACK)")
 
 tables: $(STAMP)  ## results/tables/ and the README's tables and verdicts, from results/standard.csv alone
 	@$(BIN)/python -m cxrclip.render tables
