@@ -6,6 +6,7 @@ BUILD   ?= build
 DATA    ?= ../shared/data
 DEVICE  ?= auto
 ALLOW_PARTIAL ?=
+MODELS  ?= models
 PYTHON  ?= python3
 
 VENV   := .venv
@@ -15,7 +16,8 @@ RUN    := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.rep
 OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --data $(DATA) --device $(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help env data reproduce results tables figures notebooks test lint unit nbval book lab bench lock clean
+.PHONY: help env data augment-texts reproduce results tables figures notebooks test lint unit nbval book lab bench \
+        lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -40,6 +42,16 @@ results:  ## PROFILE=standard on the phantom world (two hours), then results/sta
 	@$(MAKE) --no-print-directory reproduce PROFILE=standard MIX=phantom SEED=0
 	@cp $(BUILD)/phantom-standard/results.csv results/standard.csv
 	@$(MAKE) --no-print-directory tables figures
+
+data: $(STAMP)  ## SOURCE=<name> ROOT=<download> OUT=<folder>: a public data set becomes a study folder
+	@$(if $(and $(SOURCE),$(ROOT),$(OUT)),,$(error make data needs SOURCE=<name> ROOT=<download> OUT=<folder>))
+	@$(BIN)/python -m cxrclip.sources --source "$(SOURCE)" --root "$(ROOT)" --out "$(OUT)" \
+		$(if $(filter 1,$(ALLOW_PARTIAL)),--allow-partial) $(foreach pair,$(SET),--option '$(pair)')
+
+augment-texts: $(STAMP)  ## STUDIES=<folder> OUT=<new folder>: back-translated report sections, by models in MODELS=models
+	@$(if $(and $(STUDIES),$(OUT)),,$(error make augment-texts needs STUDIES=<folder> OUT=<new folder>))
+	@$(BIN)/python -m cxrclip.augment --studies "$(STUDIES)" --out "$(OUT)" --models "$(MODELS)" --device $(DEVICE) \
+		$(if $(THERE),--there "$(THERE)") $(if $(BACK),--back "$(BACK)")
 
 tables: $(STAMP)  ## results/tables/ and the README's tables and verdicts, from results/standard.csv alone
 	@$(BIN)/python -m cxrclip.render tables
