@@ -20,7 +20,7 @@ OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --da
         lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo "  variables:  PROFILE=$(PROFILE) (quick, standard, paper)  MIX=$(MIX) (phantom, real-sample, or your.yaml)"
 	@echo "              SEED=$(SEED)  BUILD=$(BUILD)  DATA=$(DATA)  DEVICE=$(DEVICE) (auto, cpu, cuda)"
 	@echo "              make data:  ALLOW_PARTIAL=1 takes a partial download; SET=\"image_size=256 seed=1\" sets parameters"

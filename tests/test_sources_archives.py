@@ -7,9 +7,12 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from downloads import about, dicom, edit, film, partial, public_table, rejections, studies_of
 
+from cxrclip import tables
 from cxrclip.errors import InputError
+from cxrclip.experiments import Experiment, Workbench, evaluate, pretrain
 from cxrclip.sources import SOURCES, chestxray14, chexpert, chexpert5x200, mimic, openi, rsna, siim, vindr
 from cxrclip.sources.__main__ import main, read_options
 from cxrclip.sources.chexpert_format import COLUMNS, FINDINGS, label_table
@@ -845,3 +848,40 @@ def test_every_source_takes_the_shared_parameters():
     for name in SOURCES:
         assert read_options(name, ["allow_partial=true", "image_size=64", "max_rejected=0.5", "progress=false"]) == {
             "allow_partial": True, "image_size": 64, "max_rejected": 0.5, "progress": False}
+
+
+# ------------------------------------------------------------------------------------------------ downloads to tables
+
+
+def test_each_download_fills_its_role_up_to_the_tables(mimic_cxr, five, vindr_cxr, rsna_root, siim_root, tmp_path):
+    """Layout -> study table -> pretraining -> Tables 2 and 3, by a mix that names nothing but folders."""
+    def source(name, root, **more):
+        options = {"allow_partial": True, "image_size": 64} | more.pop("options", {})
+        return {"source": name, "root": root.name, "options": options, **more}
+
+    for number, root in enumerate((five, vindr_cxr, rsna_root, siim_root), 1):  # else one film stands in several sets
+        for i, path in enumerate(sorted(path for path in root.rglob("*") if path.suffix in (".jpg", ".dcm", ".dicom"))):
+            (film if path.suffix == ".jpg" else dicom)(path, 1000 * number + i)
+    both = ["zero-shot", "linear-probe"]
+    mix = {"about": "Faked downloads.",
+           "pretraining": {"M": source("mimic-cxr", mimic_cxr), "C": source("chexpert", five),
+                           "C14": {"missing": "no NIH films here"}},
+           "tests": {"vindr-cxr": source("vindr-cxr", vindr_cxr, tasks=both),
+                     "rsna": source("rsna", rsna_root, tasks=both, split="train"),
+                     "siim": source("siim", siim_root, tasks=both, split="train"),
+                     "chexpert5x200": source("chexpert5x200", five, tasks=["zero-shot", "retrieval"]),
+                     "mimic-cxr": {"role": "M", "tasks": ["retrieval"], "split": "train"},
+                     "openi": {"missing": "no Open-I films here"}}}
+    path = tmp_path / "downloads.yaml"
+    path.write_text(yaml.safe_dump(mix))
+    bench = Workbench(tmp_path / "build", str(tmp_path), progress=False, jobs=1)
+    run = pretrain(Experiment.at("quick", mix=str(path), pretraining=("M", "C"), batch_size=4, steps=2, validations=1),
+                   bench, report=lambda step: None)
+    rows = evaluate(run)
+    assert set(rows["dataset"]) == {"vindr-cxr", "rsna", "siim", "chexpert5x200", "mimic-cxr"}
+    table = tables.table2(rows, run.data.missing).cells.loc[("CXR-CLIP", "resnet-small (ResNet-50)", "M,C")]
+    assert all("[" in cell for cell in table), "a measured number with its interval in every cell"
+    found = tables.table3(rows, run.data.missing).cells.loc[("CXR-CLIP", "resnet-small (ResNet-50)", "M,C")]
+    assert "[" in found["CheXpert5x200", "R@1"]
+    assert "[" in found["MIMIC-CXR", "R@10"]
+    assert found["Open-I", "R@1"].startswith("no Open-I films here")
