@@ -229,13 +229,18 @@ def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFram
 
     Every row against its reference (pairs) at the same budget, on the same test items, over all seeds of both: mean
     AUROC (zero-shot, and the linear probe on all labels) and summed RSUM over the paper's three sets, or those of them
-    that the mix has. The note tells p, and p adjusted for all cells of this comparison (Holm).
+    that the mix has. A pair of the same runs is compared once, at the first budget that has it. The note tells p, at
+    least 2 / (n_bootstrap + 1), and p adjusted for all cells of this comparison (Holm).
     """
-    found, origins = [], []
-    for (row, reference), budget in product(pairs(runs), dict.fromkeys(item.budget for item in runs)):
+    found, origins, done = [], [], set()
+    for budget, (row, reference) in product(dict.fromkeys(item.budget for item in runs), pairs(runs)):
         ours, others = ({item: run for item, run in runs.items() if (item.row, item.budget) == (name, budget)}
                         for name in (row, reference))
-        if ours and others and len(cells := _compared(list(ours.values()), list(others.values()), n_bootstrap)):
+        pair = tuple(tuple(run.fingerprint for run in side.values()) for side in (ours, others))
+        if not (ours and others) or pair[0] == pair[1] or pair in done:
+            continue
+        done.add(pair)
+        if len(cells := _compared(list(ours.values()), list(others.values()), n_bootstrap)):
             found.append(cells)
             origins.append(_origin(ours, others))
     if not found:

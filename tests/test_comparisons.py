@@ -221,6 +221,16 @@ def test_differences_are_those_of_the_scores_in_the_right_order(finished):
     assert (tested[1] >= tested[0]).all()
 
 
+def test_the_same_runs_are_compared_once(finished):
+    """At equal compute "+ MVS" and "+ ICL" are the runs of equal steps: no second line, no second cell for Holm."""
+    again = {replace(row, budget="compute"): run for row, run in finished.items()}
+    pd.testing.assert_frame_equal(comparisons.differences(finished | again, n_bootstrap=20),
+                                  comparisons.differences(finished, n_bootstrap=20))
+    itself = {replace(row, row="+ ICL"): run for row, run in finished.items() if row.row == "+ MVS"}
+    alone = {row: run for row, run in finished.items() if row.row == "+ MVS"}
+    assert comparisons.differences(alone | itself, n_bootstrap=20).empty
+
+
 def test_nothing_to_compare_gives_an_empty_table():
     for empty in (comparisons.measured({}), comparisons.differences({}), comparisons.coarse_text({})):
         assert list(empty.columns) == list(results.COLUMNS)
