@@ -97,13 +97,15 @@ def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, 
     table = _over_seeds_of(results, [measure])
     part = table[(table[list(measure)] == list(measure.values())).all(axis=1) & (table["class"] == "all")]
     names, origin = ["row", "budget", "metric", "value", "low", "high", "note"], ["experiment", "data", "versions"]
-    lines = []
+    lines, done = [], set()
     for budget, rows in part.groupby("budget", sort=False):
         rows = [row for _, row in rows.iterrows()]
         named = {row["row"]: row for row in rows}
         bases = [None, *rows[:-1]] if reference == ABOVE else [named.get(reference)] * len(rows)
         for row, base in zip(rows, bases, strict=True):
-            if base is not None and row["row"] != base["row"]:
+            if base is not None and row["row"] != base["row"] and (pair := (row["experiment"],
+                                                                           base["experiment"])) not in done:
+                done.add(pair)
                 lines.append((row["row"], budget, f"{measure['metric']} minus {reference}",
                               *_difference(table, row, base),
                               *(" ".join(dict.fromkeys(f"{row[name]} {base[name]}".split())) for name in origin)))
