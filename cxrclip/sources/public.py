@@ -22,25 +22,10 @@ from sklearn.model_selection import train_test_split
 
 from cxrclip.errors import InputError
 from cxrclip.sources import chestxray14, openi
+from cxrclip.sources.chexpert_format import FINDINGS as CHEXPERT_LABELS
 from cxrclip.sources.intake import Unusable, read_table, to_text
 from cxrclip.studies import SPLITS
 
-CHEXPERT_LABELS = (
-    "No Finding",
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Opacity",
-    "Lung Lesion",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-)
 _SAID = {"1.0": "positive", "0.0": "negative", "-1.0": "uncertain", "": ""}
 
 
