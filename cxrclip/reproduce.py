@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import reduce
 from multiprocessing import get_context
 from pathlib import Path
@@ -96,8 +96,11 @@ def trained_ahead(profile: str, mix: str, seed: int, bench: Workbench) -> Iterat
     try:
         yield
     finally:
-        if process.is_alive():
-            os.killpg(process.pid, signal.SIGKILL)  # nothing is lost: a run resumes, and half-written is never finished
+        # Nothing is lost: a run resumes, and half-written is never finished. The group holds the process's workers; a
+        # process that has just been started has none yet, nor a group.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
 
 
