@@ -20,6 +20,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc"]
 exclude_patterns = ["mixes", "**.ipynb_checkpoints"]
 nb_execution_mode = "off"       # the outputs that were committed
 nb_output_stderr = "remove"     # progress bars
+nb_render_markdown_format = "myst"  # tables in outputs are tables
 nb_ipywidgets_js = {}           # no widget is used; the default is a script from the net
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 autodoc_default_options = {"members": True}
