@@ -149,8 +149,7 @@ def label_growth(base: Experiment, studies: Mapping[str, int]) -> list[Row]:
 
     studies: training studies of each role. Budgets: steps, epochs (steps in proportion to the studies used). The
     budget "epochs" is also the one that holds M's exposure: M is n_M of n studies, so of each batch, and n / n_M times
-    the steps show every study of M as often as the run on M alone. It costs up to n / n_M times as much, so at
-    "epochs" whole sources are added, no shares of them.
+    the steps show every study of M as often as the run on M alone.
     """
     steps = {"M": replace(in_steps(base), pretraining=("M",))}
     for roles in MIXTURES[1:]:
@@ -158,8 +157,7 @@ def label_growth(base: Experiment, studies: Mapping[str, int]) -> list[Row]:
             name = ",".join(roles) if share == 1 else f"{','.join(roles[:-1])} + {share:.0%} {roles[-1]}"
             shares = None if share == 1 else (*(1.0 for _ in roles[1:]), share)
             steps[name] = replace(base, pretraining=roles, shares=shares)
-    epochs = {name: longer(item, studies_used(item, studies) / studies["M"]) for name, item in steps.items()
-              if item.shares is None}
+    epochs = {name: longer(item, studies_used(item, studies) / studies["M"]) for name, item in steps.items()}
     return _rows("label growth", {"steps": steps, "epochs": epochs})
 
 
