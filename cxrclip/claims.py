@@ -103,12 +103,12 @@ def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, 
         named = {row["row"]: row for row in rows}
         bases = [None, *rows[:-1]] if reference == ABOVE else [named.get(reference)] * len(rows)
         for row, base in zip(rows, bases, strict=True):
-            if base is not None and row["row"] != base["row"] and (pair := (row["experiment"],
-                                                                           base["experiment"])) not in done:
-                done.add(pair)
-                lines.append((row["row"], budget, f"{measure['metric']} minus {reference}",
-                              *_difference(table, row, base),
-                              *(" ".join(dict.fromkeys(f"{row[name]} {base[name]}".split())) for name in origin)))
+            if base is None or row["row"] == base["row"] or (row["experiment"], base["experiment"]) in done:
+                continue
+            done.add((row["experiment"], base["experiment"]))
+            lines.append((row["row"], budget, f"{measure['metric']} minus {reference}",
+                          *_difference(table, row, base),
+                          *(" ".join(dict.fromkeys(f"{row[name]} {base[name]}".split())) for name in origin)))
     return pd.DataFrame(lines, columns=[*names, *origin])
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import accumulate, product
 
 import pandas as pd
 
@@ -198,7 +198,7 @@ def finished(rows: Iterable[Row], bench: Workbench) -> dict[Row, Run]:
 def measured(runs: Mapping[Row, Run]) -> pd.DataFrame:
     """Tidy results of the rows, one a seed, stamped. Single findings stay with the run: only means (class 'all')."""
     parts = [stamp(row, tidy[tidy["class"] == "all"]) for row, run in runs.items() for tidy in [evaluate(run)]]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(results.COLUMNS))
+    return _together(parts)
 
 
 def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
@@ -241,12 +241,15 @@ def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFram
         if len(cells := _compared(list(ours.values()), list(others.values()), n_bootstrap)):
             found.append(cells)
             origins.append(_origin(ours, others))
-    if not found:
-        return pd.DataFrame(columns=list(results.COLUMNS))
-    cells = pd.concat(found, keys=range(len(found)))
-    cells["p_holm"] = metrics.holm(cells["p"])
-    return pd.concat([results.difference_rows(cells.loc[i], *origin) for i, origin in enumerate(origins)],
-                     ignore_index=True)
+    adjusted = metrics.holm([p for cells in found for p in cells["p"]])
+    ends = accumulate(len(cells) for cells in found)
+    return _together([results.difference_rows(cells.assign(p_holm=adjusted[end - len(cells):end]), *origin)
+                      for cells, origin, end in zip(found, origins, ends, strict=True)])
+
+
+def _together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tidy rows of all parts; without any, a table with no rows."""
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(results.COLUMNS))
 
 
 def _compared(ours: Sequence[Run], others: Sequence[Run], n_bootstrap: int) -> pd.DataFrame:
@@ -290,10 +293,10 @@ def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFram
                                                oracle.read_truth(run.data.folders[role]))
         hits = hits.rename(columns={"matter": "class", "right": "hit"})
         parts.append(stamp(row, results.share_rows(hits, run.row_columns(role), role, "coarse-text")))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(results.COLUMNS))
+    return _together(parts)
 
 
-# What the texts of a role say, by name: how two of its studies can say the same (PAPER.md, section 6).
+# What the texts of a role say, by name: how two of its studies can say the same, as counted on the real tables.
 CONTENTS: Mapping[str, tuple[str, ...]] = {"M": ("impression", "longest section"), "C": ("positive labels", "labels"),
                                            "C14": ("label set",), "openi": ("impression", "longest section")}
 
