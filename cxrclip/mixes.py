@@ -30,7 +30,7 @@ PACKAGE = Path(__file__).parent
 FILLINGS = ("phantom", "source", "folder", "role", "missing")
 TASKS = ("zero-shot", "linear-probe", "retrieval")
 _KEYS = {"phantom", "sizes", "source", "root", "options", "folder", "role", "missing", "max_negatives", "tasks",
-         "prompts", "split"}
+         "prompts", "split", "seen"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Role:
     """One line of a mix: a data set of the paper and what fills it here.
 
     `filling` is one of FILLINGS and `value` its argument: an institution, a source, a path, a role or a reason.
+    `seen`: test role -> share of its test studies that a pretraining role also holds under ledger D2 (rules.py).
     """
 
     name: str
@@ -50,6 +51,7 @@ class Role:
     tasks: tuple[str, ...] = ()
     prompts: str = ""
     split: str = "test"
+    seen: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def _read_role(path: Path, name: str, spec: object) -> Role:
     if bad := [task for task in tasks if task not in TASKS]:
         raise InputError(f"{path}: role {name}: unknown task {bad[0]!r}: choose from {', '.join(TASKS)}")
     return Role(name, filling, value, spec.get("sizes", {}), str(spec.get("root", "")), spec.get("options", {}),
-                spec.get("max_negatives"), tasks, str(spec.get("prompts", name)), str(spec.get("split", "test")))
+                spec.get("max_negatives"), tasks, str(spec.get("prompts", name)), str(spec.get("split", "test")),
+                spec.get("seen", {}))
 
 
 @dataclass(frozen=True)
