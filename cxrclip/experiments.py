@@ -64,7 +64,8 @@ class Experiment:
     """One pretraining run. Defaults are the published settings; `at` shrinks them to a profile.
 
     `pretraining` names roles of the mix. `steps` counts optimiser updates; when it is None, `epochs` passes over
-    the pretraining studies are made.
+    the pretraining studies are made. `published_weights`: the published encoders start from the published weights and
+    tokenizer; False starts them at random, with a vocabulary of the mix, to try them without a download (dry_run.py).
 
     The fields after `seed` are departures from the paper, for comparisons (comparisons.py); all are off by default.
         shares: of each role's training studies, aligned with `pretraining`; smaller shares lie within larger ones.
@@ -83,6 +84,7 @@ class Experiment:
     image_size: int = 224
     projection_dim: int = 512
     max_tokens: int = 256
+    published_weights: bool = True
     views: int = 2
     texts: int = 2
     icl_weight: float = 1.0
@@ -310,7 +312,8 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
         tokenizer = tokenizer_for(experiment, data, bank, bench)
         torch.manual_seed(experiment.seed)
         model = CXRCLIPModel(model_config(experiment, tokenizer))
-        model.load_published_encoders()
+        if experiment.published_weights:
+            model.load_published_encoders()
         make, validation = batches_for(experiment, data, bank, tokenizer, model.config)
         recipe = training.Recipe(total_steps(experiment, data), experiment.learning_rate, experiment.weight_decay,
                                  experiment.warmup, experiment.seed, experiment.validations, device=bench.device)
@@ -334,17 +337,22 @@ def _first_process() -> bool:
 
 
 def model_config(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> CXRCLIPConfig:
-    """The model's configuration: encoders by name, sizes, and the tokenizer's vocabulary."""
+    """The model's configuration: encoders by name, sizes, and the tokenizer's vocabulary.
+
+    A published text encoder keeps the size of its own vocabulary, also where it starts at random and uses fewer.
+    """
+    vocab_size = None if experiment.text_encoder in PUBLISHED_WEIGHTS else len(tokenizer)
     return CXRCLIPConfig(image_encoder=experiment.image_encoder, text_encoder=experiment.text_encoder,
                          projection_dim=experiment.projection_dim, image_size=experiment.image_size,
-                         max_tokens=experiment.max_tokens, vocab_size=len(tokenizer),
+                         max_tokens=experiment.max_tokens, vocab_size=vocab_size,
                          pad_token_id=tokenizer.pad_token_id)
 
 
 def tokenizer_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank,
                   bench: Workbench) -> PreTrainedTokenizerBase:
-    """The published text encoder's own tokenizer; for a small one a vocabulary trained on the mix's texts, kept."""
-    if experiment.text_encoder in PUBLISHED_WEIGHTS:
+    """The published text encoder's own tokenizer; for a small one, or for random weights, a vocabulary trained on the
+    mix's texts, kept."""
+    if experiment.text_encoder in PUBLISHED_WEIGHTS and experiment.published_weights:
         return published_tokenizer(experiment.text_encoder)
     roles = tuple(role for role in data.mix.pretraining if role in data.folders)
     key = mixes.digest([data.fingerprints(roles), mixes.code_digest("prompts.yaml", "encoders.py")])
