@@ -13,21 +13,23 @@ Everything is counted on torch's meta device: the real networks run through thei
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from cxrclip import mixes, results
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
-from cxrclip.experiments import Experiment
+from cxrclip.experiments import IMAGE_ENCODERS, Experiment, growing_mixtures
 
 # Peak dense FLOP/s in fp16 or bf16 with float32 accumulation, from the makers' data sheets.
 PEAKS: Mapping[str, float] = {"V100": 125e12, "A100": 312e12, "H100": 989e12}
 # The share of that peak a run sustains. ResNet-50 reaches a sixth to a quarter of it, BERT about twice that.
 UTILISATION = 0.2
+SHORT = 64  # tokens: a report section of some fifty words
 BYTES = 4  # of a float32: weights, gradients and moments are kept so under mixed precision too
 GIB = 2 ** 30
 
@@ -134,6 +136,26 @@ def table(found: Sequence[Costs], gpus: Sequence[int] = (1, 4, 8)) -> str:
     heads = ["", *(f"{cost.experiment.image_encoder}\n{','.join(cost.experiment.pretraining)}\n{cost.tokens} tokens"
                    for cost in found)]
     return f"{tabulate(rows, heads, tablefmt='simple', disable_numparse=True, colalign=_aligned(found))}\n{_notes()}"
+
+
+def announced(experiment: Experiment, mix: mixes.Mix) -> str:
+    """What a start at the paper's size prints first: both image encoders on all pretraining roles that have data.
+
+    Once with texts of the longest length, an upper bound, and once with SHORT tokens. Data sets that are not read yet
+    count with the paper's own sizes (Table 1).
+    """
+    sizes = results.published().query("task == 'size' and metric == 'train'")
+    studies = mixes.training_studies(mix, experiment.profile, dict(zip(sizes["dataset"], sizes["value"].astype(int),
+                                                                       strict=True)))
+    roles = tuple(role for role in growing_mixtures(mix)[-1] if role in studies)
+    if not roles:
+        return "Costs are not counted: no pretraining role has a known number of studies before it is prepared."
+    found = [costs(replace(experiment, image_encoder=family[experiment.profile], pretraining=roles), studies, tokens)
+             for family in IMAGE_ENCODERS.values() for tokens in (experiment.max_tokens, SHORT)]
+    gpus = torch.cuda.device_count()
+    here = f"This machine has {_gpus(gpus)}." if gpus else "This machine has no GPU that torch can use."
+    return "\n".join([f"One run on {','.join(roles)} (data sets that are not read yet: sizes of the paper's Table 1).",
+                      here, "", table(found, tuple(sorted({1, 4, 8} | {gpus or 1})))])
 
 
 def _aligned(found: Sequence[Costs]) -> tuple[str, ...]:

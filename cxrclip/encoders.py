@@ -383,7 +383,7 @@ def published_place(name: str) -> tuple[str, Path]:
 def published_fetched(image_encoder: str, text_encoder: str) -> None:
     """Fetch what an experiment with these encoders starts from, so that a fault shows before any work.
 
-    Small encoders start from nothing. Raises InputError naming the weights, their source and the place they belong into.
+    Small encoders start from nothing. Raises InputError naming the weights, their source and their place here.
     """
     for name in (image_encoder, text_encoder):
         if name in PUBLISHED_WEIGHTS:
