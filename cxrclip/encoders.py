@@ -9,8 +9,8 @@ Shapes: B images or texts, S pixels a side, L tokens, F features before projecti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from pickle import UnpicklingError
 
 import torch
 from huggingface_hub import constants as hub
+from huggingface_hub.utils import logging as hub_logging
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -395,10 +396,17 @@ def published_fetched(image_encoder: str, text_encoder: str) -> None:
 def _published_weights(name: str) -> dict[str, Tensor]:
     source = PUBLISHED_WEIGHTS[name]
     if name == "resnet50":
-        weights = _fetch(name, lambda **_: ResNet50_Weights[source].get_state_dict(check_hash=True))
+        weights = _fetch(name, _resnet50_weights)
         return {key: tensor for key, tensor in weights.items() if not key.startswith("fc.")}
     kind = SwinModel if name in SWINS else BertModel
     return _fetch(name, lambda **where: kind.from_pretrained(source, add_pooling_layer=False, **where).state_dict())
+
+
+def _resnet50_weights(local_files_only: bool = False) -> dict[str, Tensor]:
+    _, place = published_place("resnet50")
+    if local_files_only and not place.is_file():
+        raise FileNotFoundError(place)
+    return ResNet50_Weights[PUBLISHED_WEIGHTS["resnet50"]].get_state_dict(check_hash=True)
 
 
 def _fetch(name: str, get: Callable[..., object]) -> object:
@@ -406,7 +414,8 @@ def _fetch(name: str, get: Callable[..., object]) -> object:
     try:
         with suppress(OSError):
             return get(local_files_only=True)
-        return get()
+        with _without_retry_lines():
+            return get()
     except OSError as fault:  # a network that is not there is an OSError, from urllib as from huggingface_hub
         address, place = published_place(name)
         how = f"download {address} to {place}" if name == "resnet50" else (
@@ -417,6 +426,17 @@ def _fetch(name: str, get: Callable[..., object]) -> object:
     except (EOFError, RuntimeError, UnpicklingError) as fault:  # how torch tells of a file that was cut off
         raise InputError(f"{name}: {published_place(name)[1]} is damaged ({type(fault).__name__}): delete it and fetch "
                          "it again") from fault
+
+
+@contextmanager
+def _without_retry_lines() -> Iterator[None]:
+    """Keep huggingface_hub from a line for each of its retries: one line, ours, says what failed."""
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(before)
 
 
 def _check_name(what: str, name: str, known: Sequence[str]) -> None:

@@ -175,7 +175,8 @@ def check_mix(mix: Mix, profile: str, data: str) -> None:
             raise InputError(f"{where}: {role.value} is no study folder (no dataset.json): prepare it or mend the path")
         for path in _wanted(role, data) if role.filling == "source" else ():
             if not path.exists():
-                raise InputError(f"{where}: no folder {path}: set DATA to the folder that holds it")
+                kind = "folder" if path == _root(role, data) else "file"
+                raise InputError(f"{where}: no {kind} {path}: set DATA to the folder that holds it")
 
 
 def prepare(mix: Mix, profile: str, build: Path, data: str = "", progress: bool = True) -> Prepared:
