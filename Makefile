@@ -7,21 +7,23 @@ DATA    ?= ../shared/data
 DEVICE  ?= auto
 ALLOW_PARTIAL ?=
 MODELS  ?= models
+GPUS    ?= 1
 PYTHON  ?= python3
 
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RUN    := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.reproduce
+LAUNCH := $(BIN)/accelerate launch --num_processes $(GPUS) --num_machines 1 --mixed_precision no --dynamo_backend no
 OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --data $(DATA) --device $(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help env data augment-texts reproduce results tables figures notebooks test lint unit nbval book lab bench \
+.PHONY: help env data augment-texts reproduce dry-run pretrain results tables figures notebooks test lint unit nbval book lab bench \
         lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
-	@echo "  variables:  PROFILE=$(PROFILE) (quick, standard, paper)  MIX=$(MIX) (phantom, real-sample, or your.yaml)"
+	@echo "  variables:  PROFILE=$(PROFILE) (quick, standard, paper)  MIX=$(MIX) (phantom, real-sample, paper, or your.yaml)"
 	@echo "              SEED=$(SEED)  BUILD=$(BUILD)  DATA=$(DATA)  DEVICE=$(DEVICE) (auto, cpu, cuda)"
 	@echo "              make data:  ALLOW_PARTIAL=1 takes a partial download; SET=\"image_size=256 seed=1\" sets parameters"
 
@@ -37,6 +39,12 @@ $(STAMP): requirements.lock
 
 reproduce: $(STAMP)  ## run the notebooks in order: tables, figures and results.csv in build/<mix>-<profile>/
 	@$(RUN) $(OPTIONS)
+
+dry-run: $(STAMP)  ## the paper's networks on a few studies, random weights: training, evaluation, tables, and what it costs
+	@$(RUN) $(OPTIONS) --profile paper --dry-run
+
+pretrain: $(STAMP)  ## GPUS=8: train the runs of PROFILE and MIX on that many GPUs; make reproduce then finds them
+	@$(LAUNCH) $(if $(filter-out 1,$(GPUS)),--multi_gpu) -m cxrclip.reproduce $(OPTIONS) --pretrain
 
 results:  ## PROFILE=standard on the phantom world (two hours), then results/standard.csv and all that is drawn from it
 	@$(MAKE) --no-print-directory reproduce PROFILE=standard MIX=phantom SEED=0

@@ -9,11 +9,16 @@ Shapes: B images or texts, S pixels a side, L tokens, F features before projecti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from huggingface_hub import constants as hub
+from huggingface_hub.utils import logging as hub_logging
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -360,24 +365,78 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedT
 def published_tokenizer(text_encoder: str = "bio-clinical-bert") -> PreTrainedTokenizerBase:
     """The tokenizer of a published text encoder, fetched once. Raises InputError where there is none."""
     _check_name("published text encoder", text_encoder, [name for name in TEXT_ENCODERS if name in PUBLISHED_WEIGHTS])
-    return _fetch(text_encoder, lambda: AutoTokenizer.from_pretrained(PUBLISHED_WEIGHTS[text_encoder]))
+    return _fetch(text_encoder, lambda **where: AutoTokenizer.from_pretrained(PUBLISHED_WEIGHTS[text_encoder], **where))
+
+
+def published_place(name: str) -> tuple[str, Path]:
+    """Where the weights of a published encoder come from, and the file or folder that they belong into here.
+
+    ResNet-50: one file of torch hub (TORCH_HOME moves it). The others: a folder of the Hugging Face cache (HF_HOME).
+    """
+    source = PUBLISHED_WEIGHTS[name]
+    if name == "resnet50":
+        url = ResNet50_Weights[source].url
+        return url, Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    folder = f"models--{source.replace('/', '--')}"
+    return f"{hub.HF_ENDPOINT}/{source}", Path(hub.HF_HUB_CACHE) / folder
+
+
+def published_fetched(image_encoder: str, text_encoder: str) -> None:
+    """Fetch what an experiment with these encoders starts from, so that a fault shows before any work.
+
+    Small encoders start from nothing. Raises InputError naming the weights, their source and their place here.
+    """
+    for name in (image_encoder, text_encoder):
+        if name in PUBLISHED_WEIGHTS:
+            _published_weights(name)
+    if text_encoder in PUBLISHED_WEIGHTS:
+        published_tokenizer(text_encoder)
 
 
 def _published_weights(name: str) -> dict[str, Tensor]:
     source = PUBLISHED_WEIGHTS[name]
     if name == "resnet50":
-        weights = _fetch(name, lambda: ResNet50_Weights[source].get_state_dict(check_hash=True))
+        weights = _fetch(name, _resnet50_weights)
         return {key: tensor for key, tensor in weights.items() if not key.startswith("fc.")}
     kind = SwinModel if name in SWINS else BertModel
-    return _fetch(name, lambda: kind.from_pretrained(source, add_pooling_layer=False).state_dict())
+    return _fetch(name, lambda **where: kind.from_pretrained(source, add_pooling_layer=False, **where).state_dict())
 
 
-def _fetch(name: str, get: Callable[[], object]) -> object:
+def _resnet50_weights(local_files_only: bool = False) -> dict[str, Tensor]:
+    _, place = published_place("resnet50")
+    if local_files_only and not place.is_file():
+        raise FileNotFoundError(place)
+    return ResNet50_Weights[PUBLISHED_WEIGHTS["resnet50"]].get_state_dict(check_hash=True)
+
+
+def _fetch(name: str, get: Callable[..., object]) -> object:
+    """What is in the cache, without asking the network; else from the network."""
     try:
-        return get()
+        with suppress(OSError):
+            return get(local_files_only=True)
+        with _without_retry_lines():
+            return get()
     except OSError as fault:  # a network that is not there is an OSError, from urllib as from huggingface_hub
+        address, place = published_place(name)
+        how = f"download {address} to {place}" if name == "resnet50" else (
+            f"where there is a network, run `hf download {PUBLISHED_WEIGHTS[name]}` ({address}) and copy what it made "
+            f"to {place}")
         raise InputError(f"{name}: {PUBLISHED_WEIGHTS[name]} is not on this machine and cannot be fetched: "
-                         "connect once, or put it into the cache by hand") from fault
+                         f"{how}") from fault
+    except (EOFError, RuntimeError, UnpicklingError) as fault:  # how torch tells of a file that was cut off
+        raise InputError(f"{name}: {published_place(name)[1]} is damaged ({type(fault).__name__}): delete it and fetch "
+                         "it again") from fault
+
+
+@contextmanager
+def _without_retry_lines() -> Iterator[None]:
+    """Keep huggingface_hub from a line for each of its retries: one line, ours, says what failed."""
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(before)
 
 
 def _check_name(what: str, name: str, known: Sequence[str]) -> None:

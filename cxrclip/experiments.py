@@ -76,7 +76,8 @@ class Experiment:
     """One pretraining run. Defaults are the published settings; `at` shrinks them to a profile.
 
     `pretraining` names roles of the mix. `steps` counts optimiser updates; when it is None, `epochs` passes over
-    the pretraining studies are made.
+    the pretraining studies are made. `published_weights`: the published encoders start from the published weights and
+    tokenizer; False starts them at random, with a vocabulary of the mix, to try them without a download (dry_run.py).
 
     The fields after `seed` are departures from the paper, for comparisons (comparisons.py); all are off by default.
         shares: of each role's training studies, aligned with `pretraining`; smaller shares lie within larger ones.
@@ -97,6 +98,7 @@ class Experiment:
     image_size: int = 224
     projection_dim: int = 512
     max_tokens: int = 256
+    published_weights: bool = True
     views: int = 2
     texts: int = 2
     icl_weight: float = 1.0
@@ -235,6 +237,11 @@ class Run:
         return self.bench.prepared(self.experiment.mix, self.experiment.profile)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is evaluated: as the workbench says, 'auto' takes a GPU if there is one."""
+        return training.start_accelerator(training.Recipe(1, device=self.bench.device)).device
+
+    @property
     def transform(self) -> EvalTransform:
         """The evaluation transform that fits the model."""
         return EvalTransform(self.experiment.image_size, self.model.config.image_mean, self.model.config.image_std)
@@ -304,7 +311,7 @@ def pretrain(experiment: Experiment, bench: Workbench | None = None,
     if reason := runnable(experiment, data):
         raise InputError(f"cannot pretrain {experiment.name}: {reason}: choose other roles or add data to the mix")
     folder = bench.build / "runs" / fingerprint(experiment, data)
-    with mixes.exclusive(folder) if _first_process() else nullcontext():
+    with mixes.exclusive(folder) if first_process() else nullcontext():
         if not (folder / "run.json").is_file():
             _train(experiment, data, folder, bench, report)
     return Run(experiment, folder, bench)
@@ -328,7 +335,8 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
         tokenizer = tokenizer_for(experiment, data, bank, bench)
         torch.manual_seed(experiment.seed)
         model = CXRCLIPModel(model_config(experiment, tokenizer))
-        model.load_published_encoders()
+        if experiment.published_weights:
+            model.load_published_encoders()
         make, validation = batches_for(experiment, data, bank, tokenizer, model.config)
         recipe = training.Recipe(total_steps(experiment, data), experiment.learning_rate, experiment.weight_decay,
                                  experiment.warmup, experiment.seed, experiment.validations, device=bench.device,
@@ -336,7 +344,7 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
         criterion = CXRCLIPLoss(experiment.icl_weight, experiment.tcl_weight, mvs=experiment.mvs,
                                 false_negatives=experiment.false_negatives)
         model = training.fit(model, criterion, make, validation, recipe, folder, report)
-    if not _first_process():
+    if not first_process():
         return
     with _without_weight_bars():
         model.save_pretrained(folder / "model")
@@ -347,25 +355,30 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
     results.write_atomically(folder / "run.json", json.dumps(about, indent=1, default=str))
 
 
-def _first_process() -> bool:
+def first_process() -> bool:
     """True outside `accelerate launch` and in its first process: the one that locks and writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def model_config(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> CXRCLIPConfig:
-    """The model's configuration: encoders by name, sizes, and the tokenizer's vocabulary."""
+    """The model's configuration: encoders by name, sizes, and the tokenizer's vocabulary.
+
+    A published text encoder keeps the size of its own vocabulary, also where it starts at random and uses fewer.
+    """
     corner = Rules.of(experiment.rules).corner_token and experiment.image_encoder in SWINS  # ledger B8
-    pooling = "first_token" if corner else "mean"
+    vocab_size = None if experiment.text_encoder in PUBLISHED_WEIGHTS else len(tokenizer)
     return CXRCLIPConfig(image_encoder=experiment.image_encoder, text_encoder=experiment.text_encoder,
                          projection_dim=experiment.projection_dim, image_size=experiment.image_size,
-                         max_tokens=experiment.max_tokens, vocab_size=len(tokenizer), image_pooling=pooling,
+                         max_tokens=experiment.max_tokens, vocab_size=vocab_size,
+                         image_pooling="first_token" if corner else "mean",
                          pad_token_id=tokenizer.pad_token_id)
 
 
 def tokenizer_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank,
                   bench: Workbench) -> PreTrainedTokenizerBase:
-    """The published text encoder's own tokenizer; for a small one a vocabulary trained on the mix's texts, kept."""
-    if experiment.text_encoder in PUBLISHED_WEIGHTS:
+    """The published text encoder's own tokenizer; for a small one, or for random weights, a vocabulary trained on the
+    mix's texts, kept."""
+    if experiment.text_encoder in PUBLISHED_WEIGHTS and experiment.published_weights:
         return published_tokenizer(experiment.text_encoder)
     roles = tuple(role for role in data.mix.pretraining if role in data.folders)
     key = mixes.digest([data.fingerprints(roles), mixes.code_digest("prompts.yaml", "encoders.py")])
@@ -396,13 +409,21 @@ def batches_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, 
         order = EpochBatches(len(train), experiment.batch_size, experiment.seed, step, rank, world_size)
         order = arranged(order, train, total_steps(experiment, data), kind=experiment.batches,
                          report_share=experiment.report_share, reports_last=experiment.reports_last)
-        return load_batches(train, order, tokenizer, experiment.max_tokens)
+        return load_batches(train, order, tokenizer, experiment.max_tokens, loading_processes(world_size))
 
     def validation() -> Iterator:
         order = EpochBatches(len(valid), min(experiment.batch_size, len(valid)), seed=0)
         return load_batches(valid, order.first_epoch(), tokenizer, experiment.max_tokens)
 
     return make, validation
+
+
+def loading_processes(world_size: int) -> int:
+    """Processes that read films for one of `world_size` training processes; the batches are the same for any number.
+
+    With a GPU the cores are shared out, at most 16 to each: it would wait for films. On a CPU reading takes its turn.
+    """
+    return min(16, (os.cpu_count() or 1) // world_size) if torch.cuda.is_available() else 0
 
 
 def pretraining_studies(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, split: str,
@@ -468,6 +489,7 @@ def evaluate(run: Run) -> pd.DataFrame:
             with _one_thread():
                 roles = [role for role in run.data.mix.tests.values() if role.name in run.data.folders]
                 parts = [_evaluate_role(run, role, folder) for role in roles]
+            run.model.cpu()  # where Run.model is promised to be
             results.write_results(pd.concat(parts), folder / "results.csv")
     return results.read_results(folder / "results.csv")
 
@@ -501,7 +523,7 @@ def _embedded(run: Run, role: mixes.Role, split: str, folder: Path) -> evaluatio
     path = folder / "embeddings" / f"{role.name}-{split}.npz"
     if not path.is_file():
         films = run.data.studies(role.name, split)
-        evaluation.save_embeddings(evaluation.embed_studies(run.model, films, run.transform), path)
+        evaluation.save_embeddings(evaluation.embed_studies(run.model, films, run.transform, device=run.device), path)
     return evaluation.load_embeddings(path)
 
 
@@ -524,7 +546,8 @@ def _zero_shot_frames(run: Run, role: mixes.Role, images: evaluation.ImageEmbedd
         tasks["zero-shot-ensemble"] = prompts_of(role, ensemble=True)
     frames = {}
     for task, prompts in tasks.items():
-        embeds = evaluation.embed_prompts(run.model, run.tokenizer, prompts, max_tokens=run.experiment.max_tokens)
+        embeds = evaluation.embed_prompts(run.model, run.tokenizer, prompts, max_tokens=run.experiment.max_tokens,
+                                          device=run.device)
         paired = all(len(negative) for negative, _ in prompts.values())
         score = evaluation.zero_shot_scores if paired else evaluation.zero_shot_classes
         classes = list(prompts)
@@ -560,7 +583,8 @@ def _retrieval_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddi
     """Ranks in both directions, over the studies that have a report."""
     studies = run.data.studies(role.name, role.split)
     rows, texts = evaluation.retrieval_texts(studies, Rules.of(run.experiment.rules))
-    embeds = evaluation.embed_texts(run.model, run.tokenizer, texts, max_tokens=run.experiment.max_tokens)
+    embeds = evaluation.embed_texts(run.model, run.tokenizer, texts, max_tokens=run.experiment.max_tokens,
+                                    device=run.device)
     return pd.concat([evaluation.retrieve(images[rows], embeds, texts, direction)
                       for direction in evaluation.DIRECTIONS])
 

@@ -178,7 +178,7 @@ def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Me
                       label=label)
         turned = part["x"].diff() < 0  # where the line runs back its label would cover the point before
         for i, (point, left) in enumerate(zip(part.itertuples(), turned, strict=True)):
-            _label_point(axes, point.x, point.y, point.row, colour, below=i % 2 == 1, left=left)
+            _label_point(axes, point.x, point.y, point.row, colour, below=left or i % 2 == 1, left=left)
     return _finish(axes, _measure_label(x), _measure_label(y), legend=True)
 
 

@@ -2,7 +2,9 @@
 
 The roles are M, C and C14 for pretraining and the test sets of Tables 2 and 3. A role is filled by a phantom
 institution, by a public data set in its download layout, by a study folder that exists already, or by another
-role's folder. A role with no data carries the reason, and that reason is what its table cells print.
+role's folder. A role with no data carries the reason, and that reason is what its table cells print. A source may
+name such a reason, too (`missing`): it holds where the download is not there, so that one mix serves whoever has some
+of the data sets.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,8 +31,8 @@ from cxrclip.sources import SOURCES
 PACKAGE = Path(__file__).parent
 FILLINGS = ("phantom", "source", "folder", "role", "missing")
 TASKS = ("zero-shot", "linear-probe", "retrieval")
-_KEYS = {"phantom", "sizes", "source", "root", "options", "folder", "role", "missing", "max_negatives", "tasks",
-         "prompts", "split", "seen"}
+_KEYS = {"phantom", "sizes", "source", "root", "needs", "options", "folder", "role", "missing", "max_negatives",
+         "tasks", "prompts", "split", "seen"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Role:
 
     `filling` is one of FILLINGS and `value` its argument: an institution, a source, a path, a role or a reason.
     `seen`: test role -> share of its test studies that a pretraining role also holds under ledger D2 (rules.py).
+    `reason` says what a source lacks where its `root`, or a file below it that it `needs`, is not there; without a
+    reason that is a fault.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Role:
     prompts: str = ""
     split: str = "test"
     seen: Mapping[str, float] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def _read_role(path: Path, name: str, spec: object) -> Role:
         raise InputError(f"{path}: role {name}: expected settings, found {spec!r}")
     if unknown := sorted(set(spec) - _KEYS):
         raise InputError(f"{path}: role {name}: unknown key {unknown[0]!r}: known are {', '.join(sorted(_KEYS))}")
-    fillings = [key for key in FILLINGS if key in spec]
+    fillings = [key for key in FILLINGS if key in spec and not (key == "missing" and "source" in spec)]
     if len(fillings) != 1:
         raise InputError(f"{path}: role {name}: give exactly one of {', '.join(FILLINGS)}, found {fillings or 'none'}")
     filling, value = fillings[0], str(spec[fillings[0]])
@@ -118,7 +124,8 @@ def _read_role(path: Path, name: str, spec: object) -> Role:
         raise InputError(f"{path}: role {name}: unknown task {bad[0]!r}: choose from {', '.join(TASKS)}")
     return Role(name, filling, value, spec.get("sizes", {}), str(spec.get("root", "")), spec.get("options", {}),
                 spec.get("max_negatives"), tasks, str(spec.get("prompts", name)), str(spec.get("split", "test")),
-                spec.get("seen", {}))
+                spec.get("seen", {}), tuple(spec.get("needs", ())),
+                str(spec.get("missing", "")) if filling == "source" else "")
 
 
 @dataclass(frozen=True)
@@ -138,16 +145,41 @@ class Prepared:
         return {role: studies.fingerprint(self.folders[role])[:16] for role in roles}
 
 
+def with_downloads(mix: Mix, data: str) -> Mix:
+    """The mix for the downloads below `data`: a source with a reason whose download is not there is a missing role.
+
+    Raises InputError, naming what was looked for, if no pretraining role with data is left.
+    """
+    gone = {role.name for role in mix.roles.values() if role.filling == "source" and role.reason
+            and not all(path.exists() for path in _wanted(role, data))}
+
+    def found(role: Role) -> Role:
+        own = mix.roles[role.value] if role.filling == "role" else role
+        return replace(role, filling="missing", value=own.reason) if own.name in gone else role
+
+    here = Mix(mix.name, mix.about, *({name: found(role) for name, role in roles.items()}
+                                      for roles in (mix.pretraining, mix.tests)))
+    if gone & set(mix.pretraining) and all(role.filling == "missing" for role in here.pretraining.values()):
+        wanted = ", ".join(f"{path} ({role.name}: {role.reason})" for role in mix.pretraining.values()
+                           if role.name in gone for path in _wanted(role, data))
+        raise InputError(f"mix {mix.name}: nothing to pretrain on, there is no {wanted}: set DATA to the folder of the "
+                         "downloads (DATA.md says how to get them)")
+    return here
+
+
 def check_mix(mix: Mix, profile: str, data: str) -> None:
     """Fail early, before any work: sizes known for the profile, folders and data roots present."""
+    mix = with_downloads(mix, data)
     for role in mix.roles.values():
         where = f"mix {mix.name}, role {role.name}"
         if role.filling == "phantom" and profile not in role.sizes:
             raise InputError(f"{where}: no sizes for profile {profile!r}: add 'sizes: {{{profile}: ...}}' to the mix")
         if role.filling == "folder" and not (Path(role.value) / "dataset.json").is_file():
             raise InputError(f"{where}: {role.value} is no study folder (no dataset.json): prepare it or mend the path")
-        if role.filling == "source" and not _root(role, data).is_dir():
-            raise InputError(f"{where}: no folder {_root(role, data)}: set DATA to the folder that holds it")
+        for path in _wanted(role, data) if role.filling == "source" else ():
+            if not path.exists():
+                kind = "folder" if path == _root(role, data) else "file"
+                raise InputError(f"{where}: no {kind} {path}: set DATA to the folder that holds it")
 
 
 def prepare(mix: Mix, profile: str, build: Path, data: str = "", progress: bool = True) -> Prepared:
@@ -157,6 +189,7 @@ def prepare(mix: Mix, profile: str, build: Path, data: str = "", progress: bool 
     reads the source, and of the files read, so that nothing stale is ever used.
     """
     check_mix(mix, profile, data)
+    mix = with_downloads(mix, data)
     folders, missing = {}, {role.name: role.value for role in mix.roles.values() if role.filling == "missing"}
     for role in mix.roles.values():
         if role.filling in ("phantom", "source", "folder"):
@@ -191,6 +224,11 @@ def _root(role: Role, data: str) -> Path:
     return Path(data or ".") / role.root
 
 
+def _wanted(role: Role, data: str) -> tuple[Path, ...]:
+    """What must be there to read a source: its root, and below it the files that it needs."""
+    return _root(role, data), *(_root(role, data) / name for name in role.needs)
+
+
 def _check_once(folders: Mapping[str, Path], cache: Path) -> None:
     """Validate every folder and look for leakage; remembered, since it reads every image."""
     unique = {str(path): path for path in folders.values()}
@@ -202,6 +240,24 @@ def _check_once(folders: Mapping[str, Path], cache: Path) -> None:
         studies.validate(path)
     studies.check_leakage({name: path for name, path in folders.items() if unique.pop(str(path), None)})
     marker.touch()
+
+
+def training_studies(mix: Mix, profile: str, published: Mapping[str, int]) -> dict[str, int]:
+    """Training studies of each pretraining role with data, before anything is prepared.
+
+    Of a phantom its size at the profile, of a study folder what it holds; a source is not read yet: the `published`
+    number of its role. Roles of which none of these is known are left out.
+    """
+    found = {}
+    for name, role in mix.pretraining.items():
+        own = mix.roles[role.value] if role.filling == "role" else role
+        if own.filling == "folder":
+            found[name] = len(studies.open_studies(Path(own.value), "train"))
+        elif own.filling == "phantom":
+            found[name] = own.sizes[profile]["train"]
+        elif own.filling == "source" and name in published:
+            found[name] = published[name]
+    return found
 
 
 def training_texts(prepared: Prepared, bank: PromptBank) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """`make reproduce`: run the notebooks in order with papermill and end with the tables.
 
     python -m cxrclip.reproduce --profile quick --mix phantom
+    accelerate launch --num_processes 8 -m cxrclip.reproduce --profile paper --mix paper --pretrain    (GPUs, first)
 
 An executed notebook is kept with a fingerprint of its text, its parameters, the mix and the library; it is run
 again only when one of them changed or a file it made is gone. So a second start takes seconds, and a killed one
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import reduce
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,9 +29,10 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from cxrclip import comparisons, mixes, results, training
+from cxrclip import comparisons, costs, dry_run, mixes, results, training
+from cxrclip.encoders import published_fetched
 from cxrclip.errors import InputError
-from cxrclip.experiments import Experiment, Workbench, run_all
+from cxrclip.experiments import IMAGE_ENCODERS, Experiment, Workbench, first_process, pretrain, run_all
 
 # The tables that end on the terminal; the others (differences, comparisons) are in the folder.
 SHOWN = ("table1", "table2", "other_sets", "table3", "table4")
@@ -42,14 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, default in {"profile": "quick", "mix": "phantom", "build": "build", "data": "", "device": "auto"}.items():
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--in-place", action="store_true", help="execute the committed notebooks as they stand")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--in-place", action="store_true", help="execute the committed notebooks as they stand")
+    only.add_argument("--dry-run", action="store_true", help="try the networks with random weights")
+    only.add_argument("--pretrain", action="store_true", help="train the book's runs and stop; for accelerate launch")
     options = parser.parse_args(arguments)
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # notebooks share the cores with the runs trained ahead of them
     try:
         if options.in_place:
             return execute_in_place()
-        return reproduce(options.profile, options.mix, options.seed, Path(options.build), options.data, options.device)
+        bench = Workbench(Path(options.build), options.data, options.device)
+        if options.dry_run:
+            dry_run.dry_run(options.profile, options.mix, options.seed, bench)
+            return 0
+        return (pretrain_all if options.pretrain else reproduce)(options.profile, options.mix, options.seed, bench)
     except (InputError, PapermillExecutionError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -66,25 +76,59 @@ def one_line(error: Exception) -> str:
     return str(error)
 
 
-def reproduce(profile: str, mix: str, seed: int, build: Path, data: str, device: str) -> int:
+def reproduce(profile: str, mix: str, seed: int, bench: Workbench) -> int:
     """Execute every notebook into build/<mix>-<profile>/ and print the tables."""
-    experiment = Experiment.at(profile, mix=mix, seed=seed)
-    mixes.check_mix(mixes.load_mix(mix), profile, data)
-    training.start_accelerator(training.Recipe(1, device=device))
-    out = build / f"{mixes.mix_path(mix).stem}-{experiment.profile}"
+    check(profile, mix, seed, bench)
+    out = bench.outputs(mix, profile)
     out.mkdir(parents=True, exist_ok=True)
-    where = {"build": os.path.relpath(build, NOTEBOOKS), "device": device,
+    where = {"build": os.path.relpath(bench.build, NOTEBOOKS), "device": bench.device,
              "mix": mix if mix == mixes.mix_path(mix).stem else str(mixes.mix_path(mix).resolve()),
-             "data": os.path.relpath(data, NOTEBOOKS) if data else ""}
+             "data": os.path.relpath(bench.data, NOTEBOOKS) if bench.data else ""}
     parameters = {"profile": profile, "seed": seed, **where}
     notebooks = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     started = time.monotonic()
-    with trained_ahead(profile, mix, seed, Workbench(build, data, device, progress=False)):
+    with trained_ahead(profile, mix, seed, replace(bench, progress=False)):
         for number, notebook in enumerate(notebooks, 1):
             print(f"[{number}/{len(notebooks)}] {notebook.stem} ", end="", flush=True)
             seconds = execute(notebook, out, parameters)
             print("found" if seconds is None else f"{seconds:.0f} s", flush=True)
     finish(out, time.monotonic() - started)
+    return 0
+
+
+def check(profile: str, mix: str, seed: int, bench: Workbench) -> None:
+    """Fail before any work: parameters, data and device. At the paper's size also fetch the published weights, and say
+    what is missing and what it will cost."""
+    experiment = Experiment.at(profile, mix=mix, seed=seed)
+    content = mixes.load_mix(mix)
+    mixes.check_mix(content, profile, bench.data)
+    training.start_accelerator(training.Recipe(1, device=bench.device))
+    if profile != "paper":
+        return
+    here = mixes.with_downloads(content, bench.data)
+    for family in IMAGE_ENCODERS.values():
+        published_fetched(family[profile], experiment.text_encoder)
+    if first_process():
+        for role in here.roles.values():
+            if role.filling == "missing":
+                print(f"role {role.name} has no data: {role.value}")
+        print(costs.announced(experiment, here), flush=True)
+
+
+def pretrain_all(profile: str, mix: str, seed: int, bench: Workbench) -> int:
+    """Train every run that the notebooks will ask for, one after the other, and stop: `reproduce` then finds them.
+
+    The way to several GPUs: under `accelerate launch` all processes train one run together. `batch_size` is that of
+    all processes together, so their number changes no run's meaning (nor its fingerprint).
+    """
+    check(profile, mix, seed, bench)
+    data = bench.prepared(mix, profile)
+    rows = [row for part in comparisons.plan(profile, mix, seed, data).values() for row in part]
+    wanted = comparisons.distinct_experiments(comparisons.trainable(rows, data)[0])
+    for number, experiment in enumerate(wanted, 1):
+        if first_process():
+            print(f"[{number}/{len(wanted)}] {experiment.run_name}, seed {experiment.seed}", flush=True)
+        pretrain(experiment, bench)
     return 0
 
 

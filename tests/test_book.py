@@ -115,7 +115,9 @@ def test_readme_and_makefile_agree():
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--profile", "huge"], "unknown profile 'huge': choose one of quick, standard, paper"),
-    (["--mix", "nope"], "unknown mix 'nope': choose one of phantom, real-sample"),
+    (["--mix", "nope"], "unknown mix 'nope': choose one of paper, phantom, real-sample"),
+    (["--profile", "paper", "--mix", "paper", "--data", "gone"], "nothing to pretrain on, there is no gone/mimic-cxr"),
+    (["--profile", "paper"], "mix phantom, role M: no sizes for profile 'paper'"),
     (["--mix", "real-sample", "--data", "gone"], "no folder gone/openi: set DATA"),
     (["--device", "tpu"], "unknown device 'tpu': choose auto, cpu or cuda"),
     (["--build", "/proc/nowhere"], "/proc/nowhere"),

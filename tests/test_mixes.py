@@ -15,7 +15,7 @@ def write(tmp_path, content) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["phantom", "real-sample"])
+@pytest.mark.parametrize("name", ["phantom", "real-sample", "paper"])
 def test_committed_mixes_load_and_name_the_papers_roles(name):
     mix = mixes.load_mix(name)
     assert list(mix.pretraining) == ["M", "C", "C14"]
@@ -44,7 +44,7 @@ def test_faults_name_file_role_and_key(tmp_path, content, message):
 
 
 def test_unknown_mix_lists_the_known():
-    with pytest.raises(InputError, match="unknown mix 'nope': choose one of phantom, real-sample"):
+    with pytest.raises(InputError, match="unknown mix 'nope': choose one of paper, phantom, real-sample"):
         mixes.load_mix("nope")
     with pytest.raises(InputError, match=r"gone\.yaml does not exist"):
         mixes.load_mix("gone.yaml")
@@ -60,6 +60,42 @@ def test_missing_folder_root_and_sizes_are_found_before_any_work(tmp_path):
     sizes = write(tmp_path, {"pretraining": {"M": {"phantom": "M", "sizes": {"quick": {"train": 1}}}}})
     with pytest.raises(InputError, match="role M: no sizes for profile 'paper'"):
         mixes.check_mix(mixes.load_mix(sizes), "paper", "")
+
+
+WANTED = {"pretraining": {"M": {"source": "mimic-cxr", "root": "m", "missing": "needs M"},
+                          "C": {"source": "chexpert", "root": "c", "missing": "needs C"}},
+          "tests": {"mimic-cxr": {"role": "M"},
+                    "chexpert5x200": {"source": "chexpert5x200", "root": "c", "needs": ["list.csv"],
+                                      "missing": "needs a list"}}}
+
+
+def test_a_download_that_is_not_there_is_a_role_with_a_reason(tmp_path):
+    mix, data = mixes.load_mix(write(tmp_path, WANTED)), tmp_path / "data"
+    (data / "c").mkdir(parents=True)
+    here = mixes.with_downloads(mix, str(data))
+    assert {name: role.filling for name, role in here.roles.items()} == {
+        "M": "missing", "C": "source", "mimic-cxr": "missing", "chexpert5x200": "missing"}
+    assert [here.roles[name].value for name in ("M", "mimic-cxr", "chexpert5x200")] == ["needs M", "needs M",
+                                                                                     "needs a list"]
+    (data / "c" / "list.csv").touch()
+    (data / "m").mkdir()
+    assert mixes.with_downloads(mix, str(data)) == mix
+    mixes.check_mix(mix, "paper", str(data))
+
+
+def test_without_any_pretraining_data_one_line_says_what_was_looked_for(tmp_path):
+    mix = mixes.load_mix(write(tmp_path, WANTED))
+    with pytest.raises(InputError, match=r"mix mine: nothing to pretrain on, there is no .*c \(C: needs C\), .*m \(M: "
+                                         r"needs M\): set DATA") as caught:
+        mixes.check_mix(mix, "paper", str(tmp_path / "data"))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_without_a_reason_are_a_fault(tmp_path):
+    (tmp_path / "c").mkdir()
+    content = {"pretraining": {"C": {"source": "chexpert", "root": "c", "needs": ["list.csv"]}}}
+    with pytest.raises(InputError, match=r"role C: no .*list\.csv: set DATA"):
+        mixes.check_mix(mixes.load_mix(write(tmp_path, content)), "quick", str(tmp_path))
 
 
 def test_prepared_data_are_found_again_and_shared_between_roles(tiny_mix, tiny_bench):
