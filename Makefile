@@ -12,12 +12,12 @@ PYTHON  ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-RUN    := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.reproduce
+BOOK   := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.reproduce
 OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --data $(DATA) --device $(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help env data augment-texts reproduce results tables figures notebooks test lint unit nbval book lab bench \
-        lock clean
+.PHONY: help env data augment-texts reproduce results tables figures notebooks export test lint unit nbval book lab \
+        bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ $(STAMP): requirements.lock
 	@touch $(STAMP)
 
 reproduce: $(STAMP)  ## run the notebooks in order: tables, figures and results.csv in build/<mix>-<profile>/
-	@$(RUN) $(OPTIONS)
+	@$(BOOK) $(OPTIONS)
 
 results:  ## PROFILE=standard on the phantom world (two hours), then results/standard.csv and all that is drawn from it
 	@$(MAKE) --no-print-directory reproduce PROFILE=standard MIX=phantom SEED=0
@@ -59,8 +59,12 @@ tables: $(STAMP)  ## results/tables/ and the README's tables and verdicts, from 
 figures: $(STAMP)  ## figures/*.png, *.svg, *.json from results/standard.csv alone
 	@$(BIN)/python -m cxrclip.render figures
 
+export: $(STAMP)  ## RUN=build/runs/<fingerprint> OUT=<new folder>: a trained model for plain transformers, with its card
+	@$(if $(and $(RUN),$(OUT)),,$(error make export needs RUN=build/runs/<fingerprint> OUT=<new folder>))
+	@$(BIN)/python -m cxrclip.export --run "$(RUN)" --out "$(OUT)" --data "$(DATA)"
+
 notebooks: $(STAMP)  ## execute the committed notebooks in place (quick profile, phantom world)
-	@$(RUN) --in-place
+	@$(BOOK) --in-place
 
 test: lint unit nbval  ## ruff, pytest, and nbval over the committed notebooks
 

@@ -54,7 +54,7 @@ class CXRCLIPImageProcessor(BaseImageProcessor):
         self.size, self.image_mean, self.image_std = size, list(image_mean), list(image_std)
 
     def preprocess(self, images: Film | Sequence[Film], return_tensors: str | None = None) -> BatchFeature:
-        """One film or a list of B films -> {"pixel_values": (B, 3, size, size) float32}; a tensor if not said otherwise.
+        """One film or a list of B films -> {"pixel_values": (B, 3, size, size) float32}, a tensor by default.
 
         Raises InputError for what `gray` cannot read.
         """
@@ -112,6 +112,8 @@ class CXRCLIPProcessor(ProcessorMixin):
             raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: "
                              "take the tokenizer that the model was trained with")
         tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.backend_tokenizer.no_truncation()  # what an earlier call has left behind would be saved, and win
+        tokenizer.init_kwargs.pop("max_length", None)
         tokenizer.model_max_length = config.max_tokens
         tokenizer.model_input_names = list(TEXT_INPUTS)
         tokenizer.init_kwargs["model_input_names"] = list(TEXT_INPUTS)  # only what is in init_kwargs is saved
