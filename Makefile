@@ -13,13 +13,13 @@ PYTHON  ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-RUN    := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.reproduce
+BOOK   := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.reproduce
 LAUNCH := $(BIN)/accelerate launch --num_processes $(GPUS) --num_machines 1 --mixed_precision no --dynamo_backend no
 OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --data $(DATA) --device $(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help env data augment-texts reproduce dry-run pretrain results tables figures notebooks test lint unit nbval book lab bench \
-        lock clean
+.PHONY: help env data augment-texts reproduce dry-run pretrain export results tables figures notebooks test lint unit \
+        nbval book lab bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,10 +38,10 @@ $(STAMP): requirements.lock
 	@touch $(STAMP)
 
 reproduce: $(STAMP)  ## run the notebooks in order: tables, figures and results.csv in build/<mix>-<profile>/
-	@$(RUN) $(OPTIONS)
+	@$(BOOK) $(OPTIONS)
 
 dry-run: $(STAMP)  ## the paper's networks on a few studies, random weights: training, evaluation, tables, and what it costs
-	@$(RUN) $(OPTIONS) --profile paper --dry-run
+	@$(BOOK) $(OPTIONS) --profile paper --dry-run
 
 pretrain: $(STAMP)  ## GPUS=8: train the runs of PROFILE and MIX on that many GPUs; make reproduce then finds them
 	@$(LAUNCH) $(if $(filter-out 1,$(GPUS)),--multi_gpu) -m cxrclip.reproduce $(OPTIONS) --pretrain
@@ -67,8 +67,12 @@ tables: $(STAMP)  ## results/tables/ and the README's tables and verdicts, from 
 figures: $(STAMP)  ## figures/*.png, *.svg, *.json from results/standard.csv alone
 	@$(BIN)/python -m cxrclip.render figures
 
+export: $(STAMP)  ## RUN=build/runs/<fingerprint> OUT=<new folder>: a trained model for plain transformers, with its card
+	@$(if $(and $(RUN),$(OUT)),,$(error make export needs RUN=build/runs/<fingerprint> OUT=<new folder>))
+	@$(BIN)/python -m cxrclip.export --run "$(RUN)" --out "$(OUT)" --data "$(DATA)"
+
 notebooks: $(STAMP)  ## execute the committed notebooks in place (quick profile, phantom world)
-	@$(RUN) --in-place
+	@$(BOOK) --in-place
 
 test: lint unit nbval  ## ruff, pytest, and nbval over the committed notebooks
 
