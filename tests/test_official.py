@@ -69,7 +69,8 @@ class Released(nn.Module):
 
     def text_features(self, tokens):
         hidden = self.text_encoder.network(**tokens).last_hidden_state
-        return torch.stack([row[int(mask.sum()) - 1] for row, mask in zip(hidden, tokens["attention_mask"])])
+        ends = tokens["attention_mask"].sum(dim=1) - 1
+        return torch.stack([row[int(end)] for row, end in zip(hidden, ends, strict=True)])
 
     def embeds(self, features, side):
         projected = getattr(self, f"{side}_projection").network(features)
@@ -145,7 +146,7 @@ def tokenizer(studies):
 
 @torch.inference_mode()
 def test_features_embeds_and_logits_are_those_of_the_released_model(pair, tokenizer):
-    encoder, released, loaded = pair
+    _, released, loaded = pair
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     tokens = tokenizer(["heart size is normal .", "no pleural effusion", "clear"], padding=True, return_tensors="pt")
     features, texts = released.image_features(pixels), released.text_features(tokens)
@@ -192,7 +193,7 @@ def test_ranks_and_metrics_are_those_of_the_released_evaluation(pair, studies, t
                                                "text").numpy() for word in words])
     similar = theirs[rows] @ embedded(distinct).T
     expected = [len(distinct) - int(np.flatnonzero(np.argsort(line) == distinct.index(text))[0])
-                for line, text in zip(similar, texts)]
+                for line, text in zip(similar, texts, strict=True)]
     assert np.allclose(images.embeds, theirs, atol=TOLERANCE)
     assert ranks.tolist() == expected
     assert len(set(expected)) > 1
@@ -210,12 +211,16 @@ def test_ranks_and_metrics_are_those_of_the_released_evaluation(pair, studies, t
 # ---- files that are whole and still differ --------------------------------------------------------------------------
 
 
-def hollow(encoder, **changes):
-    """A released state dict of full shapes in no space: every tensor is one number, expanded."""
+def expanded(shapes):
+    """Tensors of full shape in no space: each is one number, expanded."""
+    return {name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for name, tensor in shapes.items()}
+
+
+def hollow(encoder, old_names=True):
+    """A released state dict of zeros, without the buffers."""
     with torch.device("meta"):
-        shapes = {name: tensor for name, tensor in Released(encoder).state_dict().items()}
-    return {as_in_2023(name): torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape)
-            for name, tensor in shapes.items()} | changes
+        shapes = Released(encoder).state_dict()
+    return expanded({as_in_2023(name) if old_names else name: tensor for name, tensor in shapes.items()})
 
 
 @pytest.fixture(scope="module")
@@ -255,17 +260,10 @@ def test_prefix_precision_and_config_change_nothing(change, drawn, tmp_path):
 
 
 def test_todays_names_of_swin_are_read_too(tmp_path):
-    today = {name.replace("attention.self.relative_position_bias_table",
-                          "attention.relative_position_bias.relative_position_bias_table"): tensor
-             for name, tensor in hollow("swin-tiny").items()}
-    swaps = {"attention.self.query": "attention.q_proj", "attention.self.key": "attention.k_proj",
-             "attention.self.value": "attention.v_proj", "attention.output.dense": "attention.o_proj"}
-    for old, new in swaps.items():
-        today = {name.replace(old, new) if name.startswith("image_") else name: t for name, t in today.items()}
+    today = hollow("swin-tiny", old_names=False)
     load_official(released_file(tmp_path / "today.tar", today, "swin-tiny"))
-    with pytest.raises(InputError, match="1 unknown: image_encoder.*query.weight"):  # a layer under both names
-        query = "image_encoder.image_encoder.encoder.layers.0.blocks.0.attention.self.query.weight"
-        load_official(released_file(tmp_path / "twice.tar", today | {query: torch.zeros(96, 96)}, "swin-tiny"))
+    both = today | {INDEX.replace("relative_position_index", "query.weight"): torch.zeros(96, 96)}
+    refused(released_file(tmp_path / "both.tar", both, "swin-tiny"), "1 unknown: image_encoder.*query.weight$")
 
 
 def test_sizes_and_pooling_of_the_config_come_along(tmp_path):
@@ -288,9 +286,10 @@ def test_a_random_file_has_the_names_and_shapes_of_a_released_one(encoder, tmp_p
 def test_random_files_follow_the_seed(drawn, tmp_path):
     _, expected = drawn
     before = torch.random.get_rng_state()
-    assert same(load_official(random_official(tmp_path / "a.tar", seed=5)), expected)
+    again = random_official(tmp_path / "a.tar", seed=5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert same(load_official(again), expected)
     assert not same(load_official(random_official(tmp_path / "a.tar", seed=6)), expected)
-    assert torch.equal(torch.random.get_rng_state(), before) or True
 
 
 # ---- files that are refused -----------------------------------------------------------------------------------------
@@ -313,7 +312,7 @@ INDEX = "image_encoder.image_encoder.encoder.layers.0.blocks.0.attention.self.re
     ("resnet50", {"logit_bias": torch.zeros(1)}, "1 unknown: logit_bias$"),
     ("resnet50", {"text_encoder.text_encoder.pooler.extra": torch.zeros(1)}, "1 unknown: text_encoder.*pooler.extra"),
     ("resnet50", {QUERY: None}, f"1 lacking: {QUERY}$"),
-    ("swin-tiny", {"image_encoder.image_encoder.layernorm.bias": None}, "1 lacking: image_encoder.image_encoder.layern"),
+    ("swin-tiny", {"image_encoder.image_encoder.layernorm.bias": None}, "1 lacking: image_encoder.*layernorm.bias$"),
     ("resnet50", {QUERY: torch.zeros(768, 767)}, f"1 of another shape, kind or content: {QUERY}$"),
     ("resnet50", {"logit_scale": torch.tensor(3)}, "of another shape, kind or content: logit_scale$"),
     ("resnet50", {"logit_scale": torch.tensor(torch.nan)}, "1 tensors hold NaN or infinite numbers: logit_scale"),
@@ -334,8 +333,8 @@ def test_a_state_that_does_not_fit_is_listed(encoder, changes, message, tmp_path
 
 
 @pytest.mark.parametrize(("config", "message"), [
-    ({"model": {"image_encoder": {"name": NAMES["swin-tiny"]}}}, "config names .*swin.*, the weights look like resnet50"),
-    ({"model": {"image_encoder": {"name": "google/vit-base-patch16-224"}}}, "config names the image encoder 'google/vi"),
+    ({"model": {"image_encoder": {"name": NAMES["swin-tiny"]}}}, "config names .*swin.*, the weights look like"),
+    ({"model": {"image_encoder": {"name": "google/vit-base-patch16-224"}}}, "config names the image encoder 'google"),
     ({"model": {"projection_head": {"proj_dim": 256}}}, "config says projection to 256, the weights project to 512"),
     ({"model": {"text_encoder": {"pooling": "max"}}}, "config names the text pooling 'max': known are eos, bos, mean"),
     ({"base": {"image_size": "224"}}, "config entry base.image_size is '224', not of type int"),
@@ -351,18 +350,15 @@ def test_other_architectures_are_refused(tmp_path):
     with torch.device("meta"):
         small, vit = resnet18(), ViTModel(ViTConfig(num_hidden_layers=1))
     rest = {name: tensor for name, tensor in hollow("resnet50").items() if not name.startswith("image_encoder.")}
-
-    def tiny(network):
-        return {name: torch.zeros(1, dtype=t.dtype).expand(t.shape) for name, t in network.state_dict().items()}
     for prefix, network, message in (
-            ("image_encoder.resnet.", small, "not the weights of resnet50 and bio-clinical-bert: 2 unknown: .*fc.weight"),
+            ("image_encoder.resnet.", small, "not the weights of resnet50 .*: 2 unknown: .*fc.weight"),
             ("image_encoder.image_encoder.", vit, "not the weights of swin-tiny and bio-clinical-bert: .*unknown"),
             ("visual.", vit, "no image encoder known here .*a released file has image_encoder.resnet")):
-        state = rest | {prefix + name: tensor for name, tensor in tiny(network).items()}
+        state = rest | {prefix + name: tensor for name, tensor in expanded(network.state_dict()).items()}
         refused(released_file(tmp_path / "other.tar", state, "resnet50", {}), message)
-    torch.save(tiny(small), tmp_path / "bare.tar")
+    torch.save(expanded(small.state_dict()), tmp_path / "bare.tar")
     refused(tmp_path / "bare.tar", "no state dict under 'model'")
-    torch.save({"model": tiny(small)}, tmp_path / "bare.tar")
+    torch.save({"model": expanded(small.state_dict())}, tmp_path / "bare.tar")
     refused(tmp_path / "bare.tar", "no image encoder known here")
     for content in ([1], {"model": None}, {"model": "weights"}, {}):
         torch.save(content, tmp_path / "none.tar")
@@ -388,8 +384,7 @@ def test_a_file_with_code_is_refused_and_the_code_never_runs(tmp_path):
         torch.save(content, tmp_path / "old.tar", _use_new_zipfile_serialization=False)
         refused(tmp_path / "old.tar", "not a torch.save file")
     assert not mark.exists()
-    with pytest.raises(Exception, match=""):  # the trap works: loading it carelessly makes the file
-        torch.load(tmp_path / "harmful.tar", weights_only=False)["model"].missing  # noqa: B018
+    torch.load(tmp_path / "harmful.tar", weights_only=False)  # the trap works: loaded carelessly, it makes the file
     assert mark.exists()
 
 
@@ -415,7 +410,7 @@ def test_an_unknown_encoder_or_a_full_disk_stops_the_writer(tmp_path):
     with pytest.raises(InputError, match="unknown image encoder 'vit': choose one of resnet50, swin-tiny"):
         random_official(tmp_path / "a.tar", "vit")
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file/a.tar: cannot be written"):
+    with pytest.raises(InputError, match="cannot be written"):
         random_official(tmp_path / "file" / "a.tar")
 
 
@@ -441,7 +436,7 @@ def test_without_a_tokenizer_the_message_says_what_to_fetch_and_where_to_put_it(
     def offline(*_, **__):
         raise OSError("no network")
     wanted = "config.json and vocab.txt of huggingface.co/emilyalsentzer/Bio_ClinicalBERT"
-    with pytest.raises(InputError, match=f"a pieces?|a: a tokenizer of 500 pieces.*need 28996 and 0: save {wanted}"):
+    with pytest.raises(InputError, match=f"a: a tokenizer of 500 pieces.*need 28996 and 0: save {wanted}"):
         official_tokenizer(vocabulary(tmp_path / "a", 500))
     with pytest.raises(InputError, match=f"gone: no such folder: make it and save {wanted} there"):
         official_tokenizer(tmp_path / "gone")
