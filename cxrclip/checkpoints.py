@@ -1,4 +1,7 @@
-"""Training states on disk: tensors as safetensors, the rest as JSON. Nothing is pickled, no path is stored."""
+"""Training states on disk: tensors as safetensors, the rest as JSON. Nothing is pickled, no path is stored.
+
+The released weights of the paper have a format of their own: load_official, from official.py.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cxrclip.errors import InputError
+from cxrclip.official import load_official as load_official
 from cxrclip.rules import INTENDED, Rules
 
 INFO = "info.json"

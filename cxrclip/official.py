@@ -1,0 +1,294 @@
+"""The released weights of CXR-CLIP: read strictly, never executed, and a file of random weights in their format.
+
+A released file is a torch.save dict: `model` (state dict), `optimizer`, `scheduler`, `config` (nested plain dict),
+`epoch`, `train_loss`. It was written with transformers 4.26, whose names of Swin's layers differ from today's.
+The released evaluation loads with strict=False, which hides what does not fit (ledger B10); here nothing is hidden.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from cxrclip.encoders import BERTS, PUBLISHED_WEIGHTS, SWINS, CXRCLIPConfig, CXRCLIPModel, published_tokenizer
+from cxrclip.errors import InputError
+
+# The released files: name without .tar -> image encoder, pretraining data.
+FILES: Mapping[str, tuple[str, str]] = {
+    "r50_m": ("resnet50", "M"), "r50_mc": ("resnet50", "M,C"), "r50_mcc": ("resnet50", "M,C,C14"),
+    "swint_m": ("swin-tiny", "M"), "swint_mc": ("swin-tiny", "M,C"), "swint_mcc": ("swin-tiny", "M,C,C14"),
+}
+WHERE = ("the released files r50_m.tar, r50_mc.tar, r50_mcc.tar, swint_m.tar, swint_mc.tar, swint_mcc.tar are linked "
+         "from the README of github.com/kakaobrain/cxr-clip (CC BY-NC-SA 4.0: not for commercial use)")
+TOKENIZER = PUBLISHED_WEIGHTS["bio-clinical-bert"]
+
+# Names in the file -> names in CXRCLIPModel; the image encoder's prefix also tells which one it is.
+IMAGE_PREFIXES: Mapping[str, str] = {"resnet50": "image_encoder.resnet.", "swin-tiny": "image_encoder.image_encoder."}
+PREFIXES: Mapping[str, str] = {
+    **dict.fromkeys(IMAGE_PREFIXES.values(), "image_encoder.body.network."),
+    "text_encoder.text_encoder.": "text_encoder.network.",
+    "image_projection.projection.": "image_projection.",
+    "text_projection.projection.": "text_projection.",
+}
+# Swin's layers in transformers 4 -> today. "attention.output.dense" goes before "output.dense".
+SWIN_NAMES: Mapping[str, str] = {
+    ".attention.self.query.": ".attention.q_proj.",
+    ".attention.self.key.": ".attention.k_proj.",
+    ".attention.self.value.": ".attention.v_proj.",
+    ".attention.output.dense.": ".attention.o_proj.",
+    ".attention.self.relative_position_": ".attention.relative_position_bias.relative_position_",
+    ".intermediate.dense.": ".mlp.fc1.",
+    ".output.dense.": ".mlp.fc2.",
+}
+# What a file may hold and the model does not take from it. BERT's pooler feeds nothing: the feature is a token. The
+# others are no weights but tables of numbers: they must be the model's own.
+UNUSED = ("text_encoder.network.pooler.dense.weight", "text_encoder.network.pooler.dense.bias")
+TABLES = ("position_ids", "token_type_ids", "relative_position_index")
+IMAGE_NAMES: Mapping[str, str] = {"resnet": "resnet50", PUBLISHED_WEIGHTS["swin-tiny"]: "swin-tiny"}  # in the config
+POOLINGS: Mapping[str, str] = {"eos": "last_token", "bos": "first_token", "mean": "mean"}  # in the config
+
+
+def load_official(path: str | Path) -> CXRCLIPModel:
+    """The model of a released .tar, on the CPU, in float32 (half precision is widened) and in evaluation mode.
+
+    Every tensor of the file has its place or stands on the short list UNUSED, TABLES; every parameter of the model
+    comes from the file. Swin's feature is the first patch, as in the released code (ledger B8). From `config` come
+    image_size, max_tokens and the text pooling; without it 224, 256 and the last token. Mean and standard deviation are
+    ImageNet's for ResNet-50, 0.5 for Swin. A "module." prefix of all names (DistributedDataParallel) is taken off.
+
+    Raises InputError, one line, for a file that is missing, damaged, no torch.save file, of another architecture, that
+    holds code (which is never run), or whose config contradicts its weights.
+    """
+    path = Path(path)
+    stored = _read(path)
+    if not isinstance(stored, dict) or not isinstance(stored.get("model"), dict):
+        raise InputError(f"{path}: no state dict under 'model', so no released CXR-CLIP file: {WHERE}")
+    try:
+        state = _without_prefix(stored["model"])
+        model = CXRCLIPModel(_config(state, stored.get("config")))
+        model.load_state_dict(_fitted(state, model))
+    except InputError as fault:
+        raise InputError(f"{path}: {fault}") from fault
+    return model.eval()
+
+
+def official_tokenizer(folder: str | Path = "") -> PreTrainedTokenizerBase:
+    """The tokenizer of the released text encoder: from a local folder, or fetched once if none is given.
+
+    Raises InputError that names what to put where, or for a folder with another vocabulary.
+    """
+    size = BERTS["bio-clinical-bert"]["vocab_size"]
+    what = f"config.json and vocab.txt of huggingface.co/{TOKENIZER}"
+    if not folder:
+        try:
+            tokenizer = published_tokenizer()
+        except InputError as fault:
+            raise InputError(f"{fault}; or save {what} in a folder and give that folder as `tokenizer`") from fault
+    elif not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder: make it and save {what} there")
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as fault:  # a folder may hold anything, and transformers then fails in many ways
+            raise InputError(f"{folder}: no tokenizer ({_line(fault)}): save {what} there") from fault
+    if len(tokenizer) != size or tokenizer.pad_token_id != 0:
+        raise InputError(f"{folder or TOKENIZER}: a tokenizer of {len(tokenizer)} pieces, [PAD] is "
+                         f"{tokenizer.pad_token_id}; the released weights need {size} and 0: save {what} there")
+    return tokenizer
+
+
+def random_official(path: str | Path, image_encoder: str = "resnet50", seed: int = 0) -> Path:
+    """Write RANDOM weights in the released format, at full size, in float16 (half the space): `path`.
+
+    For trying a pipeline where the released files are not at hand. What such weights yield says nothing about the
+    paper: say "random weights" beside every number. image_encoder: "resnet50" or "swin-tiny".
+    """
+    path = Path(path)
+    if image_encoder not in IMAGE_PREFIXES:
+        raise InputError(f"unknown image encoder {image_encoder!r}: choose one of {', '.join(IMAGE_PREFIXES)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CXRCLIPModel(_published_config(image_encoder))
+        width = model.text_encoder.features
+        pooler = dict(zip(UNUSED, (torch.randn(width, width) * 0.02, torch.zeros(width)), strict=True))
+    tables = {name: table for name, table in model.named_buffers() if name.endswith(TABLES[0::2])}
+    state = {_released_name(name, image_encoder): _halved(tensor)
+             for name, tensor in {**model.state_dict(), **pooler, **tables}.items()}
+    name = {known: name for name, known in IMAGE_NAMES.items()}[image_encoder]
+    stored = {"model": state, "optimizer": {}, "scheduler": {}, "epoch": 0, "train_loss": 0.0,
+              "config": {"model": {"image_encoder": {"name": name}}, "base": {"image_size": 224}}}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.draft")
+        torch.save(stored, draft)
+        os.replace(draft, path)
+    except (OSError, RuntimeError) as fault:  # RuntimeError is how torch tells of a full disk
+        raise InputError(f"{path}: cannot be written ({_line(fault)}): check folder and free space") from fault
+    return path
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> object:
+    """What torch.save stored, if it is tensors and plain values only."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: {WHERE}")
+    if not zipfile.is_zipfile(path):  # what torch.save has written since 2020; the directory at the end is cut first
+        raise InputError(f"{path}: not a torch.save file, or a truncated one: get it again; {WHERE}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not compare checksums
+        if damaged:
+            raise ValueError(f"wrong checksum of {damaged}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as fault:  # a hostile or damaged file may fail anywhere
+        code = re.search(r"GLOBAL (\S+)", str(fault)) if isinstance(fault, pickle.UnpicklingError) else None
+        if code:
+            raise InputError(f"{path}: holds more than tensors and plain values ({code[1]}): refused, and nothing in "
+                             "it was run; do not load it by other means unless you trust its origin") from fault
+        raise InputError(f"{path}: damaged, or not a torch.save file ({_line(fault)}): get it again") from fault
+
+
+def _without_prefix(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The state dict without the "module." of DistributedDataParallel. InputError for what is no tensor by name."""
+    wrong = [name for name, tensor in state.items() if not isinstance(name, str) or not isinstance(tensor, Tensor)]
+    if wrong:
+        raise InputError(f"'model' holds more than named tensors: {_some(wrong)}")
+    if all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+# ---- what it is -----------------------------------------------------------------------------------------------------
+
+
+def _config(state: Mapping[str, Tensor], stored: object) -> CXRCLIPConfig:
+    """The configuration that names and shapes ask for, with the sizes that the file's config gives."""
+    found = [encoder for encoder, prefix in IMAGE_PREFIXES.items() if any(name.startswith(prefix) for name in state)]
+    if len(found) != 1:
+        what = "both a ResNet and a Swin" if found else f"no image encoder known here ({_some(list(state))})"
+        raise InputError(f"holds {what}; a released file has {' or '.join(p + '*' for p in IMAGE_PREFIXES.values())}")
+    if stored is not None and not isinstance(stored, dict):
+        raise InputError(f"'config' is a {type(stored).__name__}, not the nested dict of a released file")
+    named = _entry(stored, str, "model", "image_encoder", "name")
+    if named is not None and IMAGE_NAMES.get(named) != found[0]:
+        raise InputError(f"config names the image encoder {named!r}, the weights look like {found[0]}: "
+                         f"known are {', '.join(IMAGE_NAMES)}")
+    pooling = _entry(stored, str, "model", "text_encoder", "pooling")
+    if pooling not in (None, *POOLINGS):
+        raise InputError(f"config names the text pooling {pooling!r}: known are {', '.join(POOLINGS)}")
+    weight, asked = state.get("image_projection.projection.weight"), _entry(stored, int, "model", "projection_head",
+                                                                            "proj_dim")
+    width = weight.shape[0] if weight is not None and weight.ndim == 2 else 512  # else it is named as not fitting
+    if asked not in (None, width):
+        raise InputError(f"config says projection to {asked}, the weights project to {width}")
+    sizes = {"image_size": _entry(stored, int, "base", "image_size"),
+             "max_tokens": _entry(stored, int, "base", "text_max_length")}
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise InputError(f"config says {name} {size}: it must be positive")
+    given = {name: size for name, size in sizes.items() if size is not None}
+    return _published_config(found[0], text_pooling=POOLINGS[pooling or "eos"], projection_dim=width, **given)
+
+
+def _published_config(image_encoder: str, **changes: Any) -> CXRCLIPConfig:
+    """The published configuration, with the released code's feature for Swin: the first patch (ledger B8)."""
+    pooling = "first_token" if image_encoder in SWINS else "mean"
+    return CXRCLIPConfig(image_encoder=image_encoder, image_pooling=pooling, **changes)
+
+
+def _entry(stored: object, kind: type, *keys: str) -> Any:
+    """A value of the nested config, None where it is absent. InputError if it is of another kind."""
+    value = stored
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise InputError(f"config entry {'.'.join(keys)} is {value!r}, not of type {kind.__name__}")
+    return value
+
+
+# ---- does it fit ----------------------------------------------------------------------------------------------------
+
+
+def _fitted(state: Mapping[str, Tensor], model: CXRCLIPModel) -> dict[str, Tensor]:
+    """The file's tensors by the model's names; InputError lists everything that is unknown, lacking or misshapen."""
+    wanted, tables = model.state_dict(), dict(model.named_buffers())
+    fitted: dict[str, Tensor] = {}
+    unknown, unfit = [], []
+    for released, tensor in state.items():
+        name = _name(released, wanted)
+        if name in wanted and name not in fitted:
+            fitted[name] = tensor
+            unfit += [released] if _misfit(tensor, wanted[name]) else []
+        elif name.endswith(TABLES) and name in tables:
+            same = not _misfit(tensor, tables[name]) and torch.equal(tensor.long(), tables[name].long())
+            unfit += [] if same else [released]
+        elif name not in UNUSED:
+            unknown.append(released)
+    lacking = [_released_name(name, model.config.image_encoder) for name in wanted if name not in fitted]
+    faults = {"unknown": unknown, "lacking": lacking, "of another shape, kind or content": unfit}
+    if any(faults.values()):
+        listed = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in faults.items() if names)
+        raise InputError(f"not the weights of {model.config.image_encoder} and {model.config.text_encoder}: {listed}")
+    broken = [name for name, tensor in fitted.items() if not tensor.isfinite().all()]
+    if broken:
+        raise InputError(f"{len(broken)} tensors hold NaN or infinite numbers: {_some(broken)}")
+    return fitted
+
+
+def _name(released: str, wanted: Mapping[str, Tensor]) -> str:
+    """The model's name for a released one; Swin's old names become new ones where the model has the new ones."""
+    for old, new in PREFIXES.items():
+        if released.startswith(old):
+            name = new + released.removeprefix(old)
+            return _replaced(name, SWIN_NAMES) if name not in wanted and old == IMAGE_PREFIXES["swin-tiny"] else name
+    return released
+
+
+def _released_name(name: str, image_encoder: str) -> str:
+    """The inverse of _name: as the released files have it."""
+    if name.startswith("image_encoder."):
+        inner = name.removeprefix("image_encoder.body.network.")
+        old = _replaced(f".{inner}", {new: old for old, new in SWIN_NAMES.items()})[1:]
+        return IMAGE_PREFIXES[image_encoder] + (old if image_encoder in SWINS else inner)
+    for old, new in PREFIXES.items():
+        if name.startswith(new):
+            return old + name.removeprefix(new)
+    return name
+
+
+def _replaced(name: str, names: Mapping[str, str]) -> str:
+    """`name` with the first matching part replaced."""
+    for old, new in names.items():
+        if old in name:
+            return name.replace(old, new)
+    return name
+
+
+def _misfit(tensor: Tensor, wanted: Tensor) -> bool:
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return not plain or tensor.shape != wanted.shape or tensor.is_floating_point() != wanted.is_floating_point()
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor
+
+
+def _some(names: Sequence[object], most: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(map(str, names[:most])) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+def _line(fault: Exception) -> str:
+    """The first line of an error, at most 120 characters."""
+    return (str(fault).splitlines() or [type(fault).__name__])[0][:120] or type(fault).__name__
