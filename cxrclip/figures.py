@@ -26,6 +26,7 @@ from sklearn.metrics import roc_curve
 
 from cxrclip.errors import InputError
 from cxrclip.images import read_gray
+from cxrclip.ledger import LEDGER
 from cxrclip.results import LABELS
 
 # Okabe & Ito (2008), in the order used here; its yellow is left out, too faint for lines on white.
@@ -38,6 +39,7 @@ Measure = tuple[str, str, str]      # data set, task, metric
 CLASSIFICATION: Measure = ("all", "zero-shot", "auroc")
 RETRIEVAL: Measure = ("all", "image_to_text", "RSUM")
 PAPER_WEIGHTS: Mapping[str, float] = {"ICL": 1.0, "TCL": 0.5}
+BUDGET_NAMES = {"evaluation": "one run, scored both ways"}  # the others are "equal <budget>"
 LOSSES = ("total", "mvs", "icl", "tcl", "valid_total")
 
 
@@ -224,7 +226,7 @@ def ablation_forest(differences: pd.DataFrame, axes: Axes) -> Axes:
         part = differences[differences["budget"] == group]
         y = np.array([rows.index(name) for name in part["row"]]) + offset
         axes.errorbar(100 * part["value"].to_numpy(float), y, xerr=100 * _errors(part), fmt=marker, color=colour,
-                      capsize=3, label=f"equal {group}")
+                      capsize=3, label=BUDGET_NAMES.get(group, f"equal {group}"))
     axes.axvline(0, color=CHANCE, linestyle="--", linewidth=1.2, label="no difference")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -232,6 +234,21 @@ def ablation_forest(differences: pd.DataFrame, axes: Axes) -> Axes:
     _finish(axes, f"{_title(metric)}: difference to {reference} (percentage points, 95 % interval)", "", legend=True)
     axes.grid(axis="x", alpha=0.3)
     return axes
+
+
+def ledger_forest(results: pd.DataFrame, axes: Axes, task: str = "image_to_text", metric: str = "RSUM") -> Axes:
+    """What each row of the ledger costs in one measure: the released code's behaviour minus the intended one.
+
+    results: tidy rows; the differences of the comparison "ledger" are drawn (tables.ledger_table), in the ledger's
+    order. Rows measured on one test set name it. Raises InputError if there are none.
+    """
+    here = results[(results["comparison"] == "ledger") & (results["task"] == task)
+                   & results["metric"].str.startswith(f"{metric} minus ")]
+    order = [item.id for item in LEDGER] + ["official"]
+    here = here.sort_values("row", key=lambda rows: rows.map(order.index))
+    names = [row if dataset == "all" else f"{row} ({LABELS[dataset]})"
+             for row, dataset in zip(here["row"], here["dataset"], strict=True)]
+    return ablation_forest(here.assign(row=names, metric=f"{metric} minus the intended"), axes)
 
 
 def weights_curve(results: pd.DataFrame, axes: Axes, measure: Measure = RETRIEVAL,

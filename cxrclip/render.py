@@ -13,6 +13,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -142,14 +143,21 @@ def drawings() -> dict[str, Drawing]:
             return pd.concat([rows, paper], ignore_index=True) if len(paper) else rows
         return select
 
+    def effects(results: pd.DataFrame) -> pd.DataFrame:
+        """The differences of the ledger."""
+        return results[(results["comparison"] == "ledger") & results["metric"].str.contains(" minus ")]
+
+    sides = {"retrieval": figures.RETRIEVAL, "classification": figures.CLASSIFICATION}
     return {
         "tradeoff": Drawing(comparison("label growth"), figures.pareto, (7, 5)),
         **{f"{stem}_{side}": Drawing(against(name, reference, measure), figures.ablation_forest, (7, 4))
            for stem, name, reference in (("ablation", "ablation", claims.ABOVE),
                                          ("loss_combinations", "loss combinations", "MVS + ICL + TCL"))
-           for side, measure in (("retrieval", figures.RETRIEVAL), ("classification", figures.CLASSIFICATION))},
+           for side, measure in sides.items()},
         "loss_weights": Drawing(comparison("loss weights", "steps", ""), figures.weights_curve, (7, 4.5)),
         "remedies": Drawing(comparison("remedies", "steps", ""), figures.remedies_plot, (8, 5)),
+        **{f"ledger_{side}": Drawing(effects, partial(figures.ledger_forest, task=measure[1], metric=measure[2]),
+                                     (8, 5)) for side, measure in sides.items()},
         "coarse_text": Drawing(task("coarse-text"), figures.coarse_text, (7, 4.5)),
         "collisions": Drawing(task("collision", reference=True), figures.collisions, (8, 4)),
     }
