@@ -71,6 +71,8 @@ def export(run: Run, folder: str | Path) -> Path:
         results.write_atomically(partial / "README.md", f"{card(run, rows)}\n")
         if found := governance.scan(partial, [partial / "README.md"]):
             raise InputError(f"{folder}: not exported: {found[0]}")
+        for path in partial.iterdir():
+            path.chmod(0o644)  # weights are written for their owner alone; this folder is for others
     return folder
 
 
@@ -87,7 +89,7 @@ def card(run: Run, rows: pd.DataFrame) -> ModelCard:
         datasets=list(dict.fromkeys(_data_id(mix, role) for role in experiment.pretraining)),
         eval_results=[_eval_result(mix, row) for row in whole.to_dict("records") if row["task"] == "zero-shot"],
     )
-    notes = [f"{_label(row['dataset'])}, {row['task']}: {row['note']}" for row in whole.to_dict("records")
+    notes = [f"{_label(mix, row['dataset'])}, {row['task']}: {row['note']}" for row in whole.to_dict("records")
              if row["note"]]
     return ModelCard.from_template(
         head, template_path=str(TEMPLATE), name=experiment.run_name, simulated=simulated, experiment=run.fingerprint,
@@ -95,7 +97,7 @@ def card(run: Run, rows: pd.DataFrame) -> ModelCard:
         max_tokens=experiment.max_tokens, image_size=experiment.image_size,
         data=_table(_data_rows(run)), training=_table(_training_rows(run)),
         versions=", ".join(f"{name} {number}" for name, number in run.about["versions"].items()),
-        results=_table([_result_row(row) for row in whole.to_dict("records")]), notes=notes)
+        results=_table([_result_row(mix, row) for row in whole.to_dict("records")]), notes=notes)
 
 
 def _filled(mix: mixes.Mix, name: str) -> mixes.Role:
@@ -110,17 +112,18 @@ def _data_id(mix: mixes.Mix, name: str) -> str:
     return f"phantom-{role.value}" if role.filling == "phantom" else Path(role.value).name
 
 
-def _label(role: str) -> str:
-    return results.LABELS.get(role, role)
+def _label(mix: mixes.Mix, name: str) -> str:
+    """The role as tables name it; never a phantom under the bare name of real data."""
+    simulated = _filled(mix, name).filling == "phantom"
+    return f"{results.LABELS.get(name, name)}{' (simulated)' if simulated else ''}"
 
 
 def _eval_result(mix: mixes.Mix, row: dict) -> EvalResult:
     """A zero-shot row as the Hub's model-index wants it; data and experiment by fingerprint."""
-    simulated = _filled(mix, row["dataset"]).filling == "phantom"
     return EvalResult(
         task_type=PIPELINE, task_name="zero-shot classification", dataset_type=_data_id(mix, row["dataset"]),
-        dataset_name=f"{_label(row['dataset'])}{' (simulated)' if simulated else ''}",
-        dataset_split=mix.roles[row["dataset"]].split, dataset_revision=row["data"],
+        dataset_name=_label(mix, row["dataset"]), dataset_split=mix.roles[row["dataset"]].split,
+        dataset_revision=row["data"],
         metric_type=METRICS[row["metric"]], metric_name=f"zero-shot {row['metric']}", metric_value=row["value"],
         metric_args={**{name: row[name] for name in ("low", "high", "chance")}, "n": int(row["n"]),
                      "experiment": row["experiment"]})
@@ -128,7 +131,7 @@ def _eval_result(mix: mixes.Mix, row: dict) -> EvalResult:
 
 def _data_rows(run: Run) -> list[dict[str, str]]:
     """A line a pretraining role: what fills it, its studies, its fingerprint."""
-    return [{"role": _label(role), "filled by": f"`{_data_id(run.data.mix, role)}`",
+    return [{"role": _label(run.data.mix, role), "filled by": f"`{_data_id(run.data.mix, role)}`",
              **{f"{split} studies": f"{len(used_studies(run.experiment, run.data, role, split)):,}"
                 for split in ("train", "valid")},
              "data": f"`{fingerprint}`"} for role, fingerprint in run.about["data"].items()]
@@ -144,11 +147,11 @@ def _training_rows(run: Run) -> list[dict[str, str]]:
             for name, value in shown.items() if name not in left_out and value is not None]
 
 
-def _result_row(row: dict) -> dict[str, str]:
+def _result_row(mix: mixes.Mix, row: dict) -> dict[str, str]:
     """A tidy row as the card prints it: fractions with three digits, ranks with one."""
     digits = 1 if row["metric"] == "mean rank" else 3
     value, low, high, chance = (f"{row[name]:.{digits}f}" for name in ("value", "low", "high", "chance"))
-    return {"data set": _label(row["dataset"]), "task": row["task"], "metric": row["metric"],
+    return {"data set": _label(mix, row["dataset"]), "task": row["task"], "metric": row["metric"],
             "value": f"{value} [{low}, {high}]", "chance": chance, "n": f"{row['n']:,.0f}", "data": f"`{row['data']}`"}
 
 

@@ -94,6 +94,7 @@ def lines_of(table: str) -> list[list[str]]:
 
 def test_the_folder_is_complete_and_is_the_run(folder, run):
     assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     assert not model.training
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in run.model.state_dict().items())
@@ -138,7 +139,8 @@ def test_every_number_of_the_results_is_a_row_of_the_run(folder, run, rows):
     for line, (_, row) in zip(table, whole.iterrows(), strict=True):
         value, low, high = map(float, re.fullmatch(r"(\S+) \[(\S+), (\S+)\]", line[3]).groups())
         digits = 1 if row["metric"] == "mean rank" else 3
-        assert (line[0], line[1], line[2]) == (results.LABELS[row["dataset"]], row["task"], row["metric"])
+        name = f"{results.LABELS[row['dataset']]} (simulated)"
+        assert (line[0], line[1], line[2]) == (name, row["task"], row["metric"])
         assert [value, low, high, float(line[4])] == [round(row[name], digits)
                                                       for name in ("value", "low", "high", "chance")]
         assert (int(line[5]), line[6]) == (row["n"], row["data"])
@@ -155,8 +157,8 @@ def test_the_card_tells_data_and_settings(folder, run):
     text = (folder / "README.md").read_text()
     data = run.data.fingerprints(("M", "C14"))
     assert lines_of(section(text, "Training data")) == [
-        ["MIMIC-CXR (M)", "phantom-M", "24", "8", data["M"]],
-        ["ChestX-ray14 (C14)", "phantom-C14", "24", "8", data["C14"]]]
+        ["MIMIC-CXR (M) (simulated)", "phantom-M", "24", "8", data["M"]],
+        ["ChestX-ray14 (C14) (simulated)", "phantom-C14", "24", "8", data["C14"]]]
     settings = dict(lines_of(section(text, "Training")))
     assert (settings["steps"], settings["batch_size"], settings["pretraining"], settings["learning_rate"]) == (
         "6", "8", "M, C14", "0.003")
@@ -171,7 +173,7 @@ def test_the_card_tells_data_and_settings(folder, run):
 def test_what_a_reader_must_know_of_a_number_is_told(run, rows):
     told = rows.assign(note=np.where(rows["task"] == "zero-shot", "mean of 1 of 2 classes", ""))
     found = section(str(card(run, told)), "Results")
-    assert found.count("- RSNA, zero-shot: mean of 1 of 2 classes") == 1
+    assert found.count("- RSNA (simulated), zero-shot: mean of 1 of 2 classes") == 1
 
 
 def test_epochs_are_told_where_they_count(run, rows, monkeypatch):
@@ -191,6 +193,8 @@ def test_a_card_of_real_films_says_other_things(run, rows, monkeypatch):
     assert "simulated-data" not in found.data.tags
     assert "Trained on simulated films" not in found.text
     assert "Read the agreements" in found.text
+    assert "ChestX-ray14 (C14)" in found.text
+    assert "ChestX-ray14 (C14) (simulated)" not in found.text
     assert "Another hospital" in found.text
 
 
@@ -297,6 +301,7 @@ def test_command_line(run, rows, tmp_path, capsys):
 
 
 def test_make_export_asks_for_what_it_needs():
-    call = subprocess.run(["make", "export", "STAMP=Makefile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    """Dry (-n): nothing is made, but what is asked for is asked for."""
+    call = subprocess.run(["make", "-n", "export"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert call.returncode
     assert "make export needs RUN=build/runs/<fingerprint> OUT=<new folder>" in call.stderr
