@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cxrclip.errors import InputError
+from cxrclip.rules import INTENDED, Rules
 
 INFO = "info.json"
 OPTIMIZER = "optimizer."
@@ -96,6 +97,23 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
         if number >= len(parameters) or shapes - {tuple(parameters[number].shape)}:
             raise InputError(f"the optimiser state of parameter {number} does not fit this model: it is another run's")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], rules: Rules = INTENDED) -> nn.Module:
+    """Put `weights` into `model`. Raises InputError naming the keys that do not fit.
+
+    rules.lenient_loading: what does not fit is left out in silence and stays as it was (ledger B10).
+    """
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as fault:  # tensors of another shape, which torch refuses in any case
+        raise InputError(f"weights do not fit the model: {str(fault).splitlines()[-1].strip()}") from fault
+    if (missing or unexpected) and not rules.lenient_loading:
+        named = "; ".join(f"{what}: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"
+                          for what, keys in (("missing", missing), ("not of this model", unexpected)) if keys)
+        raise InputError(f"weights do not fit the model ({len(missing)} missing, {len(unexpected)} unknown; {named}): "
+                         "they are those of another model, or wrapped under other names")
+    return model
 
 
 def _flush(*paths: Path) -> None:

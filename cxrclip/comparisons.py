@@ -54,6 +54,12 @@ GROUPNORM: Mapping[str, Mapping[str, object]] = {
     "GroupNorm": {"image_encoder": "resnet-small-groupnorm"},
     "GroupNorm, batches of one source": {"image_encoder": "resnet-small-groupnorm", "batches": "one-source"},
 }
+# Paper against code (ledger.py): the intended behaviour of a recipe, and the rows of the ledger that depart from it.
+LEDGER_ROWS: Mapping[str, tuple[str, ...]] = {
+    "intended, M": ("B1*", "B2", "B3", "B4", "B9"), "intended, CLIP on M": ("B11",), "intended, Swin on M": ("B8",),
+    "intended, M,C,C14": ("B5", "B12", "D1", "D2", "official"),
+}
+C14_OF_THE_README = 69_718 / 89_696  # ledger D1: the README's training films of Table 1's
 MAIN = "tables 2 and 3"  # the comparison whose rows are the paper's main tables: they carry no stamp in the results
 # What a row is compared with, unless it is the row above it (the ablation) or in the main tables (pairs).
 REFERENCES: Mapping[str, str] = {"loss combinations": "MVS + ICL + TCL", "loss weights": "ICL 1", "label growth": "M",
@@ -91,6 +97,7 @@ def plan(profile: str, mix: str, seed: int, data: mixes.Prepared) -> dict[str, l
     found["loss weights"] = loss_weights(base)
     if base.steps and set(MIXTURES[-1]) <= set(studies):
         found |= {"label growth": label_growth(base, studies), "remedies": remedies(base)}
+        found["ledger"] = ledger(base)
     seeds = range(seed, seed + SEEDS[profile])
     return {name: with_seeds([row for row in rows if profile != "quick" or row.budget == "steps"], seeds)
             for name, rows in found.items()}
@@ -173,6 +180,25 @@ def remedies(base: Experiment) -> list[Row]:
     return _rows("remedies", {"steps": rows})
 
 
+def ledger(base: Experiment) -> list[Row]:
+    """Paper against code: for each recipe the intended behaviour, and each rule of the released code alone.
+
+    "official" is all of them together. D1 is no rule but a share: the README's films of C14 in place of Table 1's.
+    Budget: steps.
+    """
+    recipe = replace(in_steps(base), pretraining=MIXTURES[-1])
+    alone = replace(base, pretraining=("M",))
+    starts = dict(zip(LEDGER_ROWS, (alone, replace(alone, **CLIP, augment=False),
+                                    replace(alone, image_encoder=IMAGE_ENCODERS["swin"][base.profile]), recipe),
+                      strict=True))
+    rows = {}
+    for name, start in starts.items():
+        rows[name] = start
+        rows |= {row: replace(start, rules=row) for row in LEDGER_ROWS[name] if row != "D1"}
+    rows["D1"] = replace(recipe, shares=(1.0, 1.0, C14_OF_THE_README))
+    return _rows("ledger", {"steps": rows})
+
+
 def tables_2_and_3(base: Experiment, mixtures: Sequence[tuple[str, ...]] = MIXTURES) -> list[Row]:
     """Both image encoders on each mixture, and as a baseline plain CLIP on M (the ablation's first row)."""
     rows = {}
@@ -205,13 +231,16 @@ def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
     """Which row is compared with which, for the rows of one comparison: (row, reference).
 
     Ablation: each with the one above it, and the whole method with "+ MVS", for ICL and TCL together. Tables 2 and 3:
-    each mixture with M alone, and CXR-CLIP with plain CLIP. All others: each with one reference (REFERENCES).
+    each mixture with M alone, and CXR-CLIP with plain CLIP. Ledger: each rule with the intended behaviour of its
+    recipe. All others: each with one reference (REFERENCES).
     """
     rows = list(rows)
     names = list(dict.fromkeys(row.row for row in rows))
     comparison = rows[0].comparison if rows else ""
     if comparison == "ablation":
         return [*zip(names[1:], names[:-1], strict=True), ("+ TCL", "+ MVS")]
+    if comparison == "ledger":
+        return [(name, start) for start, rules in LEDGER_ROWS.items() for name in rules if {name, start} <= {*names}]
     if comparison == MAIN:
         ours = {row.row: row.experiment for row in rows if row.experiment.views == 2}
         alone = {item.image_encoder: name for name, item in ours.items() if item.pretraining == ("M",)}

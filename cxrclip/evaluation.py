@@ -31,6 +31,7 @@ from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, build_image_encoder
 from cxrclip.errors import InputError
 from cxrclip.images import decode_gray
 from cxrclip.progress import progress_bar
+from cxrclip.rules import INTENDED, Rules
 from cxrclip.sampling import EvalTransform, TrainTransform
 
 # Inverse L2 strength of the linear probe: the best of PROBE_GRID on a validation half of the phantom VinDr training
@@ -199,6 +200,15 @@ def linear_probe(train_features: np.ndarray, train_targets: np.ndarray, test_fea
     return scores
 
 
+def leaked_rows(test_targets: np.ndarray) -> np.ndarray:
+    """Sorted rows of positive test studies that a split by row puts into training as well (ledger D4).
+
+    The share is SIIM's: 154 of 476 positive test films have another of their masks in train. Drawn by a fixed seed.
+    """
+    positive = np.flatnonzero(test_targets.any(axis=1))
+    return np.sort(np.random.default_rng(0).permutation(positive)[:round(154 / 476 * len(positive))])
+
+
 def stratified_draw(train_targets: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
     """Sorted row indices of a draw of fraction * N rows that keeps the classes' shares (multi-label).
 
@@ -254,19 +264,19 @@ def score_frame(images: ImageEmbeddings | Mapping[str, np.ndarray], classes: Seq
 # ---- retrieval ------------------------------------------------------------------------------------------------------
 
 
-def retrieval_text(study: Mapping[str, object]) -> str:
+def retrieval_text(study: Mapping[str, object], rules: Rules = INTENDED) -> str:
     """The longer of findings and impression, findings if equally long (official authors, issue #10).
 
-    Empty if the study has neither; the released code compares the two alphabetically (ledger B7).
+    Empty if the study has neither. rules.alphabetical_text: the later one in the alphabet (ledger B7).
     """
     sections = [str(study[name] or "").strip() for name in ("findings", "impression")]
-    return max(sections, key=len)
+    return max(sections) if rules.alphabetical_text else max(sections, key=len)
 
 
-def retrieval_texts(studies: Dataset) -> tuple[np.ndarray, list[str]]:
+def retrieval_texts(studies: Dataset, rules: Rules = INTENDED) -> tuple[np.ndarray, list[str]]:
     """Rows of the studies that have a report, and their texts; the others cannot take part: say how many they are."""
     columns = studies.select_columns(["findings", "impression"])
-    texts = [retrieval_text(study) for study in columns]
+    texts = [retrieval_text(study, rules) for study in columns]
     rows = np.array([i for i, text in enumerate(texts) if text], int)
     return rows, [texts[i] for i in rows]
 

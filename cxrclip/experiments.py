@@ -19,18 +19,28 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from cxrclip import evaluation, mixes, oracle, results, studies, training
-from cxrclip.encoders import PUBLISHED_WEIGHTS, CXRCLIPConfig, CXRCLIPModel, published_tokenizer, train_tokenizer
+from cxrclip.adamw_probe import adamw_probe
+from cxrclip.encoders import (
+    PUBLISHED_WEIGHTS,
+    SWINS,
+    CXRCLIPConfig,
+    CXRCLIPModel,
+    published_tokenizer,
+    train_tokenizer,
+)
 from cxrclip.errors import InputError
 from cxrclip.losses import FALSE_NEGATIVES, CXRCLIPLoss
 from cxrclip.progress import progress_bar
 from cxrclip.prompts import PromptBank
+from cxrclip.rules import Rules
 from cxrclip.sampling import (
     EpochBatches,
     EvalTransform,
@@ -42,8 +52,10 @@ from cxrclip.sampling import (
     share_of,
 )
 
-TRAINING_CODE = ("sampling.py", "prompts.py", "prompts.yaml", "encoders.py", "losses.py", "training.py", "oracle.py")
-EVALUATION_CODE = ("evaluation.py", "metrics.py", "prompts.py", "prompts.yaml", "results.py", "experiments.py")
+TRAINING_CODE = ("rules.py", "sampling.py", "prompts.py", "prompts.yaml", "encoders.py", "losses.py", "training.py",
+                 "oracle.py")
+EVALUATION_CODE = ("rules.py", "evaluation.py", "adamw_probe.py", "metrics.py", "prompts.py", "prompts.yaml",
+                   "results.py", "experiments.py")
 
 # What a profile changes of the published settings. Small encoders and images keep the method and cost minutes.
 _SMALL = {"text_encoder": "bert-small", "image_size": 64, "projection_dim": 128, "batch_size": 48,
@@ -74,6 +86,8 @@ class Experiment:
         batches: "mixed" or "one-source". report_share: of each batch. reports_last: share of the last steps that
         draw from reports only (sampling.py). label_weight: of label-only studies' rows in every term.
         rich_prompts: label prompts that tell side, zone and severity, from the phantom's truth (oracle.py).
+        rules: "intended", "official" for what the released code does, or rows of the ledger, "B2,B3" (rules.py).
+            Under B11 plain CLIP cannot be had: asking for one view and one text gives two, with ICL and TCL at 0.
     """
 
     mix: str = "phantom"
@@ -107,8 +121,12 @@ class Experiment:
     reports_last: float = 0.0
     label_weight: float = 1.0
     rich_prompts: bool = False
+    rules: str = "intended"
 
     def __post_init__(self) -> None:
+        if Rules.of(self.rules).no_plain_clip and self.views == self.texts == 1:
+            for name, value in {"views": 2, "texts": 2, "icl_weight": 0.0, "tcl_weight": 0.0}.items():
+                object.__setattr__(self, name, value)
         for name, choices in SWITCHES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}")
@@ -321,7 +339,8 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
             model.load_published_encoders()
         make, validation = batches_for(experiment, data, bank, tokenizer, model.config)
         recipe = training.Recipe(total_steps(experiment, data), experiment.learning_rate, experiment.weight_decay,
-                                 experiment.warmup, experiment.seed, experiment.validations, device=bench.device)
+                                 experiment.warmup, experiment.seed, experiment.validations, device=bench.device,
+                                 decay_on_all=Rules.of(experiment.rules).decay_on_all)
         criterion = CXRCLIPLoss(experiment.icl_weight, experiment.tcl_weight, mvs=experiment.mvs,
                                 false_negatives=experiment.false_negatives)
         model = training.fit(model, criterion, make, validation, recipe, folder, report)
@@ -346,10 +365,12 @@ def model_config(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> 
 
     A published text encoder keeps the size of its own vocabulary, also where it starts at random and uses fewer.
     """
+    corner = Rules.of(experiment.rules).corner_token and experiment.image_encoder in SWINS  # ledger B8
     vocab_size = None if experiment.text_encoder in PUBLISHED_WEIGHTS else len(tokenizer)
     return CXRCLIPConfig(image_encoder=experiment.image_encoder, text_encoder=experiment.text_encoder,
                          projection_dim=experiment.projection_dim, image_size=experiment.image_size,
                          max_tokens=experiment.max_tokens, vocab_size=vocab_size,
+                         image_pooling="first_token" if corner else "mean",
                          pad_token_id=tokenizer.pad_token_id)
 
 
@@ -410,6 +431,7 @@ def pretraining_studies(experiment: Experiment, data: mixes.Prepared, bank: Prom
     """The pretraining roles' studies of one split, one after the other, each with its role's prompt rule."""
     kind = TrainTransform if experiment.augment else EvalTransform
     transform = kind(config.image_size, config.image_mean, config.image_std)
+    rules = replace(Rules.of(experiment.rules), **({} if split == "valid" else {"trivial_validation": False}))
     rich = {role: oracle.rich_details(oracle.read_truth(data.folders[role]), bank)
             for role in experiment.pretraining if experiment.rich_prompts}
     return StudyMix([PretrainingDataset(used_studies(experiment, data, role, split), bank, transform,
@@ -418,17 +440,29 @@ def pretraining_studies(experiment: Experiment, data: mixes.Prepared, bank: Prom
                                         max_negatives=data.mix.pretraining[role].max_negatives,
                                         draw=experiment.draw, augment=experiment.augment,
                                         contents=experiment.false_negatives != "keep",
-                                        label_weight=experiment.label_weight, details=rich.get(role))
+                                        label_weight=experiment.label_weight, details=rich.get(role), rules=rules)
                      for role in experiment.pretraining])
 
 
 def used_studies(experiment: Experiment, data: mixes.Prepared, role: str, split: str) -> Dataset:
-    """The studies of a pretraining role and split that the experiment uses: of the training studies, its share."""
+    """The studies of a pretraining role and split that the experiment uses: of the training studies, its share.
+
+    Under ledger D2 the training studies also hold the share of test studies that the mix says were seen.
+    """
     found = data.studies(role, split)
+    if split == "train" and Rules.of(experiment.rules).seen_films:
+        found = concatenate_datasets([found, *(seen_studies(data, test) for test in data.mix.pretraining[role].seen)])
     if split != "train" or experiment.shares is None:
         return found
     share = experiment.shares[experiment.pretraining.index(role)]
     return found.select(share_of(len(found), share, experiment.seed, role), keep_in_memory=True)
+
+
+def seen_studies(data: mixes.Prepared, role: str) -> Dataset:
+    """The test studies of `role` whose films are also in pretraining under ledger D2: a share drawn by a fixed seed."""
+    tested = data.studies(role, data.mix.tests[role].split)
+    shares = [item.seen[role] for item in data.mix.pretraining.values() if role in item.seen]
+    return tested.select(share_of(len(tested), shares[0], 0, f"seen films of {role}"), keep_in_memory=True)
 
 
 def origin(runs: Sequence[Run], command: str) -> dict[str, object]:
@@ -471,7 +505,7 @@ def _evaluate_role(run: Run, role: mixes.Role, folder: Path) -> pd.DataFrame:
         frames |= _probe_frames(run, role, images, _embedded(run, role, "train", folder))
     rows = []
     for task, frame in frames.items():
-        one_of_many = task == "zero-shot" and not any(negative for negative, _ in _prompts(role).values())
+        one_of_many = task == "zero-shot" and not any(negative for negative, _ in prompts_of(role).values())
         to_rows = results.accuracy_rows if one_of_many else results.auroc_rows
         rows.append(to_rows(frame, about, role.name, task))
     if "retrieval" in role.tasks:
@@ -493,7 +527,8 @@ def _embedded(run: Run, role: mixes.Role, split: str, folder: Path) -> evaluatio
     return evaluation.load_embeddings(path)
 
 
-def _prompts(role: mixes.Role, ensemble: bool = False) -> Mapping:
+def prompts_of(role: mixes.Role, ensemble: bool = False) -> Mapping:
+    """The zero-shot texts of a test role, by class: the official ones, or several wordings of each."""
     return _bank().zero_shot(role.prompts + ("-ensemble" if ensemble else ""))
 
 
@@ -506,9 +541,9 @@ def _bank() -> PromptBank:
 def _zero_shot_frames(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings) -> dict[str, pd.DataFrame]:
     """Scores of the official texts, and of an ensemble of wordings beside them where the prompts file has one."""
     tested = run.data.studies(role.name, role.split)
-    tasks = {"zero-shot": _prompts(role)}
+    tasks = {"zero-shot": prompts_of(role)}
     if f"{role.prompts}-ensemble" in _bank().tasks:
-        tasks["zero-shot-ensemble"] = _prompts(role, ensemble=True)
+        tasks["zero-shot-ensemble"] = prompts_of(role, ensemble=True)
     frames = {}
     for task, prompts in tasks.items():
         embeds = evaluation.embed_prompts(run.model, run.tokenizer, prompts, max_tokens=run.experiment.max_tokens,
@@ -523,19 +558,31 @@ def _zero_shot_frames(run: Run, role: mixes.Role, images: evaluation.ImageEmbedd
 
 def _probe_frames(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings,
                   train: evaluation.ImageEmbeddings) -> dict[str, pd.DataFrame]:
-    """Scores of linear probes on frozen features: five stratified draws of 10 % of the training studies, and all."""
-    classes = list(_prompts(role))
+    """Scores of linear probes on frozen features: five stratified draws of 10 % of the training studies, and all.
+
+    By the official rules one draw, trained by AdamW (adamw_probe.py).
+    """
+    classes = list(prompts_of(role))
+    rules = Rules.of(run.experiment.rules)
     learn, truth = (evaluation.targets(run.data.studies(role.name, split), classes) for split in ("train", role.split))
+    features = train.features
+    if rules.row_split:
+        leaked = evaluation.leaked_rows(truth)
+        features, learn = np.concatenate([features, images.features[leaked]]), np.concatenate([learn, truth[leaked]])
     frames = {}
     for task, fraction, draws in (("linear-probe-10", 0.1, 5), ("linear-probe-100", 1.0, 1)):
-        scores = evaluation.linear_probe(train.features, learn, images.features, fraction=fraction, draws=draws)
+        if rules.adamw_probe:
+            scores = adamw_probe(features, learn, images.features, fraction=fraction, rules=rules)
+        else:
+            scores = evaluation.linear_probe(features, learn, images.features, fraction=fraction, draws=draws)
         frames[task] = evaluation.score_frame(images, classes, scores, truth)
     return frames
 
 
 def _retrieval_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings) -> pd.DataFrame:
     """Ranks in both directions, over the studies that have a report."""
-    rows, texts = evaluation.retrieval_texts(run.data.studies(role.name, role.split))
+    studies = run.data.studies(role.name, role.split)
+    rows, texts = evaluation.retrieval_texts(studies, Rules.of(run.experiment.rules))
     embeds = evaluation.embed_texts(run.model, run.tokenizer, texts, max_tokens=run.experiment.max_tokens,
                                     device=run.device)
     return pd.concat([evaluation.retrieve(images[rows], embeds, texts, direction)

@@ -176,8 +176,9 @@ def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Me
         axes.errorbar(part["x"], part["y"], xerr=part[["x_low", "x_high"]].T, yerr=part[["y_low", "y_high"]].T,
                       fmt=marker, linestyle=style, color=colour, markersize=7, capsize=2, elinewidth=0.8, linewidth=1.5,
                       label=label)
-        for i, point in enumerate(part.itertuples()):
-            _label_point(axes, point.x, point.y, point.row, colour, below=i % 2 == 1)
+        turned = part["x"].diff() < 0  # where the line runs back its label would cover the point before
+        for i, (point, left) in enumerate(zip(part.itertuples(), turned, strict=True)):
+            _label_point(axes, point.x, point.y, point.row, colour, below=left or i % 2 == 1, left=left)
     return _finish(axes, _measure_label(x), _measure_label(y), legend=True)
 
 
@@ -525,9 +526,11 @@ def _measure_label(measure: Measure) -> str:
     return f"{what} ({how}{where}; {'points' if metric == 'RSUM' else '%'})"
 
 
-def _label_point(axes: Axes, x: float, y: float, text: str, colour: str, below: bool = False) -> None:
+def _label_point(axes: Axes, x: float, y: float, text: str, colour: str, below: bool = False,
+                 left: bool = False) -> None:
     """`text` beside a point, above or below it: neighbours that take turns do not cover each other."""
-    axes.annotate(text, (x, y), xytext=(5, -11 if below else 5), textcoords="offset points", fontsize=8, color=colour)
+    axes.annotate(text, (x, y), xytext=(-5 if left else 5, -11 if below else 5), textcoords="offset points", fontsize=8,
+                  color=colour, ha="right" if left else "left")
 
 
 def _errors(part: pd.DataFrame) -> np.ndarray:

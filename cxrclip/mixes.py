@@ -32,7 +32,7 @@ PACKAGE = Path(__file__).parent
 FILLINGS = ("phantom", "source", "folder", "role", "missing")
 TASKS = ("zero-shot", "linear-probe", "retrieval")
 _KEYS = {"phantom", "sizes", "source", "root", "needs", "options", "folder", "role", "missing", "max_negatives",
-         "tasks", "prompts", "split"}
+         "tasks", "prompts", "split", "seen"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Role:
     """One line of a mix: a data set of the paper and what fills it here.
 
     `filling` is one of FILLINGS and `value` its argument: an institution, a source, a path, a role or a reason.
+    `seen`: test role -> share of its test studies that a pretraining role also holds under ledger D2 (rules.py).
     `reason` says what a source lacks where its `root`, or a file below it that it `needs`, is not there; without a
     reason that is a fault.
     """
@@ -54,6 +55,7 @@ class Role:
     tasks: tuple[str, ...] = ()
     prompts: str = ""
     split: str = "test"
+    seen: Mapping[str, float] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     reason: str = ""
 
@@ -122,7 +124,8 @@ def _read_role(path: Path, name: str, spec: object) -> Role:
         raise InputError(f"{path}: role {name}: unknown task {bad[0]!r}: choose from {', '.join(TASKS)}")
     return Role(name, filling, value, spec.get("sizes", {}), str(spec.get("root", "")), spec.get("options", {}),
                 spec.get("max_negatives"), tasks, str(spec.get("prompts", name)), str(spec.get("split", "test")),
-                tuple(spec.get("needs", ())), str(spec.get("missing", "")) if filling == "source" else "")
+                spec.get("seen", {}), tuple(spec.get("needs", ())),
+                str(spec.get("missing", "")) if filling == "source" else "")
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,11 @@ def write_tables(root: Path = ROOT) -> list[str]:
         return [*(str(path.relative_to(root)) for path in written), NOT_RUN]
     folder = root / "results" / "tables"
     drawn = {stem: draw(results) for stem, draw in TABLES.items()}
-    own = dict.fromkeys(name for name in results["comparison"] if name not in ("", "ablation"))
+    own = dict.fromkeys(name for name in results["comparison"] if name not in ("", "ablation", "ledger"))
     drawn |= {name.replace(" ", "_"): tables.comparison_table(results, name) for name in own
               if not (results[results["comparison"] == name]["task"] == "coarse-text").all()}
+    if (results["comparison"] == "ledger").any():
+        drawn["paper_against_code"] = tables.ledger_table(results)
     for stem, table in drawn.items():
         written += tables.write_table(table, folder / stem, (".md", ".txt"))
     verdicts = claims.verdicts(results)

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from cxrclip.errors import InputError
 from cxrclip.images import decode_gray, resize_shorter
 from cxrclip.prompts import STATES, PromptBank
+from cxrclip.rules import INTENDED, Rules
 
 FRONTAL = ("PA", "AP", "FRONTAL")
 SECTIONS = ("findings", "impression")
@@ -59,19 +60,23 @@ class Section(NamedTuple):
     translations: list[str]
 
 
-def draw_images(views: Sequence[str], count: int, rng: np.random.Generator, draw: str = "first") -> list[int]:
+def draw_images(views: Sequence[str], count: int, rng: np.random.Generator, draw: str = "first",
+                rules: Rules = INTENDED) -> list[int]:
     """Indices of the `count` (1 or 2) images of a study that are used this time.
 
     Two: from two distinct views where the study has them (three views: two of the three; several images of one
-    view: one of them), else the same image twice, to be augmented twice (paper, section 2). The released code
-    never yields two distinct views when a study has more than two (ledger B1). One, for plain CLIP: the first
-    frontal image, else the first; with draw="random" an image of any view.
+    view: one of them), else the same image twice, to be augmented twice (paper, section 2). One, for plain CLIP: the
+    first frontal image, else the first; with draw="random" an image of any view. rules.overwritten_views: of more
+    than two views the last alone is used (ledger B1).
     """
     if count == 1 and draw == "first":
         return [next((i for i, view in enumerate(views) if view in FRONTAL), 0)]
     names = list(dict.fromkeys(views))
+    if rules.one_view_only or (rules.overwritten_views and len(names) > 2):
+        names = names[-1:]
     if len(names) == 1:
-        return [int(rng.integers(len(views)))] * count
+        places = [i for i, view in enumerate(views) if view == names[0]]
+        return [places[rng.integers(len(places))]] * count
     drawn = [names[i] for i in rng.permutation(len(names))[:count]]
     choices = [[i for i, view in enumerate(views) if view == name] for name in drawn]
     return [indices[rng.integers(len(indices))] for indices in choices]
@@ -85,18 +90,24 @@ def sections_of(study: Mapping[str, Any]) -> list[Section]:
 
 def draw_texts(study: Mapping[str, Any], count: int, bank: PromptBank, rng: np.random.Generator,
                max_negatives: int | None = None, *, draw: str = "first", augment: bool = True,
-               details: Mapping[str, str] | None = None) -> list[str]:
+               details: Mapping[str, str] | None = None, rules: Rules = INTENDED) -> list[str]:
     """The `count` (1 or 2) texts of a study that are used this time.
 
-    Two sections: both, each perhaps back-translated; never one section twice (the released code does so in a
-    quarter of the draws: ledger B3). One section: itself and a variant of it. No report: prompts, drawn
-    independently from the labels. One text, for plain CLIP: findings as written, else impression, else one prompt;
-    with draw="random" either section, perhaps back-translated. augment=False: every section as it is written.
+    Two sections: both, each perhaps back-translated. One section: itself and a variant of it. No report: prompts,
+    drawn independently from the labels. One text, for plain CLIP: findings as written, else impression, else one
+    prompt; with draw="random" either section, perhaps back-translated. augment=False: every section as it is written.
+    rules: repeated_sections draws the two sections with replacement (ledger B3), indexed_strings takes a letter for
+    the text (B4), empty_prompts gives a study without labels an empty text (B12), idle_shuffle: see `variant`.
     """
     sections = sections_of(study)
     if not sections:
         labels = [study[state] for state in STATES]
+        if rules.empty_prompts and not any(labels):
+            return [""] * count
         return [bank.report(*labels, rng, max_negatives, details) for _ in range(count)]
+    if rules.indexed_strings:
+        drawn = [sections[rng.integers(len(sections))].text for _ in range(count)]
+        return [text[rng.integers(len(text))] for text in drawn]
     if count == 1 and draw == "first":
         return [sections[0].text]
     if count == 1:
@@ -105,8 +116,10 @@ def draw_texts(study: Mapping[str, Any], count: int, bank: PromptBank, rng: np.r
     if not augment:
         return [sections[0].text, sections[-1].text]
     if len(sections) == 2:
+        if rules.repeated_sections:
+            sections = [sections[rng.integers(2)] for _ in range(2)]
         return [maybe_back_translated(section, rng) for section in sections]
-    return [sections[0].text, variant(sections[0], rng)]
+    return [sections[0].text, variant(sections[0], rng, rules)]
 
 
 def maybe_back_translated(section: Section, rng: np.random.Generator) -> str:
@@ -116,18 +129,20 @@ def maybe_back_translated(section: Section, rng: np.random.Generator) -> str:
     return section.text
 
 
-def variant(section: Section, rng: np.random.Generator) -> str:
-    """Another wording of the section: a back-translation that differs, else its sentences in another order."""
+def variant(section: Section, rng: np.random.Generator, rules: Rules = INTENDED) -> str:
+    """Another wording of the section: a back-translation that differs, else its sentences in another order.
+
+    rules.idle_shuffle: the order is lost, and the section comes back as it is (ledger B2).
+    """
     if others := [text for text in section.translations if text != section.text]:
         return others[rng.integers(len(others))]
-    return shuffle_sentences(section.text, rng)
+    return section.text if rules.idle_shuffle else shuffle_sentences(section.text, rng)
 
 
 def shuffle_sentences(text: str, rng: np.random.Generator) -> str:
     """The sentences of `text` in a random other order; a text of one sentence is returned as it is.
 
-    In the released code this shuffle has no effect (ledger B2). A number and its full stop ("1.") belong to the
-    sentence that follows.
+    A number and its full stop ("1.") belong to the sentence that follows.
     """
     sentences = re.split(r"(?<=[^\s\d][.!?])\s+", text.strip())
     if len(sentences) == 1:
@@ -243,8 +258,7 @@ Transform = Callable[[np.ndarray, np.random.Generator], Tensor]
 class PretrainingDataset(Dataset):
     """The studies of one source, each as `views` images and `texts` texts (1 or 2 of either).
 
-    Studies with neither a report nor a label are set aside at construction: their ids are in `set_aside`
-    (the released code gives them an empty prompt: ledger B12).
+    Studies with neither a report nor a label are set aside at construction: their ids are in `set_aside`.
 
     Args:
         studies: rows of the study table, at random access (studies.open_studies).
@@ -254,6 +268,8 @@ class PretrainingDataset(Dataset):
             transform's business.
         contents: items also say what their text says, as a number (content_of).
         label_weight: items also say how much their rows count: 1 with a report, this without; 1 says nothing.
+        rules: behaviours of the released code (rules.py). trivial_validation is for a validation set: a single image
+            is seen twice alike, and label data say one prompt twice (ledger B5).
         details: study id -> class -> words that prompts add (oracle.py).
 
     Raises:
@@ -264,7 +280,7 @@ class PretrainingDataset(Dataset):
     def __init__(self, studies: datasets.Dataset, bank: PromptBank, transform: Transform, *, seed: int,
                  views: int = 2, texts: int = 2, max_negatives: int | None = None, draw: str = "first",
                  augment: bool = True, contents: bool = False, label_weight: float = 1.0,
-                 details: Mapping[str, Mapping[str, str]] | None = None) -> None:
+                 details: Mapping[str, Mapping[str, str]] | None = None, rules: Rules = INTENDED) -> None:
         for name, value in (("views", views), ("texts", texts)):
             if value not in (1, 2):
                 raise InputError(f"{name}={value}: a study gives 1 or 2 {name}; choose one of these")
@@ -274,9 +290,9 @@ class PretrainingDataset(Dataset):
         self.bank, self.transform, self.seed, self.epoch = bank, transform, seed, 0
         self.views, self.texts, self.max_negatives = views, texts, max_negatives
         self.draw, self.augment, self.details = draw, augment, details or {}
-        self.contents, self.label_weight = contents, label_weight
+        self.contents, self.label_weight, self.rules = contents, label_weight, rules
         studies = studies.select_columns(list(COLUMNS))
-        usable, self.set_aside = split_usable(studies, bank)
+        usable, self.set_aside = split_usable(studies, bank, rules)
         self.studies = studies.select(usable) if self.set_aside else studies
 
     def __len__(self) -> int:
@@ -306,13 +322,17 @@ class PretrainingDataset(Dataset):
 
     def _sample(self, study: Mapping[str, Any], epoch: int) -> dict[str, Any]:
         rng = generator(self.seed, epoch, study["study_id"])
-        chosen = draw_images(study["views"], self.views, rng, self.draw)
+        chosen = draw_images(study["views"], self.views, rng, self.draw, self.rules)
         details = self.details.get(study["study_id"])
         texts = draw_texts(study, self.texts, self.bank, rng, self.max_negatives, draw=self.draw,
-                           augment=self.augment, details=details)
+                           augment=self.augment, details=details, rules=self.rules)
         films = {i: decode_gray(study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
                  for i in sorted(set(chosen))}
-        images = torch.stack([self.transform(films[i], rng) for i in chosen])
+        seen = [self.transform(films[i], rng) for i in chosen]
+        if self.rules.trivial_validation:
+            seen = seen[:1] * len(seen) if len(set(chosen)) == 1 else seen
+            texts = texts if sections_of(study) else texts[:1] * len(texts)
+        images = torch.stack(seen)
         marks = {"content": content_of(study, self.bank, details)} if self.contents else {}
         if self.label_weight != 1:
             marks["weight"] = 1.0 if sections_of(study) else self.label_weight
@@ -328,14 +348,18 @@ def check_columns(studies: datasets.Dataset) -> None:
             raise InputError(f"column {name!r} holds plain values where lists belong; make each a list")
 
 
-def split_usable(studies: datasets.Dataset, bank: PromptBank) -> tuple[list[int], list[str]]:
-    """Indices of the studies with a report or a label, and the ids of those without; labels are checked."""
+def split_usable(studies: datasets.Dataset, bank: PromptBank, rules: Rules = INTENDED) -> tuple[list[int], list[str]]:
+    """Indices of the studies with a report or a label, and the ids of those without; labels are checked.
+
+    rules.empty_prompts: those without are used, too (ledger B12).
+    """
     usable, set_aside = [], []
     small = studies.select_columns([name for name in COLUMNS if name != "images"])
     rows = itertools.chain.from_iterable(chunk_rows(chunk) for chunk in small.iter(batch_size=1000))
     for i, study in enumerate(rows):
         try:
-            speaks = sections_of(study) or bank.labelled(*(study[state] for state in STATES))
+            speaks = (sections_of(study) or bank.labelled(*(study[state] for state in STATES))
+                      or rules.empty_prompts)
         except InputError as error:
             raise InputError(f"study {study['study_id']}: {error}") from error
         if not study["views"]:

@@ -16,6 +16,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from cxrclip.errors import InputError
+from cxrclip.ledger import LEDGER
 from cxrclip.results import (
     CEILING,
     CLASSIFICATION_SETS,
@@ -41,6 +42,7 @@ TABLE_3: tuple[Column, ...] = (*((dataset, "image_to_text", f"R@{k}") for datase
 TABLE_4: tuple[Column, ...] = (("all", "zero-shot", "auroc"), ("all", "linear-probe-100", "auroc"),
                                *((dataset, "image_to_text", "R@10") for dataset in RETRIEVAL_SETS),
                                ("all", "image_to_text", "RSUM"))
+MEASURED_ELSEWHERE = {"B1": "none here: no study has more than two views; B1* is the bound"}
 # The measures that differences are shown in: task, metric (comparisons.differences).
 DIFFERENCES = (("zero-shot", "auroc"), ("linear-probe-100", "auroc"), ("image_to_text", "RSUM"))
 # Table 4's lines, each with all of the line above it; comparison rows carry these labels (comparisons.ablation).
@@ -250,6 +252,36 @@ def differences_table(results: pd.DataFrame, comparison: str = "") -> Table:
               f"p: adjusted for the {len(here)} cells of this table (Holm)")
     header = f"Measured on the mix '{mix}' (profile {profile})."
     return Table(f"Paired differences: {comparison or 'main tables'}", header, frame, legend)
+
+
+def ledger_table(results: pd.DataFrame) -> Table:
+    """Paper against code: what the released code does in each row of the ledger, and the measured effect of it.
+
+    results: tidy rows; the differences of the comparison "ledger" are used. An effect is the released code's behaviour
+    minus the intended one; a row without any says that it was not measured. Raises InputError if there are none.
+    """
+    here = results[(results["comparison"] == "ledger") & results["metric"].str.contains(" minus ")]
+    if here.empty:
+        raise InputError("no effects of the ledger: make them, comparisons.ledger and ledger_effects")
+    effects: dict[str, list[str]] = {}
+    for row in here.itertuples():
+        what = " ".join(column_label(row.dataset, row.task, row.metric.split(" minus ")[0]))
+        adjusted = row.note.partition("adjusted ")[2].split(";")[0]
+        effects.setdefault(row.row, []).append(
+            f"{what}: {100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}], p {adjusted}")
+    rows = {item.id: (item.where, item.official) for item in LEDGER}
+    rows["official"] = ("all of it", 'rules="official": all B rows together')
+    cells = [[official, "\n".join(effects.get(name, [MEASURED_ELSEWHERE.get(name, "not measured")]))]
+             for name, (_, official) in rows.items()]
+    frame = pd.DataFrame(cells, pd.MultiIndex.from_tuples([(name, where) for name, (where, _) in rows.items()],
+                                                          names=["row", "where"]),
+                         pd.MultiIndex.from_tuples([("paper against code", "what the released code does"),
+                                                    ("paper against code", "effect: it minus the intended")]))
+    mix, profile = one_mix(here, "the ledger")
+    legend = ("percentage points (RSUM: of nine recalls, or of three on one set) [95 % interval over test patients, "
+              "paired, and over seeds where there are several]",
+              "p: adjusted for all cells of the same kind, training or evaluation (Holm)")
+    return Table("Paper against code", f"Measured on the mix '{mix}' (profile {profile}).", frame, legend)
 
 
 # ---- cells ----------------------------------------------------------------------------------------------------------

@@ -43,6 +43,16 @@ class Recipe:
     precision: str = "auto"
     device: str = "auto"
     save_every: int = 100
+    decay_on_all: bool = False  # the released code's way: see parameter_groups
+
+
+def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, object]]:
+    """AdamW's groups: weight matrices and kernels decay; biases, norms and the logit scale, all of one number a
+    channel or fewer, do not. recipe.decay_on_all: everything decays, as the released code does (ledger B9)."""
+    decayed = [parameter for parameter in model.parameters() if recipe.decay_on_all or parameter.ndim > 1]
+    kept = [parameter for parameter in model.parameters() if not (recipe.decay_on_all or parameter.ndim > 1)]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -80,7 +90,7 @@ def fit(model: CXRCLIPModel, criterion: CXRCLIPLoss, batches_from: BatchMaker,
         FloatingPointError: the loss is no longer finite; names the step.
     """
     accelerator = start_accelerator(recipe)
-    optimizer = AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    optimizer = AdamW(parameter_groups(model, recipe), lr=recipe.learning_rate)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     step, best = resume(accelerator, model, optimizer, folder)
     batches = batches_from(step, accelerator.process_index, accelerator.num_processes)

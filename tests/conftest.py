@@ -14,7 +14,8 @@ TINY = {
     "pretraining": {
         "M": {"phantom": "M", "sizes": {"quick": {"train": 24, "valid": 8}}},
         "C": {"missing": "needs CheXpert: registration"},
-        "C14": {"phantom": "C14", "max_negatives": 3, "sizes": {"quick": {"train": 24, "valid": 8}}},
+        "C14": {"phantom": "C14", "max_negatives": 3, "seen": {"rsna": 0.5},
+                "sizes": {"quick": {"train": 24, "valid": 8}}},
     },
     "tests": {
         "rsna": {"phantom": "rsna", "tasks": ["zero-shot", "linear-probe"],
