@@ -378,7 +378,7 @@ def published_place(name: str) -> tuple[str, Path]:
         url = ResNet50_Weights[source].url
         return url, Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     folder = f"models--{source.replace('/', '--')}"
-    return f"{hub.HF_ENDPOINT}/{source}", Path(hub.HF_HUB_CACHE) / folder
+    return f"{hub.ENDPOINT}/{source}", Path(hub.HF_HUB_CACHE) / folder
 
 
 def published_fetched(image_encoder: str, text_encoder: str) -> None:
