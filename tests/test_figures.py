@@ -287,3 +287,16 @@ def test_empty_frames_and_lacking_columns_are_refused(axes):
         figures.counts_bars(pd.DataFrame({"name": [], "count": []}), axes)
     with pytest.raises(InputError, match="no column 'target'"):
         figures.roc_curves(pd.DataFrame({"score": [1], "class": ["a"]}), axes)
+
+
+def test_ledger_forest_keeps_the_ledgers_order_and_names_single_sets():
+    rows = [("official", "all", -0.1), ("D3", "openi", 0.05), ("B3", "all", -0.02)]
+    frame = pd.DataFrame([{"comparison": "ledger", "row": row, "budget": "evaluation" if row == "D3" else "steps",
+                           "dataset": dataset, "task": "image_to_text", "metric": f"RSUM minus {row}'s reference",
+                           "value": value, "low": value - 0.03, "high": value + 0.03} for row, dataset, value in rows])
+    axes = figures.ledger_forest(frame, plt.figure().subplots())
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["B3", "D3 (Open-I)", "official"]
+    assert {text.get_text() for text in axes.get_legend().get_texts()} >= {"equal steps", "one run, scored both ways"}
+    assert "difference to the intended" in axes.get_xlabel()
+    with pytest.raises(InputError, match="no differences"):
+        figures.ledger_forest(frame.assign(task="zero-shot"), plt.figure().subplots())

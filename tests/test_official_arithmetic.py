@@ -18,7 +18,7 @@ test_metrics.py) and not repeated.
 | linear probe: 30 or 300 epochs, one unstratified draw | official_probe_comes_no_further |
 | all of the above on studies, in experiments.evaluate | the_book_evaluates_by_this_arithmetic |
 | 15 epochs: 1 of linear warm-up, cos^2(pi/2 t), base 5e-5 | rate_at_every_step_..., epochs_are_steps_of_full_batches |
-| AdamW, decay 1e-4 on everything, no clipping | adamw_gets_the_published_..., fit_gives_all_parameters_... |
+| AdamW, decay 1e-4 on everything (rule B9), no clipping | adamw_gets_the_published_..., fit_gives_all_parameters_... |
 | RandomResizedCrop(scale .8-1.1, ratio 3/4-4/3) | crops_are_distributed_as_torchvisions |
 | colour jitter (.1, .2) | jitter_factors_..., sampling: jitter_is_torchvisions_brightness_then_contrast |
 | CLAHE(4, 8x8) in half of the draws | sampling: clahe_as_published_in_half_of_the_draws |
@@ -525,7 +525,7 @@ def test_adamw_gets_the_published_rate_decay_and_whole_gradient():
 
 
 def test_fit_gives_all_parameters_to_one_adamw(model, tmp_path, monkeypatch):
-    """No group without decay, nothing frozen; the log says what AdamW saw."""
+    """By the released rule (ledger B9) no group is without decay; nothing is frozen; the log has AdamW's rate."""
     made = []
 
     def watched(parameters, **options):
@@ -535,7 +535,7 @@ def test_fit_gives_all_parameters_to_one_adamw(model, tmp_path, monkeypatch):
     fresh = CXRCLIPModel(model.config)
     items = batch(4, 32, torch.float32)
     training.fit(fresh, CXRCLIPLoss(), lambda *_: itertools.repeat(items), lambda: iter([items]),
-                 training.Recipe(30, validations=1), tmp_path, lambda step: None)
+                 training.Recipe(30, validations=1, decay_on_all=True), tmp_path, lambda step: None)
     (optimizer,) = made
     assert [seen["lr"] for seen in optimizer.seen] == pytest.approx([published_rate(step, 2) for step in range(30)])
     assert {seen["weight_decay"] for seen in optimizer.seen} == {1e-4}
