@@ -451,7 +451,8 @@ def used_studies(experiment: Experiment, data: mixes.Prepared, role: str, split:
     """
     found = data.studies(role, split)
     if split == "train" and Rules.of(experiment.rules).seen_films:
-        found = concatenate_datasets([found, *(seen_studies(data, test) for test in data.mix.pretraining[role].seen)])
+        seen = [seen_studies(data, test) for test in data.mix.pretraining[role].seen]
+        found = concatenate_datasets([found, *seen])
     if split != "train" or experiment.shares is None:
         return found
     share = experiment.shares[experiment.pretraining.index(role)]
@@ -459,10 +460,18 @@ def used_studies(experiment: Experiment, data: mixes.Prepared, role: str, split:
 
 
 def seen_studies(data: mixes.Prepared, role: str) -> Dataset:
-    """The test studies of `role` whose films are also in pretraining under ledger D2: a share drawn by a fixed seed."""
+    """The test studies of `role` whose films are also in pretraining under ledger D2: a share drawn by a fixed seed.
+
+    They carry ChestX-ray14's labels, without its miner's mistakes: RSNA's own names are no labels to pretrain on.
+    """
     tested = data.studies(role, data.mix.tests[role].split)
     shares = [item.seen[role] for item in data.mix.pretraining.values() if role in item.seen]
-    return tested.select(share_of(len(tested), shares[0], 0, f"seen films of {role}"), keep_in_memory=True)
+    drawn = tested.select(share_of(len(tested), shares[0], 0, f"seen films of {role}"), keep_in_memory=True)
+    truth = oracle.read_truth(data.folders[role])
+    labels = zip(*(oracle.chestxray14_labels(truth[study]) for study in drawn["study_id"]), strict=True)
+    for name, lists in zip(("positive", "negative"), labels, strict=True):
+        drawn = drawn.remove_columns(name).add_column(name, list(lists), feature=tested.features[name])
+    return drawn.select_columns(tested.column_names)
 
 
 def origin(runs: Sequence[Run], command: str) -> dict[str, object]:

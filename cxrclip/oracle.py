@@ -36,6 +36,14 @@ def contents(truth: Truth, study_ids: Sequence[str]) -> list[frozenset]:
     return [frozenset(tuple(sorted(finding.items())) for finding in truth[study]) for study in study_ids]
 
 
+def chestxray14_labels(findings: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """(positive, negative) of a study in ChestX-ray14's names, by the truth: what NIH says of a film that RSNA has."""
+    found = [Finding(**finding) for finding in findings]
+    names = VOCABULARIES["chestxray14"]
+    positive = [name for name, rule in names.items() if any(map(rule, found))]
+    return positive or ["No Finding"], [name for name in names if name not in positive]
+
+
 def rich_details(truth: Truth, bank: PromptBank) -> dict[str, dict[str, str]]:
     """Study id -> class -> the words a prompt adds, such as "severe left lower zone" (sampling.PretrainingDataset).
 

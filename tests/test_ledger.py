@@ -11,7 +11,18 @@ import pytest
 import torch
 from datasets import Dataset
 
-from cxrclip import adamw_probe, comparisons, evaluation, ledger, ledger_effects, metrics, results, sources, tables
+from cxrclip import (
+    adamw_probe,
+    comparisons,
+    evaluation,
+    ledger,
+    ledger_effects,
+    metrics,
+    oracle,
+    results,
+    sources,
+    tables,
+)
 from cxrclip.checkpoints import load_weights
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
@@ -299,7 +310,16 @@ def test_d2_seen_films(tiny_experiment, tiny_bench):
     assert not tested & set(clean["study_id"])
     assert len(seen) == len(clean) + 15
     assert len(tested & set(seen["study_id"])) == 15
-    assert set(seen_studies(data, "rsna")["study_id"]) == tested & set(seen["study_id"])
+    leaked = seen_studies(data, "rsna")
+    assert set(leaked["study_id"]) == tested & set(seen["study_id"])
+    truth = oracle.read_truth(data.folders["rsna"])
+    for study in leaked.remove_columns("images"):
+        ill = any(item["name"] == "Pneumonia" for item in truth[study["study_id"]])
+        assert ("Pneumonia" in study["positive"], "Pneumonia" in study["negative"]) == (ill, not ill)
+        assert len({*study["positive"], *study["negative"]} - {"No Finding"}) == 14
+    mix = pretraining_studies(replace(mixed, rules="D2"), data, PromptBank.load(), "train",
+                              CXRCLIPConfig(image_encoder="resnet-small", text_encoder="bert-small", image_size=64))
+    assert len(mix) == len(used_studies(mixed, data, "M", "train")) + len(seen), "every one can be trained on"
     assert used_studies(replace(mixed, rules="D2"), data, "M", "train")["study_id"] == used_studies(
         mixed, data, "M", "train")["study_id"]
 
