@@ -419,7 +419,8 @@ def test_training_rows_and_their_references():
     for name, start in told.items():
         if name not in ("B11", "D1"):
             assert replace(of[name], rules="intended") == of[start], name
-    assert of["D1"].shares == (1.0, 1.0, pytest.approx(0.7773, abs=1e-4))
+    assert of["D1"].shares is None, "Table 1's films are all that are here"
+    assert of[told["D1"]].shares == (1.0, 1.0, pytest.approx(0.7773, abs=1e-4))
     measured = {item.id for item in ledger.LEDGER} - set(told) - set(ledger_effects.PROTOCOLS)
     assert measured == {"B1"}, "every row is measured by training or by evaluation; B1 by its bound B1*"
 
@@ -447,3 +448,19 @@ def test_public_tables_meet_the_known_counts():
     assert found.loc["D1", "touched"] == 89_696
     assert found.loc["B3", "share"] == pytest.approx(0.5, abs=0.03), "without back-translations one section is one text"
     assert found.loc["B4", "share"] == 1.0
+
+
+def test_official_and_intended_are_compared_although_their_candidates_differ(official, tiny_experiment, tiny_bench):
+    intended = pretrain(replace(tiny_experiment, pretraining=("M", "C14")), tiny_bench)
+    runs = {comparisons.Row("ledger", name, "steps", run.experiment): run
+            for name, run in (("intended, M,C,C14", intended), ("official", official))}
+    for run in runs.values():
+        evaluate(run)
+    counts = [run.scores("openi", "retrieval").groupby("direction")["n_candidates"].first() for run in runs.values()]
+    assert not counts[0].equals(counts[1]), "else this test shows nothing"
+    found = comparisons.differences(runs, 50).set_index("task")
+    rsum = []
+    for run in (official, intended):
+        ranks = run.scores("openi", "retrieval").query("direction == 'image_to_text'")["rank"]
+        rsum.append(sum((ranks <= k).mean() for k in (1, 5, 10)))
+    assert found.loc["image_to_text", "value"] == pytest.approx(rsum[0] - rsum[1])
