@@ -298,5 +298,5 @@ def test_ledger_forest_keeps_the_ledgers_order_and_names_single_sets():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["B3", "D3 (Open-I)", "official"]
     assert {text.get_text() for text in axes.get_legend().get_texts()} >= {"equal steps", "one run, scored both ways"}
     assert "difference to the intended" in axes.get_xlabel()
-    with pytest.raises(InputError, match="no differences"):
+    with pytest.raises(InputError, match="no rows to draw"):
         figures.ledger_forest(frame.assign(task="zero-shot"), plt.figure().subplots())

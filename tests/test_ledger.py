@@ -28,6 +28,7 @@ from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import (
     Experiment,
+    Run,
     evaluate,
     fingerprint,
     model_config,
@@ -450,14 +451,19 @@ def test_public_tables_meet_the_known_counts():
     assert found.loc["B4", "share"] == 1.0
 
 
-def test_official_and_intended_are_compared_although_their_candidates_differ(official, tiny_experiment, tiny_bench):
+def test_official_and_intended_are_compared_although_their_texts_differ(official, tiny_experiment, tiny_bench,
+                                                                        monkeypatch):
     intended = pretrain(replace(tiny_experiment, pretraining=("M", "C14")), tiny_bench)
     runs = {comparisons.Row("ledger", name, "steps", run.experiment): run
             for name, run in (("intended, M,C,C14", intended), ("official", official))}
     for run in runs.values():
         evaluate(run)
-    counts = [run.scores("openi", "retrieval").groupby("direction")["n_candidates"].first() for run in runs.values()]
-    assert not counts[0].equals(counts[1]), "else this test shows nothing"
+    plain = Run.scores
+
+    def two_texts_are_one(run, role, task):  # by the official rule, as happens among more reports than these
+        scores = plain(run, role, task)
+        return scores.assign(n_candidates=19)[:-1] if (run, task) == (official, "retrieval") else scores
+    monkeypatch.setattr(Run, "scores", two_texts_are_one)
     found = comparisons.differences(runs, 50).set_index("task")
     rsum = []
     for run in (official, intended):

@@ -55,6 +55,7 @@ def test_with_results_the_pages_hold_tables_and_verdicts_and_go_stale_with_them(
     assert text.split("<!-- begin: claims -->")[0] == before.split("<!-- begin: claims -->")[0]
     assert "results/tables/table3_text_to_image.md" in written
     assert "results/tables/loss_weights.txt" in written
+    assert "-1.0 [-3.0, +1.0], p 0.4" in (root / "results" / "tables" / "paper_against_code.md").read_text()
     assert "runs synthetic-" in (root / "results" / "tables" / "claims.md").read_text()
     changed = full.copy()
     changed.loc[changed["dataset"] == "rsna", "value"] += 0.01
