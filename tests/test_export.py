@@ -200,7 +200,7 @@ def test_a_card_of_real_films_says_other_things(run, rows, monkeypatch):
 
 def test_a_study_folder_is_named_without_its_place(run, rows, monkeypatch):
     mix = run.data.mix
-    own = replace(mix.pretraining["M"], filling="folder", value="/home/somebody/studies")
+    own = replace(mix.pretraining["M"], filling="folder", value="/data/somebody/studies")
     monkeypatch.setitem(run.__dict__, "data", replace(run.data, mix=replace(mix, pretraining={
         **mix.pretraining, "M": own})))
     found = str(card(run, rows))

@@ -328,7 +328,7 @@ def five(chex, monkeypatch):
     listed = pd.DataFrame(rows)
     listed.insert(0, "", range(7, 17))
     listed[list(FINDINGS)] = listed[list(FINDINGS)].replace("", "0.0")
-    listed["Path"] = "/old/home/" + listed["Path"]
+    listed["Path"] = "/old/place/" + listed["Path"]
     listed.to_csv(chex / "chexpert_5x200.csv", index=False)
     write_films(chex, [*CHEXPERT, *VALID, *FIVE])
     table(chex / "train.csv", FIVE + CHEXPERT[:-1])
