@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import reduce
@@ -85,7 +85,7 @@ def reproduce(profile: str, mix: str, seed: int, bench: Workbench) -> int:
              "mix": mix if mix == mixes.mix_path(mix).stem else str(mixes.mix_path(mix).resolve()),
              "data": os.path.relpath(bench.data, NOTEBOOKS) if bench.data else ""}
     parameters = {"profile": profile, "seed": seed, **where}
-    notebooks = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    notebooks = in_order(NOTEBOOKS.glob("[0-9]*.ipynb"))
     started = time.monotonic()
     with trained_ahead(profile, mix, seed, replace(bench, progress=False)):
         for number, notebook in enumerate(notebooks, 1):
@@ -130,6 +130,12 @@ def pretrain_all(profile: str, mix: str, seed: int, bench: Workbench) -> int:
             print(f"[{number}/{len(wanted)}] {experiment.run_name}, seed {experiment.seed}", flush=True)
         pretrain(experiment, bench)
     return 0
+
+
+def in_order(notebooks: Iterable[Path]) -> list[Path]:
+    """By number; but those that ask for no trained run go first, for runs are being trained meanwhile."""
+    asks = ("run_all(", "pretrain(", "comparisons.finished(")
+    return sorted(notebooks, key=lambda path: (any(word in path.read_text(encoding="utf-8") for word in asks), path))
 
 
 @contextmanager
