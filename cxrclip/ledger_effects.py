@@ -66,19 +66,23 @@ def _probe(official: str, intended: str | None, fraction: float) -> Measure:
 
 def _adamw_scores(run: Run, name: str, fraction: float, rules: Rules) -> pd.DataFrame:
     """Per-sample scores of the AdamW probe on a test role."""
-    role, classes = run.data.mix.tests[name], list(prompts_of(run.data.mix.tests[name]))
-    learn, truth = (evaluation.targets(run.data.studies(name, split), classes) for split in ("train", role.split))
-    train, test = (run.embeddings(name, split) for split in ("train", role.split))
+    classes, (train, test), (learn, truth) = _probed(run, name)
     scores = adamw_probe(train.features, learn, test.features, fraction=fraction, rules=rules)
     return evaluation.score_frame(test, classes, scores, truth)
+
+
+def _probed(run: Run, name: str) -> tuple[list[str], list[evaluation.ImageEmbeddings], list[np.ndarray]]:
+    """What a probe of a test role works on: its classes, embeddings and targets, of its train and its test studies."""
+    role = run.data.mix.tests[name]
+    classes, splits = list(prompts_of(role)), ("train", role.split)
+    return (classes, [run.embeddings(name, split) for split in splits],
+            [evaluation.targets(run.data.studies(name, split), classes) for split in splits])
 
 
 def _row_split(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) -> pd.DataFrame:
     """D4: SIIM's probe with a third of the positive test films in its training set, against without."""
     def leaky(run: Run, name: str = "siim") -> pd.DataFrame:
-        role, classes = run.data.mix.tests[name], list(prompts_of(run.data.mix.tests[name]))
-        learn, truth = (evaluation.targets(run.data.studies(name, split), classes) for split in ("train", role.split))
-        train, test = (run.embeddings(name, split) for split in ("train", role.split))
+        classes, (train, test), (learn, truth) = _probed(run, name)
         seen = evaluation.leaked_rows(truth)
         scores = evaluation.linear_probe(np.concatenate([train.features, test.features[seen]]),
                                          np.concatenate([learn, truth[seen]]), test.features)
