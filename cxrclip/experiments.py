@@ -467,11 +467,11 @@ def seen_studies(data: mixes.Prepared, role: str) -> Dataset:
     tested = data.studies(role, data.mix.tests[role].split)
     shares = [item.seen[role] for item in data.mix.pretraining.values() if role in item.seen]
     drawn = tested.select(share_of(len(tested), shares[0], 0, f"seen films of {role}"), keep_in_memory=True)
+    columns = drawn.with_format("arrow")[:].to_pydict()  # as stored: a film stays its file's bytes
     truth = oracle.read_truth(data.folders[role])
-    labels = zip(*(oracle.chestxray14_labels(truth[study]) for study in drawn["study_id"]), strict=True)
-    for name, lists in zip(("positive", "negative"), labels, strict=True):
-        drawn = drawn.remove_columns(name).add_column(name, list(lists), feature=tested.features[name])
-    return drawn.select_columns(tested.column_names)
+    labels = (oracle.chestxray14_labels(truth[study]) for study in columns["study_id"])
+    columns["positive"], columns["negative"] = map(list, zip(*labels, strict=True))
+    return Dataset.from_dict(columns, features=tested.features)
 
 
 def origin(runs: Sequence[Run], command: str) -> dict[str, object]:

@@ -303,6 +303,19 @@ def test_b14_two_test_sets_are_two_sources():
     assert {"chexpert5x200", "chexpert5x200-mgca"} <= set(sources.SOURCES)
 
 
+def test_d2_seen_films_are_opened_without_a_word(tiny_experiment, tiny_bench, capfd):
+    data = tiny_bench.prepared(replace(tiny_experiment, pretraining=("M", "C14")).mix, "quick")
+    opened = seen_studies(data, "rsna")
+    assert capfd.readouterr() == ("", ""), "a bar of `datasets` here was an output that no committed notebook has"
+    assert not opened.cache_files, "an opened file hides that bar the next time"
+    stored = {row["study_id"]: row["images"] for row in _as_stored(data.studies("rsna", "test"))}
+    assert all(row["images"] == stored[row["study_id"]] for row in _as_stored(opened)), "films byte for byte"
+
+
+def _as_stored(rows):
+    return rows.with_format("arrow")[:].to_pylist()
+
+
 def test_d2_seen_films(tiny_experiment, tiny_bench):
     data = tiny_bench.prepared(tiny_experiment.mix, "quick")
     mixed = replace(tiny_experiment, pretraining=("M", "C14"))
