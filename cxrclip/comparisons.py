@@ -191,7 +191,7 @@ def ledger(base: Experiment) -> list[Row]:
     alone = replace(base, pretraining=("M",))
     starts = dict(zip(LEDGER_ROWS, (alone, replace(alone, **CLIP, augment=False),
                                     replace(alone, image_encoder=IMAGE_ENCODERS["swin"][base.profile]), recipe,
-                                     replace(recipe, shares=(1.0, 1.0, C14_OF_THE_README))), strict=True))
+                                    replace(recipe, shares=(1.0, 1.0, C14_OF_THE_README))), strict=True))
     rows = {}
     for name, start in starts.items():
         rows[name] = start
