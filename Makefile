@@ -13,7 +13,7 @@ PYTHON  ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-BOOK   := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.reproduce
+BOOK   := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.book.reproduce
 LAUNCH := $(BIN)/accelerate launch --num_processes $(GPUS) --num_machines 1 --mixed_precision no --dynamo_backend no
 OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --data $(DATA) --device $(DEVICE)
 
@@ -44,7 +44,7 @@ dry-run: $(STAMP)  ## the paper's networks on a few studies, random weights: tra
 	@$(BOOK) $(OPTIONS) --profile paper --dry-run
 
 pretrain: $(STAMP)  ## GPUS=8: train the runs of PROFILE and MIX on that many GPUs; make reproduce then finds them
-	@$(LAUNCH) $(if $(filter-out 1,$(GPUS)),--multi_gpu) -m cxrclip.reproduce $(OPTIONS) --pretrain
+	@$(LAUNCH) $(if $(filter-out 1,$(GPUS)),--multi_gpu) -m cxrclip.book.reproduce $(OPTIONS) --pretrain
 
 results:  ## PROFILE=standard on the phantom world (two hours), then results/standard.csv and all that is drawn from it
 	@$(MAKE) --no-print-directory reproduce PROFILE=standard MIX=phantom SEED=0
@@ -53,23 +53,23 @@ results:  ## PROFILE=standard on the phantom world (two hours), then results/sta
 
 data: $(STAMP)  ## SOURCE=<name> ROOT=<download> OUT=<folder>: a public data set becomes a study folder
 	@$(if $(and $(SOURCE),$(ROOT),$(OUT)),,$(error make data needs SOURCE=<name> ROOT=<download> OUT=<folder>))
-	@$(BIN)/python -m cxrclip.sources --source "$(SOURCE)" --root "$(ROOT)" --out "$(OUT)" \
+	@$(BIN)/python -m cxrclip.data.sources --source "$(SOURCE)" --root "$(ROOT)" --out "$(OUT)" \
 		$(if $(filter 1,$(ALLOW_PARTIAL)),--allow-partial) $(foreach pair,$(SET),--option '$(pair)')
 
 augment-texts: $(STAMP)  ## STUDIES=<folder> OUT=<new folder>: back-translated report sections, by models in MODELS=models
 	@$(if $(and $(STUDIES),$(OUT)),,$(error make augment-texts needs STUDIES=<folder> OUT=<new folder>))
-	@$(BIN)/python -m cxrclip.augment --studies "$(STUDIES)" --out "$(OUT)" --models "$(MODELS)" --device $(DEVICE) \
+	@$(BIN)/python -m cxrclip.data.augment --studies "$(STUDIES)" --out "$(OUT)" --models "$(MODELS)" --device $(DEVICE) \
 		$(if $(THERE),--there "$(THERE)") $(if $(BACK),--back "$(BACK)")
 
 tables: $(STAMP)  ## results/tables/ and the README's tables and verdicts, from results/standard.csv alone
-	@$(BIN)/python -m cxrclip.render tables
+	@$(BIN)/python -m cxrclip.book.render tables
 
 figures: $(STAMP)  ## figures/*.png, *.svg, *.json from results/standard.csv alone
-	@$(BIN)/python -m cxrclip.render figures
+	@$(BIN)/python -m cxrclip.book.render figures
 
 export: $(STAMP)  ## RUN=build/runs/<fingerprint> OUT=<new folder>: a trained model for plain transformers, with its card
 	@$(if $(and $(RUN),$(OUT)),,$(error make export needs RUN=build/runs/<fingerprint> OUT=<new folder>))
-	@$(BIN)/python -m cxrclip.export --run "$(RUN)" --out "$(OUT)" --data "$(DATA)"
+	@$(BIN)/python -m cxrclip.hub.export --run "$(RUN)" --out "$(OUT)" --data "$(DATA)"
 
 notebooks: $(STAMP)  ## execute the committed notebooks in place (quick profile, phantom world)
 	@$(BOOK) --in-place

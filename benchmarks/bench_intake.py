@@ -27,8 +27,8 @@ from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from timing import compare, median_seconds
 
-from cxrclip.images import decode_gray, encode_gray, read_gray, resize_shorter, store_films
-from cxrclip.sources.intake import Film, Intake, Study
+from cxrclip.data.images import decode_gray, encode_gray, read_gray, resize_shorter, store_films
+from cxrclip.data.sources.intake import Film, Intake, Study
 
 SIZE = 512
 FILMS = 6

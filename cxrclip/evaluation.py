@@ -27,12 +27,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from cxrclip import metrics
+from cxrclip.data.images import decode_gray
+from cxrclip.data.progress import progress_bar
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, build_image_encoder
 from cxrclip.errors import InputError
-from cxrclip.images import decode_gray
-from cxrclip.progress import progress_bar
-from cxrclip.rules import INTENDED, Rules
-from cxrclip.sampling import EvalTransform, TrainTransform
+from cxrclip.official.rules import INTENDED, Rules
+from cxrclip.transforms import EvalTransform, TrainTransform
 
 # Inverse L2 strength of the linear probe: the best of PROBE_GRID on a validation half of the phantom VinDr training
 # studies, for features of an untrained encoder (choose_probe_c). Never chosen on a test set.

@@ -18,15 +18,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import AdamW
 
-from cxrclip.checkpoints import load_optimizer_tensors, load_state, optimizer_tensors, save_state
+from cxrclip.data.progress import progress_bar
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.errors import InputError
+from cxrclip.experiments.checkpoints import load_optimizer_tensors, load_state, optimizer_tensors, save_state
 from cxrclip.losses import CXRCLIPLoss, LossTerms
 from cxrclip.metrics import in_batch_accuracy
-from cxrclip.progress import progress_bar
 
 Batch = Mapping[str, Tensor]
-MARKS = ("content", "weight")  # what a batch may say of its B studies beside images and texts (sampling.collate)
+MARKS = ("content", "weight")  # what a batch may say of its B studies beside images and texts (dataset.collate)
 BatchMaker = Callable[[int, int, int], Iterator[Batch]]  # (first step, rank, number of processes) -> endless batches
 
 

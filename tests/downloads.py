@@ -12,8 +12,8 @@ import pytest
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
-from cxrclip.images import encode_gray
-from cxrclip.sources import SOURCES
+from cxrclip.data.images import encode_gray
+from cxrclip.data.sources import SOURCES
 from cxrclip.studies import open_studies
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cxrclip import results
-from cxrclip.tables import ABLATION
+from cxrclip.results.tables import ABLATION
 
 GROWTH = ("M", "M,C", "M,C,C14")
 SHARES = ("M", "M + 50% C", "M,C", "M,C + 50% C14", "M,C,C14")

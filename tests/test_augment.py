@@ -1,4 +1,4 @@
-"""cxrclip.augment: sections go there and back, a new folder holds them, and a run can be interrupted."""
+"""cxrclip.data.augment: sections go there and back, a new folder holds them, and a run can be interrupted."""
 
 import json
 
@@ -14,10 +14,10 @@ from transformers import (
     set_seed,
 )
 
-from cxrclip import augment as module
-from cxrclip.augment import Translator, augment, batches, main, split_sentences
+from cxrclip.data import augment as module
+from cxrclip.data.augment import Translator, augment, batches, main, split_sentences
+from cxrclip.data.images import encode_gray
 from cxrclip.errors import InputError
-from cxrclip.images import encode_gray
 from cxrclip.studies import Rejected, fingerprint, open_studies, validate, write_studies
 
 WORDS = ["heart", "lungs", "normal", "clear", "is", "are", "no", "effusion", "large", "small", "il", "cuore", "."]

@@ -125,7 +125,7 @@ def test_readme_and_makefile_agree():
     (["--build", "/proc/nowhere"], "/proc/nowhere"),
 ])
 def test_bad_calls_of_reproduce_give_one_clear_line(arguments, message):
-    call = subprocess.run([sys.executable, "-m", "cxrclip.reproduce", *arguments], capture_output=True, text=True,
+    call = subprocess.run([sys.executable, "-m", "cxrclip.book.reproduce", *arguments], capture_output=True, text=True,
                           cwd=ROOT)
     assert call.returncode == 2
     assert message in call.stderr

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from cxrclip import checkpoints
-from cxrclip.checkpoints import load_optimizer_tensors, load_state, optimizer_tensors, save_state
 from cxrclip.errors import InputError
+from cxrclip.experiments import checkpoints
+from cxrclip.experiments.checkpoints import load_optimizer_tensors, load_state, optimizer_tensors, save_state
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from synthetic import row, run_rows, tidy, tidy_results
 
-from cxrclip import claims, comparisons, results, tables
+from cxrclip import results
 from cxrclip.errors import InputError
-from cxrclip.experiments import Experiment
+from cxrclip.experiments import Experiment, comparisons
+from cxrclip.results import claims, tables
 
 STEPS = {"comparison": "label growth", "budget": "steps"}
 

@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxrclip import comparisons, evaluation, metrics, results
-from cxrclip.comparisons import (
+from cxrclip import evaluation, metrics, results
+from cxrclip.data.batches import share_of
+from cxrclip.errors import InputError
+from cxrclip.experiments import Experiment, comparisons, evaluate
+from cxrclip.experiments.comparisons import (
     Row,
     ablation,
     distinct_experiments,
@@ -22,9 +25,6 @@ from cxrclip.comparisons import (
     tables_2_and_3,
     with_seeds,
 )
-from cxrclip.errors import InputError
-from cxrclip.experiments import Experiment, evaluate
-from cxrclip.sampling import share_of
 
 BASE = Experiment.at("quick", steps=100)
 STUDIES = {"M": 200, "C": 100, "C14": 61}

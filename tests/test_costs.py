@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cxrclip import costs, mixes
+from cxrclip.book import costs
+from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment

@@ -9,10 +9,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from cxrclip import evaluation, studies
+from cxrclip.data.images import encode_gray, read_gray
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, train_tokenizer
 from cxrclip.errors import InputError
-from cxrclip.images import encode_gray, read_gray
-from cxrclip.sampling import EvalTransform
+from cxrclip.transforms import EvalTransform
 
 REPORTS = ["The heart is enlarged.", "Clear lungs.", None, "Clear lungs.", "A small left pleural effusion.", "Edema."]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cxrclip import experiments, oracle
+from cxrclip import experiments
 from cxrclip.encoders import CXRCLIPConfig
 from cxrclip.errors import InputError
 from cxrclip.experiments import (
@@ -19,6 +19,7 @@ from cxrclip.experiments import (
     fingerprint,
     growing_mixtures,
     model_config,
+    oracle,
     pretrain,
     run_all,
     runnable,

@@ -19,14 +19,15 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from cxrclip import export as exporting
-from cxrclip import governance, results
+from cxrclip import results
+from cxrclip.book import governance
+from cxrclip.data.images import decode_gray
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import Run, evaluate, pretrain
-from cxrclip.export import card, export, open_run
-from cxrclip.images import decode_gray
-from cxrclip.processing import CXRCLIPProcessor
+from cxrclip.hub import export as exporting
+from cxrclip.hub.export import card, export, open_run
+from cxrclip.hub.processing import CXRCLIPProcessor
 
 ROOT = Path(__file__).parents[1]
 FILES = {"README.md", "config.json", "model.safetensors", "processor_config.json", "results.csv", "tokenizer.json",

@@ -9,13 +9,13 @@ import textwrap
 import numpy as np
 import pytest
 
-from cxrclip.images import encode_gray
+from cxrclip.data.images import encode_gray
 from cxrclip.studies import open_studies, write_studies
 
 PREPARE = """
     import sys
     from cxrclip.errors import InputError
-    from cxrclip.sources import SOURCES
+    from cxrclip.data.sources import SOURCES
 
     try:
         SOURCES["table"]("films", "out/t", file="t.csv", image="file", patient="who", labels="label", progress=False)

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxrclip import figures
 from cxrclip.errors import InputError
+from cxrclip.results import figures
 
 mpl.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")

@@ -1,4 +1,4 @@
-"""cxrclip.governance and cxrclip.overlap: nothing real is committed, and the scanner bites on planted examples."""
+"""cxrclip.book.governance and cxrclip.data.overlap: nothing real is committed, and the scanner bites on planted examples."""
 
 import io
 import json
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxrclip import governance
+from cxrclip.book import governance
+from cxrclip.book.governance import open_i_sentences, scan
+from cxrclip.data.images import encode_gray, read_gray
+from cxrclip.data.overlap import shared_films, thumbnail
 from cxrclip.errors import InputError
-from cxrclip.governance import open_i_sentences, scan
-from cxrclip.images import encode_gray, read_gray
-from cxrclip.overlap import shared_films, thumbnail
 from cxrclip.studies import write_studies
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""cxrclip.images: every image format becomes 8-bit gray, every damaged file one clear message."""
+"""cxrclip.data.images: every image format becomes 8-bit gray, every damaged file one clear message."""
 
 import contextlib
 import io
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxrclip import images
+from cxrclip.data import images
+from cxrclip.data.images import decode_gray, encode_gray, read_gray, resize_shorter
 from cxrclip.errors import InputError
-from cxrclip.images import decode_gray, encode_gray, read_gray, resize_shorter
 
 
 @pytest.fixture(autouse=True)

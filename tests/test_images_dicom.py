@@ -1,4 +1,4 @@
-"""cxrclip.images: DICOM becomes 8-bit gray as a slow plain reference says, and nothing else of it gets out."""
+"""cxrclip.data.images: DICOM becomes 8-bit gray as a slow plain reference says, and nothing else of it gets out."""
 
 import contextlib
 import io
@@ -22,9 +22,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from cxrclip import images
+from cxrclip.data import images
+from cxrclip.data.images import read_gray
 from cxrclip.errors import InputError
-from cxrclip.images import read_gray
 
 SECRET = "SECRET^NAME"
 

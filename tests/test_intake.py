@@ -1,4 +1,4 @@
-"""cxrclip.sources.intake: several processes, killed and gone on with, give one and the same folder."""
+"""cxrclip.data.sources.intake: several processes, killed and gone on with, give one and the same folder."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxrclip import studies
+from cxrclip.data.images import encode_gray, read_gray, resize_shorter, store_films
+from cxrclip.data.sources import intake, pool
+from cxrclip.data.sources.intake import Film, Intake, Study
 from cxrclip.errors import InputError
-from cxrclip.images import encode_gray, read_gray, resize_shorter, store_films
-from cxrclip.sources import intake, pool
-from cxrclip.sources.intake import Film, Intake, Study
 from cxrclip.studies import ResumableStudies, resumable_studies, validate
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -314,7 +314,7 @@ def test_processes_end_when_their_parent_was_killed(tmp_path):
     psutil = pytest.importorskip("psutil")
     script = (
         "import os, time, sys\n"
-        "from cxrclip.sources import pool\n"
+        "from cxrclip.data.sources import pool\n"
         "with pool.in_order(len, ([i] for i in range(9)), 2, list) as results:\n"
         "    next(results)\n"
         "    print('ready', flush=True)\n"

@@ -11,39 +11,37 @@ import pytest
 import torch
 from datasets import Dataset
 
-from cxrclip import (
-    adamw_probe,
-    comparisons,
-    evaluation,
-    ledger,
-    ledger_effects,
-    metrics,
-    oracle,
-    results,
-    sources,
-    tables,
-)
-from cxrclip.checkpoints import load_weights
+from cxrclip import evaluation, metrics, results
+from cxrclip.data import sources
+from cxrclip.data.dataset import PretrainingDataset
+from cxrclip.data.images import encode_gray
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import (
     Experiment,
     Run,
+    comparisons,
     evaluate,
     fingerprint,
     model_config,
+    oracle,
     pretrain,
     pretraining_studies,
     prompts_of,
     seen_studies,
     used_studies,
 )
-from cxrclip.images import encode_gray
+from cxrclip.experiments.checkpoints import load_weights
+from cxrclip.official import effects as ledger_effects
+from cxrclip.official import ledger
+from cxrclip.official import probe as adamw_probe
+from cxrclip.official.rules import INTENDED, Rules
 from cxrclip.prompts import PromptBank
-from cxrclip.rules import INTENDED, Rules
-from cxrclip.sampling import EvalTransform, PretrainingDataset, draw_images, draw_texts, generator
+from cxrclip.results import tables
 from cxrclip.studies import SCHEMA
 from cxrclip.training import Recipe, parameter_groups
+from cxrclip.transforms import EvalTransform
+from cxrclip.views import draw_images, draw_texts, generator
 
 LONG, SHORT = "Heart is large. Lungs are clear. No effusion.", "No change."
 REPORT = {"findings": LONG, "impression": SHORT, "findings_aug": ["The heart is big."], "impression_aug": ["Same."],

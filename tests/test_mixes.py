@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from cxrclip import mixes
+from cxrclip.data import mixes
 from cxrclip.errors import InputError
 
 

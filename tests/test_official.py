@@ -14,14 +14,15 @@ from torch import nn
 from torchvision.models import resnet18, resnet50
 from transformers import BertConfig, BertModel, SwinConfig, SwinModel, ViTConfig, ViTModel
 
-from cxrclip import evaluation, metrics, official
-from cxrclip.checkpoints import load_official
+from cxrclip import evaluation, metrics
+from cxrclip.data.phantom import world
 from cxrclip.encoders import train_tokenizer
 from cxrclip.errors import InputError
-from cxrclip.official import official_tokenizer, random_official
-from cxrclip.phantom import world
-from cxrclip.sampling import EvalTransform
+from cxrclip.experiments.checkpoints import load_official
+from cxrclip.official import weights as official
+from cxrclip.official.weights import official_tokenizer, random_official
 from cxrclip.studies import open_studies
+from cxrclip.transforms import EvalTransform
 
 NAMES = {"resnet50": "resnet", "swin-tiny": "microsoft/swin-tiny-patch4-window7-224"}
 SCALING = {"resnet50": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "swin-tiny": ((0.5,) * 3, (0.5,) * 3)}

@@ -45,13 +45,13 @@ from scipy.stats import ks_2samp, spearmanr
 from torch import nn
 from torchvision.transforms import CenterCrop, ColorJitter, RandomResizedCrop, Resize
 
-from cxrclip import evaluation, metrics, results, sampling, studies, training
+from cxrclip import evaluation, metrics, results, studies, training, transforms
+from cxrclip.data.images import encode_gray, read_gray
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, CXRCLIPOutput, train_tokenizer
 from cxrclip.experiments import Experiment, evaluate, pretrain, total_steps
-from cxrclip.images import encode_gray, read_gray
 from cxrclip.losses import CXRCLIPLoss
 from cxrclip.prompts import PromptBank
-from cxrclip.sampling import EvalTransform, TrainTransform
+from cxrclip.transforms import EvalTransform, TrainTransform
 
 VINDR = ("Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Consolidation", "ILD", "Infiltration",
          "Lung Opacity", "Mediastinal shift", "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumothorax",
@@ -570,7 +570,7 @@ def test_crops_are_distributed_as_torchvisions(shape):
         torch.manual_seed(0)
         reference = RandomResizedCrop(224, scale=(0.8, 1.1), ratio=(3 / 4, 4 / 3))
         theirs = facts([reference.get_params(image, reference.scale, reference.ratio) for _ in range(n)])
-    ours = facts([sampling.crop_box(*shape, rng) for _ in range(n)])
+    ours = facts([transforms.crop_box(*shape, rng) for _ in range(n)])
     for name, one, other in zip(("area", "aspect", "centre y", "centre x", "y + x"), ours, theirs, strict=True):
         assert ks_2samp(one, other).pvalue > ALIKE, name
 
@@ -583,7 +583,7 @@ def test_jitter_factors_are_distributed_as_torchvisions():
         theirs = np.array([reference.get_params(reference.brightness, reference.contrast, None, None)[1:3]
                            for _ in range(3000)])
     rng, constant = np.random.default_rng(0), np.full((4, 4), 100, np.uint8)
-    tones = np.array([sampling.jitter(constant, rng) for _ in range(3000)], float)
+    tones = np.array([transforms.jitter(constant, rng) for _ in range(3000)], float)
     slope = (tones[:, 150] - tones[:, 50]) / 100
     brightness = tones[:, 100] / 100
     for one, other in ((brightness, theirs[:, 0]), (slope / brightness, theirs[:, 1])):
@@ -596,10 +596,10 @@ def test_training_transform_is_crop_then_clahe_then_jitter():
     image, applied = film(0, 80, 96), 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        part = sampling.random_resized_crop(image, 48, rng)
+        part = transforms.random_resized_crop(image, 48, rng)
         if rng.random() < 0.5:
             part, applied = cv2.createCLAHE(4.0, (8, 8)).apply(part), applied + 1
-        tones = sampling.jitter(part, rng)
+        tones = transforms.jitter(part, rng)
         out = TrainTransform(48, *IMAGENET)(image, np.random.default_rng(seed))
         for c in range(3):
             np.testing.assert_allclose(out[c], (tones[part] / 255 - IMAGENET[0][c]) / IMAGENET[1][c], atol=1e-5)

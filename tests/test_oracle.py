@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cxrclip.oracle import contents, place_in_words, rich_details
-from cxrclip.phantom.anatomy import Finding
+from cxrclip.data.phantom.anatomy import Finding
+from cxrclip.experiments.oracle import contents, place_in_words, rich_details
 from cxrclip.prompts import PromptBank
 
 

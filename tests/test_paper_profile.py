@@ -14,12 +14,15 @@ import pytest
 import torch
 import yaml
 
-from cxrclip import comparisons, dry_run, encoders, mixes, reproduce, results, tables, training
+from cxrclip import encoders, results, training
+from cxrclip.book import dry_run, reproduce
+from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPConfig
 from cxrclip.errors import InputError
 from cxrclip.experiments import (
     Experiment,
     Workbench,
+    comparisons,
     fingerprint,
     finished_run,
     model_config,
@@ -27,7 +30,8 @@ from cxrclip.experiments import (
     total_steps,
 )
 from cxrclip.prompts import PromptBank
-from cxrclip.sampling import TrainTransform
+from cxrclip.results import tables
+from cxrclip.transforms import TrainTransform
 
 ROOT = Path(__file__).parents[1]
 CODE = "official code"

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
+from cxrclip.data.phantom.anatomy import DEVICE_KINDS, FINDINGS, Case, Finding, sample_body
+from cxrclip.data.phantom.lesions import build_chest
+from cxrclip.data.phantom.organs import LEFT, RIGHT, Y, stack
+from cxrclip.data.phantom.render import Beam, Scanner, interval, overlap, render_study
 from cxrclip.errors import InputError
-from cxrclip.phantom.anatomy import DEVICE_KINDS, FINDINGS, Case, Finding, sample_body
-from cxrclip.phantom.lesions import build_chest
-from cxrclip.phantom.organs import LEFT, RIGHT, Y, stack
-from cxrclip.phantom.render import Beam, Scanner, interval, overlap, render_study
 
 STILL = Scanner(noise=0.0, tilt=0.0, wander=0.0, marker="")
 BOTH = ("PA", "LATERAL")

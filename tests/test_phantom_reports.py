@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from cxrclip.phantom import reports
-from cxrclip.phantom.anatomy import DEVICE_KINDS, FINDINGS, FRACTURE_KINDS, Case, Finding, sample_body
+from cxrclip.data.phantom import reports
+from cxrclip.data.phantom.anatomy import DEVICE_KINDS, FINDINGS, FRACTURE_KINDS, Case, Finding, sample_body
 
 # What a sentence must contain to be about a finding.
 TERMS = {

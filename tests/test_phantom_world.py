@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cxrclip import images, studies
+from cxrclip import studies
+from cxrclip.data import images
+from cxrclip.data.phantom import reports, world
+from cxrclip.data.phantom.anatomy import FINDINGS, Case, Finding, sample_body
+from cxrclip.data.phantom.render import Film
 from cxrclip.errors import InputError
-from cxrclip.phantom import reports, world
-from cxrclip.phantom.anatomy import FINDINGS, Case, Finding, sample_body
-from cxrclip.phantom.render import Film
 
 N = 1500
 
@@ -147,7 +148,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 def test_runs_from_a_script_without_a_main_guard(tmp_path):
     """Notebooks and standard input have no file that a fresh process could import."""
     code = f"""
-from cxrclip.phantom import world
+from cxrclip.data.phantom import world
 world.generate("siim", {{"test": 34}}, {str(tmp_path / "out")!r}, image_size=32, workers=2, progress=False)
 """
     done = subprocess.run([sys.executable, "-"], input=code, text=True, capture_output=True, timeout=120)

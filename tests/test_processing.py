@@ -16,17 +16,17 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, BertTokenizer, PreTrainedTokenizerFast, pipeline
 
 from cxrclip import evaluation, studies
+from cxrclip.data.images import encode_gray, read_gray
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, train_tokenizer
 from cxrclip.errors import InputError
-from cxrclip.images import encode_gray, read_gray
-from cxrclip.processing import CXRCLIPImageProcessor, CXRCLIPProcessor
-from cxrclip.sampling import EvalTransform
+from cxrclip.hub.processing import CXRCLIPImageProcessor, CXRCLIPProcessor
+from cxrclip.transforms import EvalTransform
 
 TEXTS = ["No pneumonia.", "Pneumonia of the left lower lobe, and a small effusion on that side.", "Normal chest."]
 SHAPES = ((64, 64), (90, 70), (48, 61), (131, 257))
 PIPELINE = """
 import json, sys
-import cxrclip.processing
+import cxrclip.hub.processing
 from transformers import pipeline
 classify = pipeline("zero-shot-image-classification", model=sys.argv[1])
 print(json.dumps(classify(sys.argv[2], candidate_labels=json.loads(sys.argv[3]), hypothesis_template="{}")))

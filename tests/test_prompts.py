@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
+from cxrclip.data.sources import chestxray14
 from cxrclip.errors import InputError
 from cxrclip.prompts import OWN_FILE, PromptBank
-from cxrclip.sources import chestxray14
 
 CHEXPERT = [
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",

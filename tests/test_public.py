@@ -1,4 +1,4 @@
-"""cxrclip.sources.public: the known numbers of the real label tables and reports in torchxrayvision."""
+"""cxrclip.data.sources.public: the known numbers of the real label tables and reports in torchxrayvision."""
 
 import subprocess
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cxrclip.data.sources import public
 from cxrclip.errors import InputError
-from cxrclip.sources import public
 
 try:
     public.data_folder()
@@ -87,7 +87,7 @@ def test_collisions_are_the_known_ones():
 def test_the_code_of_the_package_is_not_run_nor_is_torch_for_the_counts():
     code = (
         "import sys\n"
-        "from cxrclip.sources import public\n"
+        "from cxrclip.data.sources import public\n"
         "assert len(public.siim()) == 12_954\n"
         "assert not {'torchxrayvision', 'torchvision', 'cxrclip.evaluation'} & set(sys.modules)\n"
     )

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from synthetic import tidy_results
 
-from cxrclip import render, results
+from cxrclip import results
+from cxrclip.book import render
 from cxrclip.errors import InputError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 
-from cxrclip import reproduce
+from cxrclip.book import reproduce
 
 
 def test_nothing_is_left_behind_when_everything_was_found_at_once(tiny_mix, tiny_bench):

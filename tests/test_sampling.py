@@ -16,29 +16,15 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import adjust_brightness, adjust_contrast
 from transformers import PreTrainedTokenizerFast
 
-from cxrclip import sampling
+from cxrclip import views
+from cxrclip.data.batches import EpochBatches, arranged, share_of
+from cxrclip.data.dataset import PretrainingDataset, StudyMix, collate, load_batches
+from cxrclip.data.images import encode_gray, read_gray
 from cxrclip.errors import InputError
-from cxrclip.images import encode_gray, read_gray
 from cxrclip.prompts import PromptBank
-from cxrclip.sampling import (
-    EpochBatches,
-    EvalTransform,
-    PretrainingDataset,
-    StudyMix,
-    TrainTransform,
-    arranged,
-    collate,
-    content_of,
-    crop_box,
-    draw_images,
-    draw_texts,
-    generator,
-    jitter,
-    load_batches,
-    share_of,
-    shuffle_sentences,
-)
 from cxrclip.studies import SCHEMA
+from cxrclip.transforms import EvalTransform, TrainTransform, crop_box, jitter
+from cxrclip.views import content_of, draw_images, draw_texts, generator, shuffle_sentences
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -523,9 +509,9 @@ def test_plain_clip_batch(bank, mixed_rows, tokenizer):
 
 
 def test_a_translation_equal_to_the_section_is_no_second_wording():
-    section = sampling.Section("One line. Two lines.", ["One line. Two lines."])
+    section = views.Section("One line. Two lines.", ["One line. Two lines."])
     rng = np.random.default_rng(0)
-    assert {sampling.variant(section, rng) for _ in range(20)} == {"Two lines. One line."}
+    assert {views.variant(section, rng) for _ in range(20)} == {"Two lines. One line."}
 
 
 # ---- switches: draws --------------------------------------------------------------------------------------

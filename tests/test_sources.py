@@ -1,4 +1,4 @@
-"""cxrclip.sources: each public layout, with its traps, becomes a study table."""
+"""cxrclip.data.sources: each public layout, with its traps, becomes a study table."""
 
 import gzip
 import json
@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from downloads import about, edit, film, partial, real, rejections, studies_of
 
+from cxrclip.data.images import read_gray
+from cxrclip.data.sources import SOURCES, chestxray14
+from cxrclip.data.sources.chestxray14 import FINDINGS
+from cxrclip.data.sources.intake import split_patients
 from cxrclip.errors import InputError
-from cxrclip.images import read_gray
-from cxrclip.sources import SOURCES, chestxray14
-from cxrclip.sources.chestxray14 import FINDINGS
-from cxrclip.sources.intake import split_patients
 from cxrclip.studies import check_leakage, open_studies, validate
 
 HEADER = (

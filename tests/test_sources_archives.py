@@ -10,16 +10,16 @@ import pytest
 import yaml
 from downloads import about, dicom, edit, film, partial, public_table, rejections, studies_of
 
-from cxrclip import tables
+from cxrclip.data.sources import SOURCES, chestxray14, chexpert, chexpert5x200, mimic, openi, rsna, siim, vindr
+from cxrclip.data.sources.__main__ import main, read_options
+from cxrclip.data.sources.chexpert_format import COLUMNS, FINDINGS, label_table
+from cxrclip.data.sources.dicom import read_header
+from cxrclip.data.sources.intake import grouped, read_table
+from cxrclip.data.sources.report_text import parse_report
+from cxrclip.data.sources.splits import gloria_split, train_valid_split
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, Workbench, evaluate, pretrain
-from cxrclip.sources import SOURCES, chestxray14, chexpert, chexpert5x200, mimic, openi, rsna, siim, vindr
-from cxrclip.sources.__main__ import main, read_options
-from cxrclip.sources.chexpert_format import COLUMNS, FINDINGS, label_table
-from cxrclip.sources.dicom import read_header
-from cxrclip.sources.intake import grouped, read_table
-from cxrclip.sources.report_text import parse_report
-from cxrclip.sources.splits import gloria_split, train_valid_split
+from cxrclip.results import tables
 from cxrclip.studies import check_leakage, open_studies, validate
 
 
@@ -800,7 +800,7 @@ def test_the_public_tables_of_nih_and_open_i_have_the_known_counts(tmp_path):
 
 
 def command(capsys, *arguments):
-    """Run `python -m cxrclip.sources` here: status, and what it printed."""
+    """Run `python -m cxrclip.data.sources` here: status, and what it printed."""
     status = main([str(argument) for argument in arguments])
     return status, *capsys.readouterr()
 

@@ -16,8 +16,8 @@ import pytest
 from datasets.distributed import split_dataset_by_node
 
 from cxrclip import studies
+from cxrclip.data.images import encode_gray
 from cxrclip.errors import InputError
-from cxrclip.images import encode_gray
 from cxrclip.studies import (
     SCHEMA,
     Rejected,

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from synthetic import COMMON, row, tidy, tidy_results
 
-from cxrclip import results, tables
+from cxrclip import results
 from cxrclip.errors import InputError
+from cxrclip.results import tables
 
 TABLES = {"table 1": tables.table1, "table 2": tables.table2, "table 3": tables.table3,
           "table 3, text to image": tables.table3_text_to_image, "table 4": tables.table4}

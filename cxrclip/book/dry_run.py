@@ -1,0 +1,139 @@
+"""`make dry-run`: the paper's networks through training, evaluation and tables, before anyone spends GPU hours.
+
+The real architectures at their real size, with random weights, make two steps on ten studies a role. Nothing is
+downloaded. A study folder that the mix names gives its own first studies; phantoms stand in for what is not prepared.
+Every measured number is marked: it says that the way is open, and nothing about the method.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from cxrclip import results, studies, training
+from cxrclip.book import costs
+from cxrclip.data import mixes
+from cxrclip.data.phantom import world
+from cxrclip.errors import InputError
+from cxrclip.experiments import IMAGE_ENCODERS, Experiment, Run, Workbench, evaluate, growing_mixtures, pretrain
+from cxrclip.results import tables
+
+STUDIES = 10  # a multiple of five: CheXpert 5x200 has five classes
+SETTINGS: Mapping[str, object] = {"batch_size": 4, "steps": 2, "validations": 1, "published_weights": False}
+MARK = "dry run:"
+WARNING = (f"DRY RUN: random weights, two steps, {STUDIES} studies a role. The numbers marked '{MARK}' say that "
+           "everything runs. They say nothing about the method, and must not be quoted.")
+
+
+def dry_run(profile: str, mix: str, seed: int, bench: Workbench, settings: Mapping[str, object] = SETTINGS) -> Path:
+    """Print what a real run costs, train and evaluate both image encoders, print Tables 2 and 3; returns their folder.
+
+    Everything goes to build/<mix>-<profile>-dry-run/, which is made anew and in the end holds results.csv and tables
+    alone: the runs (up to 4 GB while one is made) are deleted. `settings` are what differs from the profile.
+
+    Raises:
+        InputError: an unknown profile or mix, a study folder that is not there, no pretraining role with data.
+    """
+    content = mixes.load_mix(mix)
+    real = Experiment.at(profile, mix=mix, seed=seed)
+    out = bench.build / f"{content.name}-{profile}-dry-run"
+    training.start_accelerator(training.Recipe(1, device=bench.device))
+    print(costs.announced(real, _as_published(content)), flush=True)
+    shutil.rmtree(out, ignore_errors=True)
+    small = replace(bench, build=out / "work")
+    path = _small_mix(content, profile, small.build)
+    roles = growing_mixtures(mixes.load_mix(str(path)))[-1:]
+    if not roles:
+        raise InputError(f"mix {content.name}: no pretraining role has data: fill one")
+    try:
+        parts = []
+        for family in IMAGE_ENCODERS.values():
+            experiment = replace(real, mix=str(path), image_encoder=family[profile], pretraining=roles[0], **settings)
+            parts.append(_one(experiment, small))
+        return _written(pd.concat(parts), small.prepared(str(path), profile).missing, out)
+    finally:
+        shutil.rmtree(small.build, ignore_errors=True)
+
+
+def _one(experiment: Experiment, bench: Workbench) -> pd.DataFrame:
+    """The marked results of one run; its checkpoints are gone before the next one starts."""
+    print(f"\n{experiment.run_name}", flush=True)
+    run = pretrain(experiment, bench)
+    shutil.rmtree(run.folder / "state")
+    shutil.rmtree(run.folder / "best")
+    _tell(run)
+    tidy = evaluate(run)
+    shutil.rmtree(run.folder)
+    return tidy.assign(note=[f"dry run of random weights; {note}".rstrip("; ") for note in tidy["note"]])
+
+
+def _tell(run: Run) -> None:
+    log, experiment = run.log(), run.experiment
+    seconds = ", ".join(f"{value:.1f}" for value in log["seconds"])
+    print(f"trained: {run.about['parameters']:,} parameters, losses {', '.join(f'{x:.2f}' for x in log['total'])}; "
+          f"seconds a step of {experiment.batch_size} studies here: {seconds}", flush=True)
+
+
+def _as_published(mix: mixes.Mix) -> mixes.Mix:
+    """The mix for the cost table: a role that a phantom plays counts with the size of the paper's data set."""
+    return replace(mix, pretraining={name: replace(role, filling="source") if role.filling == "phantom" else role
+                                     for name, role in mix.pretraining.items()})
+
+
+def _small_mix(mix: mixes.Mix, profile: str, build: Path) -> Path:
+    """Write a mix of the same roles with few studies each; returns its path."""
+    sections = {use: {role.name: _small_role(role, profile, build) for role in roles.values()}
+                for use, roles in (("pretraining", mix.pretraining), ("tests", mix.tests))}
+    text = yaml.safe_dump({"about": WARNING, **sections}, sort_keys=False)
+    return results.write_atomically(build / "dry-run.yaml", text)
+
+
+def _small_role(role: mixes.Role, profile: str, build: Path) -> dict:
+    """The settings of one role: as in the mix, but with its first studies, or phantoms in place of a download."""
+    spec = {"tasks": list(role.tasks), "prompts": role.prompts, "split": role.split,
+            "max_negatives": role.max_negatives}
+    if role.filling in ("role", "missing"):
+        return spec | {role.filling: role.value}
+    if role.filling == "folder":
+        folder = build / "first" / role.name
+        studies.write_studies(_first_studies(Path(role.value)), folder)
+        return spec | {"folder": str(folder)}
+    institution = role.value if role.filling == "phantom" else role.name
+    if institution not in world.INSTITUTIONS:
+        return spec | {"missing": "no phantom stands in for it in a dry run"}
+    return spec | {"phantom": institution, "sizes": {profile: dict.fromkeys(studies.SPLITS, STUDIES)}}
+
+
+def _first_studies(folder: Path) -> Iterator[dict]:
+    """The first studies of every split that the folder has."""
+    if not (folder / "dataset.json").is_file():
+        raise InputError(f"{folder} is no study folder (no dataset.json): prepare it or mend the path")
+    table = studies.open_studies(folder)
+    for split in studies.SPLITS:
+        rows = [i for i, name in enumerate(table["split"]) if name == split][:STUDIES]
+        yield from table.select(rows).to_list()
+
+
+def _written(tidy: pd.DataFrame, missing: Mapping[str, str], out: Path) -> Path:
+    """Write results and marked tables, and print the tables."""
+    results.write_results(tidy, out / "results.csv")
+    for name, make in {"table2": tables.table2, "table3": tables.table3}.items():
+        table = marked(make(tidy, missing))
+        tables.write_table(table, out / "tables" / name)
+        print(f"\n{table.text().rstrip()}")
+    print(f"\nThe dry run went through. Its tables are in {out}.")
+    return out
+
+
+def marked(table: tables.Table) -> tables.Table:
+    """The table with MARK before every measured number and the warning above all; other lines were not tried."""
+    def cell(text: str) -> str:
+        return re.sub(r"^not measured: .*", "not in the dry run", re.sub(r"^(?=\d)", f"{MARK} ", text))
+    return replace(table, title=f"DRY RUN. {table.title}", header=f"{WARNING} {table.header}",
+                   cells=table.cells.map(cell))

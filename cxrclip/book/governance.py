@@ -1,0 +1,215 @@
+"""What must not get into a repository: ids of credentialed data sets, real report text, real films.
+
+    python -m cxrclip.book.governance          scans the committed notebooks, figures, results and pages
+
+exits with status 1 and a line a finding, which names file and place but does not repeat what it found.
+It knows the shapes of the ids, the reports of Open-I (which torchxrayvision carries), and the ways in which films
+get in: files of images or study tables, and pictures of notebooks that ran on other data than the phantom. It
+cannot tell a real film from a phantom inside a picture, nor know reports that it was not given.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from cxrclip.errors import InputError
+
+FOLDERS = ("notebooks", "figures", "results")
+MIN_WORDS = 8  # shorter sentences are nobody's: "The heart is normal in size."
+IDS = {
+    "a subject number as in MIMIC-CXR": r"(?<![\w.])p?1\d{7}(?!\w|\.\d)",
+    "a study number as in MIMIC-CXR": r"(?<![\w.])s?5\d{7}(?!\w|\.\d)",
+    "a film name as in MIMIC-CXR": r"(?<!\w)[0-9a-f]{8}(?:-[0-9a-f]{8}){4}(?!\w)",
+    "the head of a MIMIC-CXR report": r"FINAL REPORT\s+(?:EXAMINATION|INDICATION|HISTORY|REASON|CHEST)",
+    "a patient as in CheXpert": r"(?<![a-z])patient\d{5}(?!\d)",
+    "a film name as in VinDr-CXR": r"(?<![\w/+])[0-9a-f]{32}(?![\w/+=])",
+    "a patient as in RSNA": r"(?<!\w)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?!\w)",
+    "a film name as in SIIM": r"(?<![\w.])1\.2\.276\.0\.7230010[.\d]+",
+}
+"""Numbers of eight digits that start with 1 or 5 and are no ids need thousands separators to pass."""
+_FILMS = (".dcm", ".dicom", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".parquet", ".arrow")
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+")
+
+
+class Found(NamedTuple):
+    """One thing that must not be there."""
+
+    file: str
+    place: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.place}: {self.what}"
+
+
+def committed(root: str | Path) -> list[Path]:
+    """The files under version control below `root`.
+
+    Raises:
+        InputError: `root` is no git repository.
+    """
+    listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, text=True, check=False)
+    if listed.returncode:
+        raise InputError(f"{root}: not a git repository; give the folder of the project")
+    return [Path(root) / name for name in listed.stdout.split("\0") if name]
+
+
+def scan(root: str | Path, files: Iterable[Path] | None = None, sentences: Collection[str] = ()) -> list[Found]:
+    """Search files for what must not be published.
+
+    Args:
+        root: the project; files are named relative to it.
+        files: what to search; None takes the committed files. Ids and texts are searched in `FOLDERS` and in
+            the pages (*.md), films among all files.
+        sentences: real sentences that must not occur (see `open_i_sentences`), in any case and punctuation.
+
+    Raises:
+        InputError: `root` is no git repository, or a notebook is no JSON.
+    """
+    root, known = Path(root), _by_start(sentences)
+    found: list[Found] = []
+    for path in committed(root) if files is None else files:
+        name = path.relative_to(root)
+        if path.suffix.lower() in _FILMS and name.parts[0] != "tests":
+            found.append(Found(str(name), "the file itself", "a film or a study table"))
+        elif name.parts[0] in FOLDERS or path.suffix == ".md":
+            for place, content in _contents(path):
+                if isinstance(content, str):
+                    whats = [*_ids(content), *_said(content, known)]
+                else:
+                    whats = _picture(content)
+                found += [Found(str(name), place, what) for what in whats]
+            found += [Found(str(name), "its pictures", what) for what in _provenance(path)]
+    return found
+
+
+def _contents(path: Path) -> Iterator[tuple[str, str | bytes]]:
+    """Texts and pictures of a file, each with its place."""
+    if path.suffix == ".ipynb":
+        for number, cell in enumerate(_notebook(path)["cells"], 1):
+            yield f"cell {number}", _joined(cell["source"])
+            for output in cell.get("outputs", ()):
+                yield f"cell {number}, output", _joined(output.get("text", "")) + _joined(output.get("traceback", ""))
+                for kind, data in output.get("data", {}).items():
+                    picture = kind.startswith("image/") and kind != "image/svg+xml"
+                    yield f"cell {number}, output", kind.encode() if picture else _joined(data)
+        return
+    data = path.read_bytes()
+    try:
+        yield "text", data.decode("utf-8")
+    except UnicodeDecodeError:
+        yield "picture", data
+
+
+def _joined(text: Any) -> str:
+    return "".join(text) if isinstance(text, list) else text if isinstance(text, str) else json.dumps(text)
+
+
+def _notebook(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not a notebook ({error}); restore it") from error
+
+
+def _ids(text: str) -> list[str]:
+    return [what for what, pattern in IDS.items() if re.search(pattern, text)]
+
+
+def _picture(data: bytes) -> list[str]:
+    """Faults of a picture: matplotlib draws PNG in colour; films are gray or JPEG."""
+    if data.startswith(b"image/"):  # of a notebook: only its kind
+        return [] if data == b"image/png" else [f"{data.decode()}: a photograph's format; figures are PNG or SVG"]
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return [] if image.mode in ("RGB", "RGBA", "P") else [f"a gray picture ({image.mode}), as films are"]
+    except (OSError, SyntaxError):
+        return ["no text, and no picture that can be read"]
+
+
+def _provenance(path: Path) -> list[str]:
+    """Pictures must come from the phantom, and say so."""
+    if path.suffix == ".ipynb":
+        cells = _notebook(path)["cells"]
+        pictures = any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", ()))
+        mixes = [found[1] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", ())
+                 if (found := re.search(r"^mix = [\"'](.*)[\"']", _joined(cell["source"]), re.M))]  # fmt: skip
+        return [f"pictures of a run with mix {mixes or 'unknown'}"] if pictures and mixes != ["phantom"] else []
+    if path.parent.name == "figures" and path.suffix in (".png", ".svg"):
+        facts = path.with_suffix(".json")
+        if not facts.is_file():
+            return [f"no {facts.name} that says where it comes from"]
+        mix = json.loads(facts.read_text(encoding="utf-8")).get("mix", "phantom")
+        return [] if mix == "phantom" else [f"drawn from mix {mix!r}"]
+    return []
+
+
+# ------------------------------------------------------------------------------------------------------ report text
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Lower-case words without punctuation; line breaks as JSON writes them count as spaces."""
+    return tuple(re.findall(r"[a-z0-9]+", text.lower().replace("\\n", " ")))
+
+
+@cache
+def open_i_sentences() -> frozenset[str]:
+    """The long sentences of the real Open-I reports which the phantom cannot say.
+
+    Raises:
+        InputError: torchxrayvision is not installed.
+    """
+    from cxrclip.data.sources import public
+
+    own = " ".join(words((Path(__file__).parents[1] / "data" / "phantom" / "reports.yaml").read_text(encoding="utf-8")))
+    reports = public.open_i()
+    texts = [*reports["findings"], *reports["impression"]]
+    real = {" ".join(words(sentence)) for text in texts for sentence in _SENTENCE_ENDS.split(text)}
+    return frozenset(text for text in real if len(text.split()) >= MIN_WORDS and text not in own)
+
+
+def _by_start(sentences: Collection[str]) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+    known: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for sentence in sentences:
+        said = words(sentence)
+        if len(said) >= MIN_WORDS:
+            known.setdefault(said[:MIN_WORDS], []).append(said)
+    return known
+
+
+def _said(text: str, known: dict[tuple[str, ...], list[tuple[str, ...]]]) -> list[str]:
+    if not known:
+        return []
+    said = words(text)
+    for i in range(len(said) - MIN_WORDS + 1):
+        for sentence in known.get(said[i : i + MIN_WORDS], ()):
+            if said[i : i + len(sentence)] == sentence:
+                return [f"a sentence of a real report ({len(sentence)} words)"]
+    return []
+
+
+def main() -> int:
+    """Scan the current folder; print what was found."""
+    try:
+        found = scan(Path.cwd(), sentences=open_i_sentences())
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for one in found:
+        print(one)
+    print(f"governance: {len(found)} findings")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Data: file formats, sources, the phantom world, mixes, and the studies as batches."""

@@ -1,0 +1,252 @@
+"""Back-translation as a prepared step: report sections go to another language and return in other words.
+
+    python -m cxrclip.data.augment --studies data/M --out data/M-aug
+
+The paper replaces a section by its translation from English to Italian and back with probability 0.5 while it trains.
+This writes these texts once, into the columns findings_aug and impression_aug of a new study folder. Any pair of
+transformers models that turn a text into a text will do (MarianMT, T5 with a prefix); nothing is downloaded.
+
+Sections are translated sentence by sentence: such models were trained on sentences, most of which recur in many
+reports, and no section is cut at a model's limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from cxrclip.data.progress import progress_bar
+from cxrclip.errors import InputError
+from cxrclip.studies import SPLITS, fingerprint, read_about, read_shards, resumable_studies
+
+THERE, BACK = "Helsinki-NLP/opus-mt-en-it", "Helsinki-NLP/opus-mt-it-en"
+MAX_TOKENS = 4096  # tokens a batch, with its padding
+SECTIONS = ("findings", "impression")
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+")
+
+Translate = Callable[[Sequence[str]], list[str]]
+
+
+@dataclass(frozen=True)
+class Translator:
+    """One direction: a model and its tokenizer. Called with sentences, it returns their translations in order.
+
+    `prefix` stands before each sentence (T5 wants "translate English to Italian: "). Sentences longer than the model
+    takes, and those it answers with nothing, come back unchanged.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prefix: str = ""
+    limit: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        places = getattr(self.model.config, "max_position_embeddings", None) or 512
+        object.__setattr__(self, "limit", min(places, self.tokenizer.model_max_length, 512))
+
+    @classmethod
+    def load(cls, name: str, models: Path, device: str, prefix: str = "") -> Translator:
+        """From the folder `models`/<last part of name>, from the path `name`, or from the cache of transformers.
+
+        Raises:
+            InputError: it is in none of them, or a package it needs is missing.
+        """
+        place = find_model(name, models)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+            model = AutoModelForSeq2SeqLM.from_pretrained(place, local_files_only=True)
+        except ImportError as error:
+            raise InputError(f"{name}: {_line(error)}; pip install sentencepiece sacremoses") from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name}: {missing(name, models)} ({_line(error)})") from error
+        return cls(model.to(device).eval(), tokenizer, prefix)
+
+    def __call__(self, sentences: Sequence[str]) -> list[str]:
+        tokens = [self.tokenizer(self.prefix + sentence)["input_ids"] for sentence in sentences]
+        translated = list(sentences)
+        for batch in batches([len(ids) for ids in tokens], self.limit):
+            for place, text in zip(batch, self._generate([tokens[i] for i in batch]), strict=True):
+                translated[place] = text or sentences[place]
+        return translated
+
+    @torch.inference_mode()
+    def _generate(self, tokens: list[list[int]]) -> list[str]:
+        padded = self.tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self.model.device)
+        ids = self.model.generate(
+            input_ids=padded["input_ids"],
+            attention_mask=padded["attention_mask"],
+            max_new_tokens=self.limit,  # not less for short batches: a text must not depend on its neighbours
+            max_length=None,
+            do_sample=False,
+        )
+        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Places of texts in batches of similar length, at most `MAX_TOKENS` with padding; longer ones than `limit` not."""
+    batch: list[int] = []
+    for place in sorted((i for i, length in enumerate(lengths) if length <= limit), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[place] > MAX_TOKENS:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def find_model(name: str, models: Path) -> str:
+    """Where a model lies: a folder below `models`, a path, or else its name in the cache of transformers."""
+    for place in (models / name.split("/")[-1], Path(name)):
+        if (place / "config.json").is_file():
+            return str(place)
+    return name
+
+
+def missing(name: str, models: Path) -> str:
+    """One line that says what to fetch and where to put it."""
+    folder = models / name.split("/")[-1]
+    return (
+        f"this translation model is not here and nothing is downloaded; on a machine with a network run "
+        f"'hf download {name} --local-dir {folder}' and copy the folder here"
+    )
+
+
+def split_sentences(text: str) -> list[str]:
+    """A section's sentences, without the white space between them."""
+    return [sentence for sentence in _SENTENCE_ENDS.split(text.strip()) if sentence]
+
+
+def augment(
+    folder: str | Path,
+    out: str | Path,
+    there: Translate,
+    back: Translate,
+    *,
+    about: Mapping[str, Any],
+    split: str | None = "train",
+    progress: bool = True,
+) -> dict[str, int]:
+    """Write `out`, a copy of the study folder with back-translated sections.
+
+    Interrupted, the same call goes on from the finished shards (see `cxrclip.studies.resumable_studies`).
+
+    Args:
+        folder: study folder; it is not changed.
+        out: another folder.
+        there: sentences -> sentences in the other language.
+        back: and back.
+        about: names the translators; kept in `dataset.json`. Another value makes finished shards anew.
+        split: whose studies to translate; None takes all. Only training reads the texts.
+        progress: show a bar.
+
+    Returns:
+        Counts: studies, sections translated, sentences translated (distinct ones of each shard), and sections that
+        came back word for word. Shards that were finished earlier are not counted again.
+
+    Raises:
+        InputError: `out` is `folder`, no report text, an unknown split, or a folder cannot be read or written.
+    """
+    folder, out = Path(folder), Path(out)
+    if out.resolve() == folder.resolve():
+        raise InputError(f"{out}: the texts go into a new folder, never into the one that is read; choose another")
+    if split is not None and split not in SPLITS:
+        raise InputError(f"augment: unknown split {split!r}; the splits are {', '.join(SPLITS)}, or None for all")
+    kept, rejected = read_about(folder)
+    settings = {"models": dict(about), "split": split, "of": fingerprint(folder)}
+    counts = dict.fromkeys(("studies", "sections", "sentences", "unchanged"), 0)
+    sections = number = 0
+    with resumable_studies(out) as table, progress_bar(desc="back-translation", unit="shard", shown=progress) as bar:
+        for number, rows in enumerate(read_shards(folder)):
+            chosen = [row for row in rows if split in (None, row["split"])]
+            sections += sum(bool(row[name]) for row in chosen for name in SECTIONS)
+            key = _key(settings, rows)
+            if table.has(number, key):
+                table.reuse(number)
+            else:
+                _translate(chosen, there, back, counts)
+                table.add(number, key, rows, [])
+            bar.update()
+        if not sections:
+            raise InputError(f"{folder}: no report section in split {split!r}; there is nothing to translate")
+        table.finish(kept | {"augmented": settings}, rejected, number + 1)
+    return counts
+
+
+def _key(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(repr((settings, [row["study_id"] for row in rows])).encode()).hexdigest()
+
+
+def _translate(rows: Sequence[dict[str, Any]], there: Translate, back: Translate, counts: dict[str, int]) -> None:
+    """Fill the *_aug columns of some rows."""
+    sections = [(row, name) for row in rows for name in SECTIONS if row[name]]
+    sentences = sorted({sentence for row, name in sections for sentence in split_sentences(row[name])})
+    returned = dict(zip(sentences, back(there(sentences)) if sentences else [], strict=True))
+    for row, name in sections:
+        text = " ".join(returned[sentence] for sentence in split_sentences(row[name]))
+        row[f"{name}_aug"] = [text]
+        counts["unchanged"] += text == row[name]
+    counts["studies"] += len(rows)
+    counts["sections"] += len(sections)
+    counts["sentences"] += len(sentences)
+
+
+def model_facts(name: str, models: Path) -> dict[str, str]:
+    """What tells one model from another: its name, and a hash of its settings and the sizes of its files."""
+    place = Path(find_model(name, models))
+    digest = hashlib.sha256()
+    for path in sorted(place.iterdir()) if place.is_dir() else ():
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        digest.update(path.read_bytes() if path.suffix == ".json" else b"")
+    return {"name": name, "files": digest.hexdigest()[:16] if place.is_dir() else "cache"}
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m cxrclip.data.augment", description=__doc__.split("\n")[0])
+    parser.add_argument("--studies", required=True, help="study folder with reports")
+    parser.add_argument("--out", help="new study folder (default: <studies>-aug)")
+    parser.add_argument("--there", default=THERE, help="model from English: name or folder (%(default)s)")
+    parser.add_argument("--back", default=BACK, help="model to English: name or folder (%(default)s)")
+    parser.add_argument("--there-prefix", default="", help="text before each sentence, as T5 wants it")
+    parser.add_argument("--back-prefix", default="", help="the same on the way back")
+    parser.add_argument("--models", default="models", help="where model folders lie (%(default)s)")
+    parser.add_argument("--split", default="train", choices=(*SPLITS, "all"), help="whose reports (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
+    given = parser.parse_args(arguments)
+    device = given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    models, out = Path(given.models), given.out or f"{given.studies.rstrip('/')}-aug"
+    try:
+        fingerprint(given.studies)  # before models load
+        there = Translator.load(given.there, models, device, given.there_prefix)
+        back = Translator.load(given.back, models, device, given.back_prefix)
+        about = {"there": model_facts(given.there, models), "back": model_facts(given.back, models),
+                 "prefixes": [given.there_prefix, given.back_prefix]}  # fmt: skip
+        counts = augment(given.studies, out, there, back, about=about,
+                         split=None if given.split == "all" else given.split)  # fmt: skip
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    said = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    tqdm.write(f"{out}: {said}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Studies as training items: tables of several sources, read at random, drawn as views and texts, collated to batches.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import cv2
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from cxrclip.data.images import decode_gray
+from cxrclip.errors import InputError
+from cxrclip.official.rules import INTENDED, Rules
+from cxrclip.prompts import STATES, PromptBank
+from cxrclip.transforms import Transform
+from cxrclip.views import SECTIONS, content_of, draw_images, draw_texts, generator, sections_of
+
+LIST_COLUMNS = ("images", "views", "findings_aug", "impression_aug", *STATES)
+COLUMNS = ("study_id", *SECTIONS, *LIST_COLUMNS)
+MAX_SET_ASIDE = 0.05
+
+Key = int | tuple[int, int]  # an index, or (epoch, index)
+
+
+class PretrainingDataset(Dataset):
+    """The studies of one source, each as `views` images and `texts` texts (1 or 2 of either).
+
+    Studies with neither a report nor a label are set aside at construction: their ids are in `set_aside`.
+
+    Args:
+        studies: rows of the study table, at random access (studies.open_studies).
+        transform: (image (H, W) uint8, generator) -> (3, S, S).
+        max_negatives: negative sentences a prompt keeps; None keeps all. Official: 3 for ChestX-ray14.
+        draw: with one view (text), "first" or "random". augment: False leaves texts as written; images are the
+            transform's business.
+        contents: items also say what their text says, as a number (content_of).
+        label_weight: items also say how much their rows count: 1 with a report, this without; 1 says nothing.
+        rules: behaviours of the released code (rules.py). trivial_validation is for a validation set: a single image
+            is seen twice alike, and label data say one prompt twice (ledger B5).
+        details: study id -> class -> words that prompts add (oracle.py).
+
+    Raises:
+        InputError: a missing column, strings where lists belong, an unknown finding (names the study), a study
+            without images, more than 5 % of the studies set aside.
+    """
+
+    def __init__(self, studies: datasets.Dataset, bank: PromptBank, transform: Transform, *, seed: int,
+                 views: int = 2, texts: int = 2, max_negatives: int | None = None, draw: str = "first",
+                 augment: bool = True, contents: bool = False, label_weight: float = 1.0,
+                 details: Mapping[str, Mapping[str, str]] | None = None, rules: Rules = INTENDED) -> None:
+        for name, value in (("views", views), ("texts", texts)):
+            if value not in (1, 2):
+                raise InputError(f"{name}={value}: a study gives 1 or 2 {name}; choose one of these")
+        if max_negatives is not None and max_negatives < 1:
+            raise InputError(f"max_negatives={max_negatives}: a normal study would say nothing; use 1 or more, or None")
+        check_columns(studies)
+        self.bank, self.transform, self.seed, self.epoch = bank, transform, seed, 0
+        self.views, self.texts, self.max_negatives = views, texts, max_negatives
+        self.draw, self.augment, self.details = draw, augment, details or {}
+        self.contents, self.label_weight, self.rules = contents, label_weight, rules
+        studies = studies.select_columns(list(COLUMNS))
+        usable, self.set_aside = split_usable(studies, bank, rules)
+        self.studies = studies.select(usable) if self.set_aside else studies
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    @cached_property
+    def has_report(self) -> np.ndarray:
+        """(N,) bool: does the study speak by a report? The others speak by their labels."""
+        small = self.studies.select_columns(list(SECTIONS)).iter(batch_size=1000)
+        rows = itertools.chain.from_iterable(chunk_rows(chunk) for chunk in small)
+        return np.array([any(text and text.strip() for text in row.values()) for row in rows], bool)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of plain indices; batches carry their own, as (epoch, index)."""
+        self.epoch = epoch
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """{"study_id", "images": (V, 3, S, S), "texts": list of T strings} of index or (epoch, index)."""
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
+        """Several items with one read of the table; DataLoader calls this by itself."""
+        pairs = [key if isinstance(key, tuple) else (self.epoch, key) for key in keys]
+        columns = self.studies[[index for _, index in pairs]]
+        rows = ({name: values[i] for name, values in columns.items()} for i in range(len(pairs)))
+        return [self._sample(row, epoch) for row, (epoch, _) in zip(rows, pairs, strict=True)]
+
+    def _sample(self, study: Mapping[str, Any], epoch: int) -> dict[str, Any]:
+        rng = generator(self.seed, epoch, study["study_id"])
+        chosen = draw_images(study["views"], self.views, rng, self.draw, self.rules)
+        details = self.details.get(study["study_id"])
+        texts = draw_texts(study, self.texts, self.bank, rng, self.max_negatives, draw=self.draw,
+                           augment=self.augment, details=details, rules=self.rules)
+        films = {i: decode_gray(study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
+                 for i in sorted(set(chosen))}
+        seen = [self.transform(films[i], rng) for i in chosen]
+        if self.rules.trivial_validation:
+            seen = seen[:1] * len(seen) if len(set(chosen)) == 1 else seen
+            texts = texts if sections_of(study) else texts[:1] * len(texts)
+        images = torch.stack(seen)
+        marks = {"content": content_of(study, self.bank, details)} if self.contents else {}
+        if self.label_weight != 1:
+            marks["weight"] = 1.0 if sections_of(study) else self.label_weight
+        return {"study_id": study["study_id"], "images": images, "texts": texts, **marks}
+
+
+def check_columns(studies: datasets.Dataset) -> None:
+    """InputError when a column is missing, or holds plain strings where lists belong (ledger B4)."""
+    for name in COLUMNS:
+        if name not in studies.features:
+            raise InputError(f"the study table has no column {name!r}; write it with studies.write_studies")
+        if name in LIST_COLUMNS and isinstance(studies.features[name], datasets.Value):
+            raise InputError(f"column {name!r} holds plain values where lists belong; make each a list")
+
+
+def split_usable(studies: datasets.Dataset, bank: PromptBank, rules: Rules = INTENDED) -> tuple[list[int], list[str]]:
+    """Indices of the studies with a report or a label, and the ids of those without; labels are checked.
+
+    rules.empty_prompts: those without are used, too (ledger B12).
+    """
+    usable, set_aside = [], []
+    small = studies.select_columns([name for name in COLUMNS if name != "images"])
+    rows = itertools.chain.from_iterable(chunk_rows(chunk) for chunk in small.iter(batch_size=1000))
+    for i, study in enumerate(rows):
+        try:
+            speaks = (sections_of(study) or bank.labelled(*(study[state] for state in STATES))
+                      or rules.empty_prompts)
+        except InputError as error:
+            raise InputError(f"study {study['study_id']}: {error}") from error
+        if not study["views"]:
+            raise InputError(f"study {study['study_id']}: no image; remove the row")
+        (usable if speaks else set_aside).append(i if speaks else study["study_id"])
+    if not len(studies):
+        raise InputError("no studies to train on; check the split")
+    if len(set_aside) > MAX_SET_ASIDE * len(studies):
+        raise InputError(f"{len(set_aside)} of {len(studies)} studies have neither a report nor a label "
+                         f"(first: {', '.join(set_aside[:3])}); {MAX_SET_ASIDE:.0%} are tolerated: mend the table")
+    return usable, set_aside
+
+
+def chunk_rows(columns: Mapping[str, Sequence]) -> Iterator[dict[str, Any]]:
+    """The rows of a dict of columns, as HF datasets returns several rows at once."""
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+class StudyMix(Dataset):
+    """Several data sets, one after the other, as one: the roles M, C and C14 with their own `max_negatives`."""
+
+    def __init__(self, parts: Sequence[PretrainingDataset]) -> None:
+        self.parts = parts
+        self.ends = list(itertools.accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    @property
+    def set_aside(self) -> list[str]:
+        """The ids of the studies set aside in any part."""
+        return [study_id for part in self.parts for study_id in part.set_aside]
+
+    @cached_property
+    def has_report(self) -> np.ndarray:
+        """(N,) bool: does the study speak by a report?"""
+        return np.concatenate([part.has_report for part in self.parts])
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """The items of (epoch, index) pairs, in their order, each part read once."""
+        places = defaultdict(list)
+        for place, (_, index) in enumerate(keys):
+            places[bisect_right(self.ends, index)].append(place)
+        items = {}
+        for part, where in places.items():
+            start = self.ends[part] - len(self.parts[part])
+            local = [(keys[place][0], keys[place][1] - start) for place in where]
+            items |= zip(where, self.parts[part].__getitems__(local), strict=True)
+        return [items[place] for place in range(len(keys))]
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """The item of one (epoch, index) pair."""
+        return self.__getitems__([key])[0]
+
+
+def collate(items: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase,
+            max_tokens: int) -> dict[str, Tensor]:
+    """Batch B items of V images and T texts; texts are padded to the longest of the batch, cut at `max_tokens`.
+
+    Returns {"pixel_values": (V, B, 3, S, S) float32, "input_ids": (T, B, L), "attention_mask": (T, B, L)}, and of
+    items that say so "content" (B,) int64 and "weight" (B,) float32.
+    """
+    texts = [text for same_place in zip(*(item["texts"] for item in items), strict=True) for text in same_place]
+    tokens = tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_token_type_ids=False,
+                       return_tensors="pt")
+    shape = (-1, len(items), tokens["input_ids"].shape[1])  # (T, B, L)
+    marks = {name: torch.tensor([item[name] for item in items]) for name in ("content", "weight") if name in items[0]}
+    return {
+        "pixel_values": torch.stack([item["images"] for item in items], dim=1),
+        "input_ids": tokens["input_ids"].reshape(shape),
+        "attention_mask": tokens["attention_mask"].reshape(shape),
+        **marks,
+    }
+
+
+def load_batches(dataset: PretrainingDataset | StudyMix, batches: Iterable[tuple[int, Sequence[int]]],
+                 tokenizer: PreTrainedTokenizerBase, max_tokens: int, workers: int = 0) -> Iterator[dict[str, Tensor]]:
+    """The collated batches of (epoch, indices), in that order; the same for any number of worker processes."""
+    keys = ([(epoch, index) for index in indices] for epoch, indices in batches)
+    loader = DataLoader(
+        dataset, batch_sampler=keys, num_workers=workers, worker_init_fn=_one_thread,
+        collate_fn=partial(collate, tokenizer=tokenizer, max_tokens=max_tokens),
+        generator=torch.Generator(),  # else the loader draws its (unused) seed from torch's global generator
+    )
+    return iter(loader)
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(0)  # the threads of OpenCV do not survive the fork of a worker

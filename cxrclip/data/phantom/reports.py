@@ -1,0 +1,372 @@
+"""What a radiologist writes about a case: findings, impression, and the labels one would take from them.
+
+A case is read once (`read`): what is asserted, hedged and denied. The two sections and the labels word that
+one reading. The sentences stand in `reports.yaml`; five habits of writing (`HABITS`) choose among them.
+A report never asserts what is not in the case; only hedges name what may not be there.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, TypeVar
+
+import numpy as np
+import yaml
+
+from cxrclip.data.phantom.anatomy import Body, Case, Finding
+
+HABITS: tuple[str, ...] = ("telegraphic", "narrative", "systematic", "verbose", "numbered")
+
+# A mild finding is often only suspected, a severe one never.
+HEDGED: Mapping[int, float] = {1: 0.35, 2: 0.12, 3: 0.0}
+# The plain name alone ("Pneumothorax.", "Right pneumothorax."): else a bare name is only seen after "no".
+PLAIN_IN_FINDINGS, PLAIN_IN_IMPRESSION = 0.12, 0.30
+NORMAL_SAID = 0.5  # share of the unaffected organs that are called normal; thorough habits name them all
+MINOR = 3.2  # above this weight (see `impression_section`) a finding is not worth a line of the impression
+# None of a group is denied where another one is present: one shadow has several names.
+AIRSPACE = ("Consolidation", "Pneumonia", "Infiltration", "Tuberculosis")
+ROUND = ("Mass", "Nodule", "Calcification")
+
+# Names that follow from a finding: CheXpert's and VinDr-CXR's umbrella terms.
+DERIVED: Mapping[str, Callable[[Finding], bool]] = {
+    "Lung Opacity": lambda f: f.name in (*AIRSPACE, "Atelectasis", "Edema"),
+    "Lung Lesion": lambda f: f.name in ("Mass", "Nodule"),
+    "Pleural Other": lambda f: f.name == "Pleural Thickening",
+    "ILD": lambda f: f.name == "Fibrosis" and f.side == "both",
+    "Lung tumor": lambda f: f.name == "Mass" and f.severity >= 2,
+    "Mediastinal shift": lambda f: f.name in ("Pneumothorax", "Pleural Effusion", "Atelectasis")
+    and f.severity == 3
+    and f.side in ("left", "right"),
+}
+
+# What is truly to be seen in a body that has no finding there: (body, names of its findings, AP film).
+REMARKS: Mapping[str, Callable[[Body, Collection[str], bool], bool]] = {
+    "old_spine": lambda b, names, ap: b.age > 60,
+    "old_vessels": lambda b, names, ap: b.age > 75,
+    "young": lambda b, names, ap: b.age < 32,
+    "curved_left": lambda b, names, ap: b.spine_curve > 4,
+    "curved_right": lambda b, names, ap: b.spine_curve < -4,
+    "unfolded_aorta": lambda b, names, ap: b.aorta > 1.10 and "Aortic Enlargement" not in names,
+    "upper_limit_heart": lambda b, names, ap: b.heart > 1.06 and "Cardiomegaly" not in names,
+    "small_heart": lambda b, names, ap: b.heart < 0.93 and not ap and "Cardiomegaly" not in names,
+    "low_volumes": lambda b, names, ap: (ap or b.lung < 0.93) and "Emphysema" not in names,
+    "high_volumes": lambda b, names, ap: b.lung > 1.07 and not ap and "Emphysema" not in names,
+    "raised_dome": lambda b, names, ap: b.dome_gap > 20,
+    "level_domes": lambda b, names, ap: b.dome_gap < 7,
+    "prominent_vessels": lambda b, names, ap: b.vessels > 1.13 and "Edema" not in names,
+    "gastric_gas": lambda b, names, ap: b.gas > 0.75,
+    "large_habitus": lambda b, names, ap: b.habitus > 0.6,
+    "slim": lambda b, names, ap: b.habitus < 0.15,
+    "breast": lambda b, names, ap: b.breast > 0.7,
+}
+
+CHEXPERT: tuple[str, ...] = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+# What a labeller takes for denied when an organ is called normal.
+MEANT: Mapping[str, str] = {
+    "heart": "Cardiomegaly",
+    "mediastinum": "Enlarged Cardiomediastinum",
+    "lungs": "Lung Opacity",
+    "bones": "Fracture",
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One radiologist's opinion of a case.
+
+    sure: findings asserted.  hedged: (finding, rival): suspected; the rival is a finding that is not there, a
+    harmless look-alike, or None.  denied: lexicon entries said to be absent.  normal: organs called normal.
+    """
+
+    sure: tuple[Finding, ...]
+    hedged: tuple[tuple[Finding, str | None], ...]
+    denied: tuple[str, ...]
+    normal: tuple[str, ...]
+
+
+@functools.cache
+def lexicon() -> dict[str, Any]:
+    """The words and sentences of `reports.yaml`."""
+    return yaml.safe_load(resources.files("cxrclip.data.phantom").joinpath("reports.yaml").read_text("utf-8"))
+
+
+def read(case: Case) -> Reading:
+    """The reading of a case. It depends on the case alone, so both sections and the labels agree."""
+    rng = np.random.default_rng([case.seed, 1])
+    words, names = lexicon(), {f.name for f in case.findings}
+    sure, hedged = [], []
+    for finding in case.findings:
+        if finding.name != "Support Devices" and rng.random() < HEDGED[finding.severity]:
+            entry = _entry(finding)
+            rivals = [r for r in entry["alternatives"] if r not in names] + entry.get("mimics", [])
+            hedged.append((finding, _pick(rng, rivals) if rivals and rng.random() < 0.6 else None))
+        else:
+            sure.append(finding)
+    spared = names | {rival for _, rival in hedged if rival}
+    for group in (AIRSPACE, ROUND):
+        if spared & set(group):
+            spared |= set(group)
+    denied = tuple(
+        key
+        for key, entry in words["findings"].items()
+        if rng.random() < entry["negated"] and key.split("/")[0] not in spared
+    )
+    troubled = {_entry(f)["organ"] for f in case.findings}
+    if any(DERIVED["Mediastinal shift"](f) for f in case.findings):
+        troubled.add("mediastinum")
+    normal = tuple(o for o, entry in words["organs"].items() if "full" in entry and o not in troubled)
+    return Reading(tuple(sure), tuple(hedged), denied, normal)
+
+
+def findings_section(
+    case: Case,
+    habit: str,
+    rng: np.random.Generator,
+    views: Sequence[str] = ("PA",),
+    follow_up: bool = False,
+) -> str:
+    """The findings section: organ by organ in the order of the habit, with negatives and remarks.
+
+    habit: one of HABITS.  views: the study's films, for the remark on technique.  follow_up: there is an
+    earlier study to compare with.
+    """
+    reading, words = read(case), lexicon()
+    style = words["habits"][habit]
+    register = style["register"]
+    remarks = _remarks(case, style, rng, views)
+    parts = _opening(style, rng, views, follow_up)
+    for organ in style["order"]:
+        here = [f for f in case.findings if _entry(f)["organ"] == organ]
+        said = [_assert(f, habit, rng, PLAIN_IN_FINDINGS) for f in reading.sure if f in here]
+        said += [_hedge(f, rival, rng) for f, rival in reading.hedged if f in here]
+        passing = [text for where, text in remarks if where == organ]
+        replaced = organ == "heart" and passing
+        if organ in reading.normal and not replaced and (style["thorough"] or rng.random() < NORMAL_SAID):
+            said.append(_pick(rng, words["organs"][organ][register]))
+        denied = [k for k in reading.denied if words["findings"][k]["organ"] == organ]
+        if denied:
+            said.append(_deny(denied, register, rng))
+        said += passing
+        if said and style["headings"]:
+            said[0] = f"{_pick(rng, words['organs'][organ]['heading'])}: {said[0]}"
+        parts += said
+    return " ".join(parts) if parts else _pick(rng, words["normal_impressions"][register])
+
+
+def impression_section(
+    case: Case,
+    habit: str,
+    rng: np.random.Generator,
+    views: Sequence[str] = ("PA",),
+    follow_up: bool = False,
+) -> str:
+    """The impression: what matters, most important first, at most four statements.
+
+    Arguments as for `findings_section`. A finding weighs its importance (1 most) less its severity.
+    """
+    reading, words = read(case), lexicon()
+    style = words["habits"][habit]
+    register = style["register"]
+    items = [(f, None, True) for f in reading.sure] + [(f, rival, False) for f, rival in reading.hedged]
+    weights = [_entry(f)["importance"] - 0.7 * f.severity + rng.random() for f, _, _ in items]
+    weighed = sorted(zip(weights, items, strict=True), key=lambda pair: pair[0])
+    kept = [item for k, (weight, item) in enumerate(weighed[:4]) if k == 0 or weight < MINOR]
+    said = [
+        _assert(finding, habit, rng, PLAIN_IN_IMPRESSION) if sure else _hedge(finding, rival, rng)
+        for finding, rival, sure in kept
+    ]
+    if style["numbered"] and len(said) > 1:
+        said = [f"{n}. {text}" for n, text in enumerate(said, 1)]
+    if not said:
+        said.append(_pick(rng, words["normal_impressions"][register]))
+    elif len(kept) == len(items) and rng.random() < 0.25:
+        said.append(_pick(rng, words["closings"][register]))
+    if reading.denied and rng.random() < 0.3:
+        said.append(_deny(list(rng.permutation(reading.denied)[:2]), register, rng))
+    if rng.random() < (0.15 if items else 0.45):
+        said += [text for _, text in _remarks(case, style, rng, views)[:1]]
+    if items and rng.random() < 0.15:
+        said.append(_pick(rng, words["advice"][register]))
+    if follow_up and rng.random() < 0.5 * style["comparison"]:
+        said.insert(0, _pick(rng, words["comparison"][register]))
+    return " ".join(said)
+
+
+def report_labels(
+    case: Case, rng: np.random.Generator, slips: float = 0.03
+) -> tuple[list[str], list[str], list[str]]:
+    """CheXpert-style (positive, negative, uncertain) from the hidden report of a case, in CheXpert's names.
+
+    What is hedged, and the rival named with it, is uncertain; what the report denies, or means by "normal",
+    is negative; the rest is unmentioned. `slips` is the share of mentions the labeller overlooks.
+    "No Finding" is positive where nothing but support devices is mentioned.
+    """
+    reading = read(case)
+    positive = {n for f in reading.sure for n in chexpert_names(f)}
+    suspected = {n for f, _ in reading.hedged for n in chexpert_names(f)}
+    uncertain = suspected.union(rival for _, rival in reading.hedged if rival) - positive
+    denied = {key.split("/")[0] for key in reading.denied}
+    denied |= {n for organ, n in MEANT.items() if organ in reading.normal and rng.random() < NORMAL_SAID}
+    negative = denied - positive - uncertain
+    groups = (positive, negative, uncertain)
+    said = [[n for n in CHEXPERT if n in group and rng.random() >= slips] for group in groups]
+    if all(f.name == "Support Devices" for f in case.findings):
+        said[0].insert(0, "No Finding")
+    return said[0], said[1], said[2]
+
+
+def chexpert_names(finding: Finding) -> list[str]:
+    """The names CheXpert has for a finding: its own and the umbrella terms; may be empty (emphysema)."""
+    return [n for n in CHEXPERT if n == finding.name or (n in DERIVED and DERIVED[n](finding))]
+
+
+def retranslate(text: str, rng: np.random.Generator) -> str:
+    """The text as it comes back from a translation into another language: half the known words change."""
+    for old, new in lexicon()["synonyms"].items():
+        if old in text.lower() and rng.random() < 0.5:
+            text = re.sub(rf"\b{old}\b", _pick(rng, new), text, flags=re.IGNORECASE)
+    return " ".join(_sentence(s) for s in re.split(r"(?<=[.:]) ", text))
+
+
+# Sentences -----------------------------------------------------------------------------------------------
+
+
+def _assert(finding: Finding, habit: str, rng: np.random.Generator, plain: float) -> str:
+    """A sentence that says the finding is there."""
+    words, entry = lexicon(), _entry(finding)
+    draw = rng.random()
+    if draw < plain:
+        umbrella = [t for name, texts in words["derived"].items() if DERIVED[name](finding) for t in texts]
+        if umbrella and rng.random() < 0.2:
+            return _sentence(f"{_pick(rng, umbrella)}.")
+        sided = entry["organ"] != "devices" and rng.random() < 0.6
+        return _sentence(f"{_slots(finding, rng)['side'] if sided else ''} {_pick(rng, entry['names'])}.")
+    if draw < plain + 0.3:
+        return _sentence(_pick(rng, entry["sentences"]).format_map(_slots(finding, rng)))
+    return _sentence(_pick(rng, words["frames"][habit]).format_map(_phrase(finding, rng)))
+
+
+def _hedge(finding: Finding, rival: str | None, rng: np.random.Generator) -> str:
+    """A sentence that only suspects the finding, with the rival where there is one."""
+    hedges = lexicon()["hedges"]
+    slots = _slots(finding, rng) | _phrase(finding, rng)
+    if rival is None:
+        return _sentence(_pick(rng, hedges["plain"]).format_map(slots))
+    keys = lexicon()["findings"]
+    slots["other"] = keys[rival]["names"][0] if rival in keys else rival
+    kind = "rival" if rival in keys and _entry(finding)["organ"] == "lungs" else "differential"
+    return _sentence(_pick(rng, hedges[kind]).format_map(slots))
+
+
+def _deny(keys: Sequence[str], register: str, rng: np.random.Generator) -> str:
+    """One sentence for all that is absent: "No pleural effusion or pneumothorax."."""
+    findings = lexicon()["findings"]
+    names = [_pick(rng, findings[k]["names"]) for k in keys]
+    listed = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return _sentence(_pick(rng, lexicon()["negatives"][register]).format(list=listed))
+
+
+def _opening(
+    style: Mapping[str, Any], rng: np.random.Generator, views: Sequence[str], follow_up: bool
+) -> list[str]:
+    words, register = lexicon(), style["register"]
+    parts = []
+    if rng.random() < style["technique"]:
+        film = "ap" if "AP" in views else "pair" if len(views) > 1 else "pa"
+        parts.append(_pick(rng, words["technique"][film][register]))
+    if follow_up and rng.random() < style["comparison"]:
+        parts.append(_pick(rng, words["comparison"][register]))
+    return parts
+
+
+def _remarks(
+    case: Case, style: Mapping[str, Any], rng: np.random.Generator, views: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Up to two (organ, sentence) about the body itself, all of them true."""
+    names, ap = {f.name for f in case.findings}, "AP" in views
+    true = [key for key, holds in REMARKS.items() if holds(case.body, names, ap)]
+    chosen = sorted((key for key in true if rng.random() < style["remarks"]), key=lambda _: rng.random())[:2]
+    entries = [lexicon()["remarks"][key] for key in chosen]
+    return [(entry["organ"], _pick(rng, entry[style["register"]])) for entry in entries]
+
+
+# Words ---------------------------------------------------------------------------------------------------
+
+
+def _phrase(finding: Finding, rng: np.random.Generator) -> dict[str, str]:
+    """The finding as a noun phrase, with what a frame needs around it."""
+    entry, slots = _entry(finding), _slots(finding, rng)
+    options = entry["phrases"] + entry.get("by_degree", {}).get(finding.severity, []) * 2
+    text = _pick(rng, options)
+    plural = text.startswith("+") or ("{s}" in text and finding.side == "both")
+    text = " ".join(text.lstrip("+").format_map(slots).split())
+    article = "" if plural or entry.get("mass") else "an " if text[0] in "aeiou" else "a "
+    return {
+        "phrase": text,
+        "a_phrase": article + text,
+        "is": "are" if plural else "is",
+        "name": entry["names"][0],
+        "area": slots["area"],
+        "where": slots["at"] or slots["on"],
+    }
+
+
+def _slots(finding: Finding, rng: np.random.Generator) -> dict[str, str]:
+    """Words for side, zone and severity (see the head of `reports.yaml`); "" for what the finding has not."""
+    words, entry = lexicon(), _entry(finding)
+    side, zone, both = finding.side, finding.zone, finding.side == "both"
+    own_zones, degrees = entry.get("zones"), entry.get("degrees", words["degrees"])
+    adjective = _pick(rng, words["sides"][side]["adjective"]) if side else ""
+    place, noun = "", "lung"
+    if zone:
+        place = _pick(rng, own_zones[zone] if own_zones else words["zones"][zone]["adjective"])
+        noun = _pick(rng, words["zones"][zone]["noun"])
+    elif side and not both and entry["organ"] == "lungs":
+        place = "lung"
+    on = f"on the {_pick(rng, words['sides'][side]['noun'])}" if side else ""
+    return {
+        "degree": _pick(rng, degrees[finding.severity]) if rng.random() < 0.85 else "",
+        "adverb": _pick(rng, words["adverbs"][finding.severity]),
+        "side": adjective,
+        "on": "on both sides" if both else on,
+        "area": f"{adjective} {place}",
+        "at": "" if not side else f"in both {noun}s" if both else f"in the {side} {noun}",
+        "s": "s" if both else "",
+    }
+
+
+def _entry(finding: Finding) -> dict[str, Any]:
+    """The finding's entry in the lexicon; devices and fractures have one a kind."""
+    return lexicon()["findings"][f"{finding.name}/{finding.kind}" if finding.kind else finding.name]
+
+
+def _sentence(text: str) -> str:
+    """Single spaces, no stray comma, "an" before a vowel, a capital first."""
+    text = re.sub(r"[\s,]*([.,;:])", r"\1", " ".join(text.split())).lstrip(" ,")
+    text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+    return text[:1].upper() + text[1:]
+
+
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,203 @@
+"""NIH ChestX-ray14: 112,120 frontal films of 30,805 patients, 14 findings mined from their reports.
+
+Release: https://nihcc.app.box.com/v/ChestXray-NIHCC (images_001 ... images_012, Data_Entry_2017_v2020.csv,
+train_val_list.txt, test_list.txt). Use is without restriction; the release asks to cite the paper and to
+name the NIH Clinical Center as the provider: Wang et al., "ChestX-ray8: Hospital-scale Chest X-ray Database
+and Benchmarks on Weakly-Supervised Classification and Localization of Common Thorax Diseases", CVPR 2017.
+
+The labels are mined from text: a part of them is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Unpack
+
+import pandas as pd
+
+from cxrclip.data.sources.counts import check_counts
+from cxrclip.data.sources.intake import (
+    SHARES,
+    Cells,
+    Film,
+    Intake,
+    Study,
+    Unusable,
+    Writing,
+    existing,
+    read_table,
+    records,
+    split_patients,
+    to_age,
+    to_sex,
+)
+from cxrclip.errors import InputError
+
+RELEASE = "https://nihcc.app.box.com/v/ChestXray-NIHCC, provided by the NIH Clinical Center, unrestricted use"
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pleural Effusion",
+    "Pleural Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+)
+NO_FINDING = "No Finding"
+RENAMED = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Thickening"}
+EXPECTED = {
+    "rows": 112_120,
+    "patients": 30_805,
+    "images": 112_120,
+    "in train_val_list.txt": 86_524,
+    "in test_list.txt": 25_596,
+}
+# The header's "OriginalImage[Width,Height]" holds commas, so a reader sees 11 columns; these need no bracket.
+COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
+
+
+def prepare(
+    root: str | Path,
+    out: str | Path,
+    *,
+    images: Sequence[str] | None = None,
+    shares: Mapping[str, float] = SHARES,
+    seed: int = 0,
+    official_lists: bool = True,
+    allow_partial: bool = False,
+    progress: bool = True,
+    **writing: Unpack[Writing],
+) -> pd.DataFrame:
+    """Turn an NIH download, whole or partial, into a study table: one film is one study.
+
+    Positive are the film's Finding Labels. Negative are the rest of the 14: the miner looked for all of them in every
+    report, so a name that is absent means "not found", and the paper draws its negative prompts from these.
+
+    Splits: by the official lists where both are present (test_list.txt is test; train_val_list.txt is cut by patient in
+    the ratio of the train and valid `shares`), else by patient in the given shares.
+
+    Args:
+        root: folder with Data_Entry_2017*.csv and the image folders.
+        out: study folder to write.
+        images: image folders to take (a name relative to `root`); None takes every folder "images*". A film
+            that lies in two folders is taken from the first.
+        shares: split -> share of the patients.
+        seed: of the split.
+        official_lists: False splits by `shares` alone. Table 1 of the paper has 89,696 training films, four fifths of
+            all 112,120: so its training set holds most of the official test list (ledger D1).
+        allow_partial: go on where the counts are not those of the full release (`EXPECTED`). Rows whose film is
+            not there are then not unusable: they count as not downloaded.
+        progress: show the counts and a bar.
+        **writing: image_size, max_rejected, workers: see `Intake.write`.
+
+    Returns:
+        `cxrclip.studies.summary` of the folder. `dataset.json` also counts rows without a film in the
+        folders taken ("not downloaded"), films in two folders and films without a row.
+
+    Raises:
+        InputError: as `Intake.write`; also a missing table, column or image folder, no film, or a partial download.
+    """
+    root = existing(root, "the NIH download, with Data_Entry_2017_v2020.csv")
+    tables = sorted(root.glob("Data_Entry_2017*.csv"))
+    if not tables:
+        raise InputError(f"{root}: no Data_Entry_2017_v2020.csv; download it from the NIH release")
+    table = read_table(tables[-1], COLUMNS)
+    films, repeated = _find_films(root, images)
+    here = table["Image Index"].isin(films.keys())
+    if not here.any():
+        raise InputError(f"{root}: none of the {len(table):,} listed films is in its image folders; download some")
+    lists = _official_lists(root)
+    counts = check_counts("chestxray14", root, EXPECTED, _found(table, here, lists), allow_partial=allow_partial,
+                          progress=progress)
+    facts = {"release": RELEASE, "counts": counts, "seed": seed, "shares": dict(shares)}
+    used = lists if official_lists else None
+    facts |= {"splits": "official lists" if used else "seeded by patient", "folders": list(images or ["all"])}
+    facts |= {"not_downloaded": int((~here).sum()), "in_two_folders": repeated}
+    facts["without_row"] = len(films.keys() - set(table["Image Index"]))
+    intake = Intake("chestxray14", root, tables[-1].name, facts)
+    intake.take_numbered(records(table), lambda row, cells: _study(row, cells, films))
+    splits = _splits(intake.studies, used, shares, seed)
+    return intake.write(out, splits, progress=progress, **writing)
+
+
+def _found(table: pd.DataFrame, here: pd.Series, lists: Mapping[str, str] | None) -> dict[str, int]:
+    """The counts of `EXPECTED` in this download."""
+    listed = pd.Series((lists or {}).values(), dtype=object).value_counts()
+    return {
+        "rows": len(table),
+        "patients": table["Patient ID"].nunique(),
+        "images": int(here.sum()),
+        "in train_val_list.txt": int(listed.get("train", 0)),
+        "in test_list.txt": int(listed.get("test", 0)),
+    }
+
+
+def _find_films(root: Path, folders: Sequence[str] | None) -> tuple[dict[str, Path], int]:
+    """File name -> path over the image folders, and how many files stand in a second folder."""
+    if folders is None:
+        places = sorted(path for path in root.glob("images*") if path.is_dir())
+    else:
+        places = [existing(root / name, f"images named in images={list(folders)}") for name in folders]
+    found: dict[str, Path] = {}
+    files = [path for place in places for path in sorted(place.rglob("*.png"))]
+    for path in files:
+        found.setdefault(path.name, path)
+    return found, len(files) - len(found)
+
+
+def _study(row: int, cells: Cells, films: Mapping[str, Path]) -> Study | None:
+    if cells["Image Index"] not in films:
+        return None
+    names = [RENAMED.get(name, name) for name in cells["Finding Labels"].split("|")]
+    unknown = [name for name in names if name not in (*FINDINGS, NO_FINDING)]
+    if unknown or len(set(names)) < len(names) or (NO_FINDING in names and len(names) > 1):
+        raise Unusable("Finding Labels", f"{cells['Finding Labels']!r} is not a list of the 14 findings")
+    if not cells["Patient ID"]:
+        raise Unusable("Patient ID", "is empty")
+    if cells["View Position"] not in ("PA", "AP"):
+        raise Unusable("View Position", f"{cells['View Position']!r} is not PA or AP")
+    return Study(
+        row=row,
+        study_id=cells["Image Index"].removesuffix(".png"),
+        patient_id=cells["Patient ID"],
+        films=[Film(films[cells["Image Index"]], cells["View Position"])],
+        positive=names,
+        negative=[name for name in FINDINGS if name not in names],
+        sex=to_sex("Patient Gender", cells["Patient Gender"]),
+        age=to_age("Patient Age", cells["Patient Age"]),
+    )
+
+
+def _official_lists(root: Path) -> dict[str, str] | None:
+    """Film -> "test" or "train" by the official lists; None unless both are there."""
+    paths = {"train": root / "train_val_list.txt", "test": root / "test_list.txt"}
+    if not all(path.is_file() for path in paths.values()):
+        return None
+    return {film: split for split, path in paths.items() for film in path.read_text(encoding="utf-8").split()}
+
+
+def _splits(
+    studies: Sequence[Study], lists: Mapping[str, str] | None, shares: Mapping[str, float], seed: int
+) -> dict[str, str]:
+    """Patient -> split."""
+    if lists is None:
+        return split_patients((study.patient_id for study in studies), shares, seed)
+    official: dict[str, str] = {}
+    for study in studies:
+        split = lists.get(f"{study.study_id}.png")
+        if split is None:
+            raise InputError(f"{study.study_id}.png is in neither train_val_list.txt nor test_list.txt; check them")
+        if official.setdefault(study.patient_id, split) != split:
+            raise InputError(f"patient {study.patient_id} is in train_val_list.txt and in test_list.txt; check them")
+    rest = shares.get("train", 0) + shares.get("valid", 0)
+    trained = [patient for patient, split in official.items() if split == "train"]
+    cut = {"train": shares.get("train", 0) / rest, "valid": shares.get("valid", 0) / rest} if rest else {"train": 1}
+    return official | split_patients(trained, cut, seed)

@@ -1,0 +1,76 @@
+"""What the sources with DICOM films share: finding the films, and the three header fields that the study table has."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cxrclip.data.sources.intake import UNKNOWN, Film
+from cxrclip.studies import MAX_AGE, SEXES
+
+SUFFIXES = (".dicom", ".dcm", ".png", ".jpg")  # the release's own first, then films converted by hand
+_FIELDS = ("ViewPosition", "PatientSex", "PatientAge")
+_YEARS = {"Y": 1.0, "": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_AGE = re.compile(r"(\d{1,3})([YMWD]?)")
+# What pydicom raises on damaged files.
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, RuntimeError, struct.error)
+
+
+class Header(NamedTuple):
+    """The view, sex and age (years) that a DICOM file names; `odd` counts values that make no sense."""
+
+    view: str = ""
+    sex: str | None = None
+    age: float | None = None
+    odd: int = 0
+
+
+def find_films(folder: Path) -> dict[str, Path]:
+    """File name without suffix -> path, for every film below `folder`; empty where there is no such folder."""
+    found: dict[str, tuple[int, Path]] = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in SUFFIXES:
+                one = (SUFFIXES.index(suffix.lower()), Path(place) / name)
+                found[stem] = min(found.get(stem, one), one)
+    return {stem: path for stem, (_, path) in found.items()}
+
+
+def read_header(path: Path) -> Header:
+    """Read view, sex and age from a DICOM file, and nothing else of its header.
+
+    Other formats, and files that cannot be read, have none: the latter are set aside when their pixels are read.
+    """
+    if path.suffix.lower() not in (".dicom", ".dcm"):
+        return Header()
+    from pydicom import config, dcmread  # slow to import, and most sources have no DICOM
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        with config.disable_value_validation():  # RSNA's ages ("43") are not as the standard wants them
+            data = dcmread(path, stop_before_pixels=True, specific_tags=list(_FIELDS))
+            view, sex, age = (str(data.get(name) or "").strip().upper() for name in _FIELDS)
+    except (InvalidDicomError, *_DAMAGE):
+        return Header()
+    years = _years(age)
+    odd = (age != "" and years is None) + (sex not in (*SEXES, "O", ""))
+    return Header(view, sex if sex in SEXES else None, years, odd)
+
+
+def _years(age: str) -> float | None:
+    """"061Y" -> 61.0; also months, weeks, days, and a bare number. None where it makes no sense."""
+    parts = _AGE.fullmatch(age)
+    years = int(parts[1]) * _YEARS[parts[2]] if parts else None
+    return years if years is not None and years <= MAX_AGE else None
+
+
+def described(path: Path, facts: dict[str, Any], view: str = UNKNOWN) -> Mapping[str, Any]:
+    """The fields films, sex and age of a study with one film; `view` where its header names none."""
+    header = read_header(path)
+    facts["odd_headers"] = facts.get("odd_headers", 0) + header.odd
+    return {"films": [Film(path, header.view or view)], "sex": header.sex, "age": header.age}

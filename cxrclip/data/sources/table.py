@@ -1,0 +1,270 @@
+"""Any CSV or Parquet table of films with labels or report sections: name its columns, get a study table.
+
+For a hospital's own export, and for public sets without a module here. One row is one study. The paediatric
+films of Kermany et al. ("Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning",
+Cell 172(5), 2018; Mendeley data rscbjbr9sj, published as CC BY 4.0) come in so:
+
+    prepare(root, out, name="kermany", file="labels.csv", image="file", patient="patient", labels="label",
+            mapping={"NORMAL": ["No Finding"], "BACTERIA": ["Pneumonia"], "VIRUS": ["Pneumonia"]})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cxrclip.data.sources.counts import check_counts
+from cxrclip.data.sources.intake import (
+    SHARES,
+    UNKNOWN,
+    Cells,
+    Film,
+    Intake,
+    Study,
+    Unusable,
+    existing,
+    name_in,
+    read_table,
+    records,
+    split_patients,
+    to_age,
+    to_sex,
+    to_text,
+)
+from cxrclip.data.sources.report_text import parse_report, with_lines
+from cxrclip.errors import InputError
+
+SPLIT_NAMES = {"train": "train", "valid": "valid", "test": "test", "training": "train", "val": "valid"}
+SPLIT_NAMES |= {"validate": "valid", "validation": "valid", "dev": "valid", "testing": "test"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of the table means what.
+
+    Args:
+        image: column or columns with the path of a film, relative to the folder or absolute; empty cells are skipped.
+        patient: patient number. Splits are made by patient.
+        study: study number; without it the path of the first film, without its suffix, is the study.
+        view: column with the view of the film.
+        views: the views of the `image` columns, in their order, where they are always the same.
+        findings, impression: report sections.
+        report: whole reports instead, in which the headings FINDINGS and IMPRESSION are looked for; where there are
+            none, the last paragraph is the impression (counted as "last paragraphs").
+        labels: column with finding names (all positive), several joined by `separator`.
+        mapping: label as written in `labels` -> finding names. Without it the labels are taken as they stand.
+        label_columns: columns with one finding each, named by it; or column -> finding name.
+        values: what a cell of these says for positive, negative and uncertain; empty is "not mentioned".
+        vocabulary: the finding names allowed; without it any is.
+        split: column with train, valid (also val, validate, ...) or test; without it splits are made.
+        sex, age: F or M (also spelled out), and years.
+    """
+
+    image: str | Sequence[str]
+    patient: str
+    study: str | None = None
+    view: str | None = None
+    views: Sequence[str] = ()
+    findings: str | None = None
+    impression: str | None = None
+    report: str | None = None
+    labels: str | None = None
+    separator: str = "|"
+    mapping: Mapping[str, Sequence[str]] | None = None
+    label_columns: Sequence[str] | Mapping[str, str] = ()
+    values: Mapping[str, Any] = field(default_factory=lambda: {"positive": 1, "negative": 0, "uncertain": -1})
+    vocabulary: Sequence[str] | None = None
+    split: str | None = None
+    sex: str | None = None
+    age: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.view and len(self.images) > 1:
+            raise InputError("table: one `view` column cannot describe several `image` columns; give `views`")
+        if self.report and (self.findings or self.impression):
+            raise InputError("table: give `report`, or `findings` and `impression`, not both")
+        if self.views and len(self.views) != len(self.images):
+            raise InputError(f"table: {len(self.views)} `views` for {len(self.images)} `image` columns; give one each")
+        if unknown := sorted(set(self.values) - {"positive", "negative", "uncertain"}):
+            raise InputError(f"table: unknown key {unknown[0]!r} in `values`; use positive, negative, uncertain")
+
+    @property
+    def images(self) -> list[str]:
+        return [self.image] if isinstance(self.image, str) else list(self.image)
+
+    @property
+    def findings_by_column(self) -> dict[str, str]:
+        if isinstance(self.label_columns, Mapping):
+            return dict(self.label_columns)
+        return {name: name for name in self.label_columns}
+
+    @property
+    def supervision(self) -> list[str]:
+        """The columns with texts or labels."""
+        single = (self.findings, self.impression, self.report, self.labels)
+        return [*(name for name in single if name), *self.findings_by_column]
+
+    @property
+    def named(self) -> list[str]:
+        """Every column the table must have."""
+        single = (self.patient, self.study, self.view, self.split, self.sex, self.age)
+        return [*self.images, *(name for name in single if name), *self.supervision]
+
+
+def prepare(
+    root: str | Path,
+    out: str | Path,
+    *,
+    file: str,
+    name: str = "table",
+    shares: Mapping[str, float] = SHARES,
+    seed: int = 0,
+    expected: Mapping[str, int] | None = None,
+    allow_partial: bool = False,
+    image_size: int = 512,
+    max_rejected: float = 0.05,
+    workers: int | None = None,
+    progress: bool = True,
+    **columns: Any,
+) -> pd.DataFrame:
+    """Turn a table and its films into a study table.
+
+    Args:
+        root: folder with the table and the films.
+        out: study folder to write.
+        file: the table, relative to `root`: CSV (UTF-8) or Parquet.
+        name: the `source` of the studies; patients of two tables with one name are the same patients.
+        shares: split -> share of the patients, where the table has no `split` column.
+        seed: of the split.
+        expected: what the whole data set holds, where that is known: "rows", "images", "patients", "studies".
+        allow_partial: go on where these counts differ. A row whose film is not there is unusable in any case.
+        image_size: shorter side of the stored films in pixels; smaller films are not enlarged.
+        max_rejected: share of unusable rows above which nothing is written.
+        workers: processes which decode films; None takes a process a core.
+        progress: show the counts and a bar.
+        **columns: the fields of `Columns`.
+
+    Returns:
+        `cxrclip.studies.summary` of the folder.
+
+    Raises:
+        InputError: as `Intake.write`; also a missing table or column, an unknown parameter, or
+            counts that are not `expected`.
+    """
+    if unknown := sorted(columns.keys() - {f.name for f in fields(Columns)}):
+        raise InputError(f"table: unknown parameter {unknown[0]!r}; see cxrclip.data.sources.table.Columns")
+    if absent := [key for key in ("image", "patient") if not columns.get(key)]:
+        raise InputError(f"table: parameter {absent[0]!r} is needed: the column with each {absent[0]}")
+    root, chosen = existing(root, f"{file} and its films"), Columns(**columns)
+    table = read_table(root / file, chosen.named)
+    facts = {"splits": "as given"} if chosen.split else {"seed": seed, "shares": dict(shares)}
+    if expected:
+        found = _found(table, chosen, root, expected)
+        facts["counts"] = check_counts(name, root, expected, found, allow_partial=allow_partial, progress=progress)
+    intake = Intake(name, root, file, facts)
+    if chosen.report:
+        facts |= {"last_paragraphs": 0, "addenda": 0}
+    intake.take_numbered(records(table), lambda row, cells: _study(row, cells, chosen, root, facts))
+    made = {} if chosen.split else split_patients((study.patient_id for study in intake.studies), shares, seed)
+    return intake.write(out, made, image_size=image_size, max_rejected=max_rejected, workers=workers,
+                        progress=progress)
+
+
+def _found(table: pd.DataFrame, columns: Columns, root: Path, expected: Mapping[str, int]) -> dict[str, int]:
+    """The counts that `expected` names, in this download."""
+    ways = {
+        "rows": lambda: len(table),
+        "images": lambda: sum((root / cell).is_file() for name in columns.images for cell in set(table[name]) - {""}),
+        "patients": lambda: table[columns.patient].nunique(),
+        "studies": lambda: table[columns.study].nunique() if columns.study else len(table),
+    }
+    if unknown := sorted(set(expected) - set(ways)):
+        raise InputError(f"table: unknown count {unknown[0]!r} in `expected`; known are {', '.join(ways)}")
+    return {what: int(ways[what]()) for what in expected}
+
+
+def _study(row: int, cells: Cells, columns: Columns, root: Path, facts: dict[str, Any]) -> Study:
+    def cell(column: str | None) -> str:
+        return cells[column] if column else ""
+
+    films = _films(cells, columns, root)
+    for column in (columns.patient, columns.study):
+        if column and not cells[column]:
+            raise Unusable(column, "is empty")
+    if columns.split and cells[columns.split].lower() not in SPLIT_NAMES:
+        raise Unusable(columns.split, f"{cells[columns.split]!r} is not train, valid or test")
+    labels = _labels(cells, columns)
+    sections = _sections(cells, columns, facts)
+    if columns.supervision and not any(sections) and not any(labels.values()):
+        raise Unusable(", ".join(columns.supervision), "neither a text nor a label")
+    return Study(
+        row=row,
+        study_id=cell(columns.study) or name_in(root, films[0].path.with_suffix("")),
+        patient_id=cells[columns.patient],
+        films=films,
+        split=SPLIT_NAMES[cells[columns.split].lower()] if columns.split else "",
+        findings=sections[0],
+        impression=sections[1],
+        **labels,
+        sex=to_sex(str(columns.sex), cell(columns.sex)),
+        age=to_age(str(columns.age), cell(columns.age)),
+    )
+
+
+def _sections(cells: Cells, columns: Columns, facts: dict[str, Any]) -> list[str | None]:
+    """Findings and impression of one row, from their columns or out of its report."""
+    if not columns.report:
+        return [to_text(name, cells[name]) if name else None for name in (columns.findings, columns.impression)]
+    said = parse_report(with_lines(cells[columns.report]))
+    facts["last_paragraphs"] += said.last_paragraph
+    facts["addenda"] += said.addenda > 0
+    return [said.findings, said.impression]
+
+
+def _films(cells: Cells, columns: Columns, root: Path) -> list[Film]:
+    views = columns.views or [(cells[columns.view] if columns.view else "") or UNKNOWN] * len(columns.images)
+    pairs = zip(columns.images, views, strict=True)
+    films = [Film(root / cells[column], view) for column, view in pairs if cells[column]]
+    if not films:
+        raise Unusable(", ".join(columns.images), "names no film")
+    return films
+
+
+def _labels(cells: Cells, columns: Columns) -> dict[str, list[str]]:
+    """Positive, negative and uncertain finding names of one row."""
+    said: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
+    for label in cells[columns.labels].split(columns.separator) if columns.labels else ():
+        if not (label := label.strip()):
+            continue
+        if columns.mapping is not None and label not in columns.mapping:
+            raise Unusable(columns.labels, f"label {label!r} is not in the mapping ({', '.join(columns.mapping)})")
+        said["positive"] += [label] if columns.mapping is None else columns.mapping[label]
+    for column, finding in columns.findings_by_column.items():
+        if cells[column]:
+            said[_kind(column, cells[column], columns.values)].append(finding)
+    names = [name for kind in said.values() for name in kind]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise Unusable(columns.labels or "labels", f"finding {twice[0]!r} is named twice")
+    if unknown := [name for name in names if columns.vocabulary is not None and name not in columns.vocabulary]:
+        raise Unusable(columns.labels or "labels", f"finding {unknown[0]!r} is not in the vocabulary")
+    return said
+
+
+def _kind(column: str, cell: str, values: Mapping[str, Any]) -> str:
+    for kind, value in values.items():
+        if _plain(cell) == _plain(value):
+            return kind
+    allowed = ", ".join(f"{value} ({kind})" for kind, value in values.items())
+    raise Unusable(column, f"{cell!r} is none of {allowed} or empty")
+
+
+def _plain(value: object) -> float | str:
+    """Numbers compare as numbers (1 and 1.0 are the same), anything else as lower-case text."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return str(value).strip().lower()

@@ -1,0 +1,193 @@
+"""Claims: a verdict on each claim of the paper, computed by a written rule from tidy results alone.
+
+results/claims.yaml says what is compared; no verdict is written by hand. A verdict is one of
+- reproduced: every comparison goes the claimed way, its 95 % interval leaves out 0, over two seeds or more;
+- direction only: every comparison goes the claimed way, but some interval holds 0, or there is one seed only, or the
+  change exceeds a bound that the claim sets ("marginal"), or the claim's own conditions cannot be met here (`limit`);
+- not reproduced: some comparison goes the other way;
+- not run: some row is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from cxrclip.errors import InputError
+from cxrclip.results import FAMILY, over_seeds, with_sums
+from cxrclip.results.tables import column_label, one_mix
+
+CLAIMS = Path(__file__).with_name("claims.yaml")
+ABOVE = "the row above"
+VERDICTS = ("reproduced", "direction only", "not reproduced", "not run")
+
+
+class Outcome(NamedTuple):
+    """One comparison: its verdict, the values compared as text, and the fingerprints of the runs behind them."""
+
+    verdict: str
+    why: str
+    rows: str
+
+
+def load_claims(path: str | Path = CLAIMS) -> dict:
+    """claims.yaml. Raises InputError naming the claim and the key that is lacking or unknown."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as fault:
+        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(fault).split())})") from fault
+    for claim in content["claims"]:
+        if lacking := {"claim", "text", "reading", "compare"} - set(claim):
+            raise InputError(f"{path}, claim {claim.get('claim', '?')}: no {sorted(lacking)[0]!r}")
+        for comparison in claim["compare"]:
+            lacking = {"measure", "row", "against"} - set(comparison)
+            unknown = set(comparison) - {"measure", "row", "against", "expect", "at_most"}
+            if lacking or unknown or comparison["measure"] not in content["measures"]:
+                raise InputError(f"{path}, claim {claim['claim']}: a comparison needs measure (one of "
+                                 f"{', '.join(content['measures'])}), row and against; expect and at_most may be added")
+    return content
+
+
+def verdicts(results: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
+    """One line a claim: claim, text, rule, rows (values and fingerprints of the runs compared), verdict, why.
+
+    results: tidy rows of one mix and profile, one row a seed. A paired difference in the results (results.differences)
+    is used where there is one; else the interval is made of the two rows' own (`unpaired`). Raises InputError if the
+    results mix mixes or profiles, or if a selector fits several runs.
+    """
+    one_mix(results, "claims")
+    content = load_claims(path)
+    table = _over_seeds_of(results, content["measures"].values())
+    lines = []
+    for claim in content["claims"]:
+        outcomes = [_compare(table, item, content["measures"][item["measure"]], f"claim {claim['claim']}")
+                    for item in claim["compare"]]
+        best = VERDICTS[1] if "limit" in claim else VERDICTS[0]
+        verdict = max(best, *(outcome.verdict for outcome in outcomes), key=VERDICTS.index)
+        why = "; ".join(outcome.why for outcome in outcomes)
+        lines.append({"claim": claim["claim"], "text": claim["text"], "rule": claim["reading"],
+                      "rows": "; ".join(outcome.rows for outcome in outcomes), "verdict": verdict,
+                      "why": ". ".join(filter(None, [why, claim.get("limit", "").rstrip(".")])) + "."})
+    return pd.DataFrame(lines)
+
+
+def unpaired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[float, float, float]:
+    """Difference a - b of two rows with its interval: each side's half-widths in quadrature (MOVER; Newcombe, 1998).
+
+    Wider than a paired interval on the same films, whose common luck it does not take out.
+    """
+    value = a["value"] - b["value"]
+    return (value, value - np.hypot(a["value"] - a["low"], b["high"] - b["value"]),
+            value + np.hypot(a["high"] - a["value"], b["value"] - b["low"]))
+
+
+def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, str]) -> pd.DataFrame:
+    """Difference of every row of a comparison to its row `reference`, budget by budget, for figures.ablation_forest.
+
+    results: tidy rows of one comparison, one row a seed; measure: dataset, task, metric. reference: a row, or ABOVE:
+    each row is then compared with the one above it, and the first has no line. Columns row, budget, metric, value, low,
+    high, note (paired or unpaired), experiment, data, versions (of both rows). Rows whose budget lacks the reference
+    are left out.
+    """
+    table = _over_seeds_of(results, [measure])
+    part = table[(table[list(measure)] == list(measure.values())).all(axis=1) & (table["class"] == "all")]
+    names, origin = ["row", "budget", "metric", "value", "low", "high", "note"], ["experiment", "data", "versions"]
+    lines, done = [], set()
+    for budget, rows in part.groupby("budget", sort=False):
+        rows = [row for _, row in rows.iterrows()]
+        named = {row["row"]: row for row in rows}
+        bases = [None, *rows[:-1]] if reference == ABOVE else [named.get(reference)] * len(rows)
+        for row, base in zip(rows, bases, strict=True):
+            if base is None or row["row"] == base["row"] or (row["experiment"], base["experiment"]) in done:
+                continue
+            done.add((row["experiment"], base["experiment"]))
+            lines.append((row["row"], budget, f"{measure['metric']} minus {reference}",
+                          *_difference(table, row, base),
+                          *(" ".join(dict.fromkeys(f"{row[name]} {base[name]}".split())) for name in origin)))
+    return pd.DataFrame(lines, columns=[*names, *origin])
+
+
+def markdown(table: pd.DataFrame, results: pd.DataFrame, rows: bool = False) -> str:
+    """The verdicts for the first page; `rows` adds the column of values and fingerprints."""
+    columns = ["claim", "text", "rule", "verdict", "why", *(["rows"] if rows else [])]
+    heads = ["#", "the paper says", "our rule", "verdict", "why", *(["rows compared"] if rows else [])]
+    mix, profile = one_mix(results, "claims")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for line in table[columns].astype(str).to_numpy():
+        cells = [cell.replace("|", "\\|").replace("\n", " ").strip() for cell in line]
+        cells[3] = f"**{cells[3]}**"
+        lines.append("| " + " | ".join(cells) + " |")
+    source = f"Measured on the mix '{mix}' (profile {profile})" if mix else "Nothing measured yet"
+    return "\n".join([f"{source}; verdicts by rule (`results/claims.yaml`).", "", *lines])
+
+
+def _over_seeds_of(results: pd.DataFrame, measures: Collection[Mapping[str, str]]) -> pd.DataFrame:
+    """One row a run, for these measures and differences in them only: most rows are single findings, not needed."""
+    metrics, tasks = ({measure[name] for measure in measures} for name in ("metric", "task"))
+    base = results["metric"].str.split(" minus ").str[0]
+    return over_seeds(with_sums(results[(results["class"] == "all") & base.isin(metrics)
+                                        & results["task"].isin(tasks)]))
+
+
+def _compare(table: pd.DataFrame, item: Mapping, measure: Mapping[str, str], where: str) -> Outcome:
+    """One comparison by its rule. table: one row a run and measure."""
+    a, b = (_pick(table, {**measure, **item[side]}, where) for side in ("row", "against"))
+    label = " ".join(part for part in column_label(*measure.values()) if part != "all three")
+    names = [_name(item[side]) for side in ("row", "against")]
+    budget = f" at equal {item['row']['budget']}" if item["row"].get("budget") else ""
+    if a is None or b is None:
+        lacking = " and ".join(name for name, row in zip(names, (a, b), strict=True) if row is None)
+        return Outcome("not run", f"{label}{budget}: no row for {lacking}", f"{label}{budget}: none")
+    value, low, high, paired = _difference(table, a, b)
+    up = item.get("expect", "higher") == "higher"
+    toward, clear = (value > 0, low > 0) if up else (value < 0, high < 0)
+    doubts = []
+    if not clear:
+        doubts.append("the interval holds 0" if not low > 0 and not high < 0 else "clearly the other way")
+    if (fewest := min(len(row["seeds"].split()) for row in (a, b))) < 2:
+        doubts.append(f"{fewest} seed")
+    if toward and abs(value) > item.get("at_most", np.inf) * b["value"]:
+        doubts.append(f"a change of {abs(value) / b['value']:.0%}, more than {item['at_most']:.0%}")
+    verdict = "not reproduced" if not toward else "direction only" if doubts else "reproduced"
+    why = (f"{label}{budget}: {names[0]} against {names[1]} {100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+           f" ({paired})" + (f" ({', '.join(doubts)})" if doubts else ""))
+    rows = "; ".join(f"{label}{budget}, {name}: {100 * row['value']:.1f} [{100 * row['low']:.1f}, "
+                     f"{100 * row['high']:.1f}], seeds {row['seeds']}, runs {row['experiment']}"
+                     for name, row in zip(names, (a, b), strict=True))
+    return Outcome(verdict, why, rows)
+
+
+def _pick(table: pd.DataFrame, selector: Mapping[str, str], where: str) -> pd.Series | None:
+    """The one row that a selector fits, None if there is none. Raises InputError for several or an unknown column."""
+    keep = pd.Series(True, table.index)
+    for name, value in {"class": "all", **selector}.items():
+        if name not in table:
+            raise InputError(f"{where}: no column {name!r} in the results: choose from {', '.join(table.columns)}")
+        column = table[name].map(lambda text: FAMILY.get(text, text)) if name == "image_encoder" else table[name]
+        keep &= column == value
+    found = table[keep]
+    if len(found) > 1:
+        runs = ", ".join(f"{row['run']} {row['row']}".strip() for _, row in found.iterrows())
+        raise InputError(f"{where}: {len(found)} rows fit {dict(selector)} ({runs}): say more in claims.yaml")
+    return found.iloc[0] if len(found) else None
+
+
+def _difference(table: pd.DataFrame, a: pd.Series, b: pd.Series) -> tuple[float, float, float, str]:
+    """a - b with its interval: the paired one if the results hold it, else from the two rows' own intervals."""
+    same = ["run", "model", "image_encoder", "pretraining_data", "comparison", "row", "budget", "dataset", "task"]
+    wanted = f"{a['metric']} minus {b['row'] or b['run']}"
+    found = table[(table[same] == a[same]).all(axis=1) & (table["metric"] == wanted)]
+    if len(found):
+        return *found.iloc[0][["value", "low", "high"]], "paired"
+    return *unpaired(a, b), "unpaired"
+
+
+def _name(selector: Mapping[str, str]) -> str:
+    """How a side of a comparison is printed."""
+    return selector.get("row") or " on ".join(str(selector[name]) for name in ("model", "pretraining_data")
+                                              if name in selector)

@@ -1,0 +1,596 @@
+"""Figures: one function per figure, (tidy data, axes) -> axes.
+
+Nothing here computes a result: intervals, chance levels and counts come in with the frame (results.py, evaluation.py).
+Colours are the Okabe-Ito palette, told apart by readers with any common colour blindness; where colours alone would
+carry the meaning, markers or line styles repeat it. No function changes matplotlib's global settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import roc_curve
+
+from cxrclip.data.images import read_gray
+from cxrclip.errors import InputError
+from cxrclip.official.ledger import LEDGER
+from cxrclip.results import LABELS
+
+# Okabe & Ito (2008), in the order used here; its yellow is left out, too faint for lines on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+CHANCE = "#6b6b6b"
+CURVES = {"total": "total", "mvs": "MVS", "icl": "ICL", "tcl": "TCL", "valid_total": "total, validation",
+          "accuracy_image_text": "image → text", "accuracy_text_image": "text → image"}
+Measure = tuple[str, str, str]      # data set, task, metric
+CLASSIFICATION: Measure = ("all", "zero-shot", "auroc")
+RETRIEVAL: Measure = ("all", "image_to_text", "RSUM")
+PAPER_WEIGHTS: Mapping[str, float] = {"ICL": 1.0, "TCL": 0.5}
+BUDGET_NAMES = {"evaluation": "one run, scored both ways"}  # the others are "equal <budget>"
+LOSSES = ("total", "mvs", "icl", "tcl", "valid_total")
+
+
+def training_curves(log: pd.DataFrame, axes: Axes, columns: Sequence[str] | None = None,
+                    unit: str = "loss (nats)") -> Axes:
+    """Curves over optimisation steps: thin as logged, bold as running mean; validation as points.
+
+    log: one row per step (training.fit): `step`, loss terms, in-batch accuracies, and valid_... where they were
+    read, NaN elsewhere. columns: which to draw (default: the loss terms that exist). unit: label of the y axis.
+    Raises InputError if a column is not in the log.
+    """
+    columns = [name for name in LOSSES if name in log] if columns is None else list(columns)
+    _require(log, ["step", *columns], "training log")
+    for name, colour, marker in zip(columns, _colours(len(columns)), _markers(len(columns)), strict=True):
+        curve = log[["step", name]].dropna()
+        label = CURVES.get(name, name)
+        if name.startswith("valid"):
+            axes.plot(curve["step"], curve[name], marker=marker, linestyle="--", color="black", label=label)
+            continue
+        smooth = curve[name].rolling(max(1, len(curve) // 25), center=True, min_periods=1).mean()
+        axes.plot(curve["step"], curve[name], color=colour, linewidth=0.6, alpha=0.3)
+        axes.plot(curve["step"], smooth, color=colour, linewidth=2, label=label)
+    return _finish(axes, "optimisation step", unit, legend=True)
+
+
+def similarity_matrix(matrix: np.ndarray, axes: Axes, rows: Sequence[str] = (), columns: Sequence[str] = (),
+                      title: str = "", label: str = "cosine similarity", marked: np.ndarray | None = None) -> Axes:
+    """Heat map of a similarity matrix (rows query columns); boxes mark the diagonal, the true pairs of the loss.
+
+    matrix: (N, M). rows, columns: names of its sides, wrapped to a few lines; none are drawn when left out.
+    marked: (N, M) bool, places that get a dot, such as false negatives.
+    """
+    limit = max(float(np.abs(matrix).max()), 1e-6)
+    image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+    axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label=label)
+    for i in range(min(matrix.shape)):
+        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
+    if marked is not None:
+        axes.plot(*np.nonzero(marked)[::-1], "o", color="black", markersize=3)
+    axes.set_yticks(range(len(rows)), [textwrap.fill(name, 24) for name in rows], fontsize=8)
+    axes.set_xticks(range(len(columns)), [textwrap.fill(name, 24) for name in columns], fontsize=8, rotation=40,
+                    ha="right", rotation_mode="anchor")
+    axes.set_title(title)
+    return axes
+
+
+def auroc_forest(results: pd.DataFrame, axes: Axes, row: str = "dataset", by: str = "run") -> Axes:
+    """Forest plot: one line per `row` value, one point with its interval per `by` value, the chance level dashed.
+
+    results: tidy rows (results.COLUMNS) of one metric; values are fractions and are drawn as such.
+    Raises InputError if two rows fall on the same point or if metrics are mixed.
+    """
+    _require(results, [row, by, "metric", "value", "low", "high", "chance"], "results")
+    _one(results, "metric")
+    _unique(results, [row, by])
+    rows, groups = list(dict.fromkeys(results[row])), list(dict.fromkeys(results[by]))
+    looks = zip(groups, _offsets(len(groups)), _colours(len(groups)), _markers(len(groups)), strict=True)
+    for group, offset, colour, marker in looks:
+        part = results[results[by] == group]
+        y = np.array([rows.index(name) for name in part[row]]) + offset
+        axes.errorbar(part["value"].to_numpy(float), y, xerr=_errors(part), fmt=marker, color=colour, capsize=3,
+                      label=str(group))
+    for y, name in enumerate(rows):
+        for chance in results.loc[results[row] == name, "chance"].dropna().unique():
+            axes.plot([chance, chance], [y - 0.45, y + 0.45], color=CHANCE, linestyle="--", linewidth=1.2,
+                      label="chance" if y == 0 else "_")
+    axes.set_yticks(range(len(rows)), [str(name) for name in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    _finish(axes, f"{_title(results['metric'].iloc[0])} (95 % interval)", "")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return axes
+
+
+def recall_bars(results: pd.DataFrame, axes: Axes, by: str = "run") -> Axes:
+    """Bars of R@k in percent with intervals, one group per k; a black tick across each bar is its chance level.
+
+    results: tidy rows of one data set and one retrieval direction; metrics other than R@k are left out.
+    Raises InputError if several data sets or directions are mixed.
+    """
+    _require(results, [by, "dataset", "task", "metric", "value", "low", "high", "chance"], "results")
+    recalls = results[results["metric"].str.startswith("R@")]
+    for column in ("dataset", "task"):
+        _one(recalls, column)
+    _unique(recalls, [by, "metric"])
+    ks = sorted(recalls["metric"].unique(), key=lambda metric: int(metric[2:]))
+    groups = list(dict.fromkeys(recalls[by]))
+    width = 0.8 / len(groups)
+    for group, offset, colour in zip(groups, _offsets(len(groups), 0.8), _colours(len(groups)), strict=True):
+        part = recalls[recalls[by] == group].set_index("metric").reindex(ks)
+        x = np.arange(len(ks)) + offset
+        axes.bar(x, 100 * part["value"], 0.92 * width, yerr=100 * _errors(part), color=colour, capsize=3,
+                 label=str(group), error_kw={"elinewidth": 1})
+        axes.hlines(100 * part["chance"], x - width / 2, x + width / 2, color="black", linewidth=2)
+    axes.plot([], [], color="black", linewidth=2, label="chance")
+    axes.set_xticks(range(len(ks)), ks)
+    axes.set_ylim(bottom=0)
+    return _finish(axes, "", "queries whose own report is found (%)", legend=True)
+
+
+def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction", up_to: int | None = None) -> Axes:
+    """R@k in percent for every k, from per-sample ranks (evaluation.retrieve), with the chance diagonal.
+
+    ranks: columns rank, n_candidates and `by`. up_to: the last k (default: the number of candidates).
+    """
+    _require(ranks, ["rank", "n_candidates", by], "ranks")
+    last = int(up_to or ranks["n_candidates"].max())
+    k = np.unique(np.round(np.geomspace(1, last, 60)).astype(int))
+    groups = list(dict.fromkeys(ranks[by]))
+    for group, colour, style in zip(groups, _colours(len(groups)), _styles(len(groups)), strict=True):
+        ordered = np.sort(ranks.loc[ranks[by] == group, "rank"].to_numpy())
+        axes.plot(k, 100 * np.searchsorted(ordered, k, side="right") / len(ordered), style, color=colour, linewidth=2,
+                  label=str(group))
+    axes.plot(k, 100 * k / ranks["n_candidates"].mean(), color=CHANCE, linestyle=":", linewidth=1.5,
+              label="chance (one right answer)")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(0, 100)
+    return _finish(axes, "k (candidates looked at)", "R@k (%)", legend=True)
+
+
+def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,
+           by: str = "budget") -> Axes:
+    """Classification against retrieval as label data grow: a line a budget, a point a `row`, both intervals.
+
+    results: tidy rows of one comparison, a row a run and measure (results.over_seeds of results.with_sums), in the
+    order in which the data grow; x and y: (dataset, task, metric) of each axis, drawn in percent. Up and to the right
+    is better. Raises InputError if a point lacks a measure or has it twice.
+    """
+    points = _points(results, [by, "row"], x, y)
+    groups = list(dict.fromkeys(points[by]))
+    looks = zip(groups, _colours(len(groups)), _markers(len(groups)), _styles(len(groups)), strict=True)
+    for group, colour, marker, style in looks:
+        part = points[points[by] == group]
+        label = f"equal {group}" if by == "budget" else str(group)
+        axes.errorbar(part["x"], part["y"], xerr=part[["x_low", "x_high"]].T, yerr=part[["y_low", "y_high"]].T,
+                      fmt=marker, linestyle=style, color=colour, markersize=7, capsize=2, elinewidth=0.8, linewidth=1.5,
+                      label=label)
+        turned = part["x"].diff() < 0  # where the line runs back its label would cover the point before
+        for i, (point, left) in enumerate(zip(part.itertuples(), turned, strict=True)):
+            _label_point(axes, point.x, point.y, point.row, colour, below=left or i % 2 == 1, left=left)
+    return _finish(axes, _measure_label(x), _measure_label(y), legend=True)
+
+
+def remedies_plot(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,
+                  reference: str = "M,C,C14") -> Axes:
+    """Remedies for the trade-off, both axes, against the paper's recipe: dashed lines cross at the row `reference`.
+
+    Arguments as for pareto, rows of one budget. Up and to the right of the cross is better in both. Raises InputError
+    without the reference.
+    """
+    points = _points(results, ["row"], x, y)
+    if reference not in set(points["row"]):
+        raise InputError(f"remedies: no row {reference!r}; there are {', '.join(points['row'])}")
+    _one(results, "budget")
+    looks = zip(points.itertuples(), _colours(len(points)), _markers(len(points)), strict=True)
+    for i, (point, colour, marker) in enumerate(looks):
+        own = point.row == reference
+        hollow = {"markerfacecolor": "white"} if i >= len(PALETTE) else {}      # colours and markers begin again
+        axes.errorbar(point.x, point.y, xerr=[[point.x_low], [point.x_high]], yerr=[[point.y_low], [point.y_high]],
+                      fmt="*" if own else marker, color="black" if own else colour, markersize=13 if own else 8,
+                      capsize=3, elinewidth=1, label=f"{point.row} (paper's recipe)" if own else point.row,
+                      **hollow)
+        if own:
+            axes.axvline(point.x, color=CHANCE, linestyle="--", linewidth=1, zorder=0)
+            axes.axhline(point.y, color=CHANCE, linestyle="--", linewidth=1, zorder=0)
+    _finish(axes, _measure_label(x), _measure_label(y))
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return axes
+
+
+def ablation_forest(differences: pd.DataFrame, axes: Axes) -> Axes:
+    """Difference of each row to a reference, in percentage points, with its interval; 0 is no difference.
+
+    differences: columns row, budget, metric, value, low, high (claims.differences_to), one metric; a marker and colour
+    a budget. Raises InputError if two fall on one point.
+    """
+    _require(differences, ["row", "budget", "metric", "value", "low", "high"], "differences")
+    _one(differences, "metric")
+    _unique(differences, ["row", "budget"])
+    rows, groups = list(dict.fromkeys(differences["row"])), list(dict.fromkeys(differences["budget"]))
+    looks = zip(groups, _offsets(len(groups)), _colours(len(groups)), _markers(len(groups)), strict=True)
+    for group, offset, colour, marker in looks:
+        part = differences[differences["budget"] == group]
+        y = np.array([rows.index(name) for name in part["row"]]) + offset
+        axes.errorbar(100 * part["value"].to_numpy(float), y, xerr=100 * _errors(part), fmt=marker, color=colour,
+                      capsize=3, label=BUDGET_NAMES.get(group, f"equal {group}"))
+    axes.axvline(0, color=CHANCE, linestyle="--", linewidth=1.2, label="no difference")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    metric, _, reference = differences["metric"].iloc[0].partition(" minus ")
+    _finish(axes, f"{_title(metric)}: difference to {reference} (percentage points, 95 % interval)", "", legend=True)
+    axes.grid(axis="x", alpha=0.3)
+    return axes
+
+
+def ledger_forest(results: pd.DataFrame, axes: Axes, task: str = "image_to_text", metric: str = "RSUM") -> Axes:
+    """What each row of the ledger costs in one measure: the released code's behaviour minus the intended one.
+
+    results: tidy rows; the differences of the comparison "ledger" are drawn (tables.ledger_table), in the ledger's
+    order. Rows measured on one test set name it. Raises InputError if there are none.
+    """
+    here = results[(results["comparison"] == "ledger") & (results["task"] == task)
+                   & results["metric"].str.startswith(f"{metric} minus ")]
+    order = [item.id for item in LEDGER] + ["official"]
+    here = here.sort_values("row", key=lambda rows: rows.map(order.index))
+    names = [row if dataset == "all" else f"{row} ({LABELS[dataset]})"
+             for row, dataset in zip(here["row"], here["dataset"], strict=True)]
+    return ablation_forest(here.assign(row=names, metric=f"{metric} minus the intended"), axes)
+
+
+def weights_curve(results: pd.DataFrame, axes: Axes, measure: Measure = RETRIEVAL,
+                  paper: Mapping[str, float] = PAPER_WEIGHTS) -> Axes:
+    """A measure against the weight of a loss, one line a loss; dotted lines mark the weights that the paper uses.
+
+    results: tidy rows of the comparison 'loss weights', a row a run and measure; `row` is '<loss> <weight>', such as
+    'ICL 0.5'. measure: (dataset, task, metric), drawn in percent. Raises InputError for a row without a weight.
+    """
+    part = _measure(results, measure)
+    _unique(part, ["row"])
+    parts = part["row"].str.extract(r"^(.+?)[ =]+([0-9.]+)$").to_numpy()
+    if wrong := [row for row, (name, _) in zip(part["row"], parts, strict=True) if not isinstance(name, str)]:
+        raise InputError(f"loss weights: row {wrong[0]!r} is not '<loss> <weight>'")
+    part = part.assign(loss=parts[:, 0], weight=parts[:, 1].astype(float)).sort_values("weight")
+    losses = sorted(part["loss"].unique())
+    for loss, colour, marker in zip(losses, _colours(len(losses)), _markers(len(losses)), strict=True):
+        line = part[part["loss"] == loss]
+        axes.errorbar(line["weight"], 100 * line["value"], yerr=100 * _errors(line), fmt=marker, linestyle="-",
+                      color=colour, capsize=3, label=f"{loss} weight")
+        if loss in paper:
+            axes.axvline(paper[loss], color=colour, linestyle=":", linewidth=1.5, label=f"{loss} in the paper")
+    return _finish(axes, "weight of the loss (MVS has weight 1)", _measure_label(measure), legend=True)
+
+
+def coarse_text(results: pd.DataFrame, axes: Axes) -> Axes:
+    """Accuracy of side, zone and severity as label data grow, with chance dashed: the rows stand in their order.
+
+    results: tidy rows of task coarse-text (results.share_rows), a row a run and class, of one budget.
+    """
+    _require(results, ["row", "class", "budget", "value", "low", "high", "chance"], "coarse text")
+    _one(results, "budget")
+    _unique(results, ["row", "class"])
+    rows, names = (list(dict.fromkeys(results[column])) for column in ("row", "class"))
+    looks = zip(names, _offsets(len(names), 0.2), _colours(len(names)), _markers(len(names)), strict=True)
+    for name, offset, colour, marker in looks:
+        line = results[results["class"] == name].set_index("row").reindex(rows)
+        x = np.arange(len(rows)) + offset
+        axes.errorbar(x, 100 * line["value"], yerr=100 * _errors(line), fmt=marker, linestyle="-", color=colour,
+                      capsize=3, label=name)
+        axes.plot(x, 100 * line["chance"], color=colour, linestyle="--", linewidth=1, label=f"{name}, chance")
+    axes.set_xticks(range(len(rows)), rows, rotation=30, ha="right", rotation_mode="anchor")
+    _finish(axes, "pretraining data", "nearest reports that are right (%)")
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return axes
+
+
+def collisions(results: pd.DataFrame, axes: Axes) -> Axes:
+    """Probability that two studies carry the same text, a line a source: the phantom's beside the real tables'.
+
+    results: tidy rows of task collision; `class` says which text; origin measured (phantom) or published (computed on
+    public tables). The axis is logarithmic: a source without a collision has no point.
+    """
+    _require(results, ["dataset", "class", "origin", "value", "low", "high"], "collisions")
+    _unique(results, ["dataset", "class", "origin"])
+    names = results["dataset"].map(lambda name: LABELS.get(name, name)) + ", " + results["class"]
+    rows = list(dict.fromkeys(names))
+    looks = {"published": ("real public table", "black", "D", 0.12), "measured": ("phantom", PALETTE[1], "o", -0.12)}
+    for origin, (label, colour, marker, offset) in looks.items():
+        part = results[results["origin"] == origin]
+        y = np.array([rows.index(name) for name in names[part.index]], float) + offset
+        axes.errorbar(part["value"], y, xerr=_errors(part), fmt=marker, color=colour, capsize=3, label=label)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    _finish(axes, "probability that two random studies carry the same text", "", legend=True)
+    axes.grid(axis="x", alpha=0.3)
+    return axes
+
+
+def film(pixels: np.ndarray, axes: Axes, title: str = "") -> Axes:
+    """One film, gray as stored. pixels: (H, W) uint8. Fixed gray range, so that films can be compared."""
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+    axes.set_title(textwrap.fill(title, _characters(axes, 9)), fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def shown(data: bytes) -> np.ndarray:
+    """The pixels (H, W) uint8 of an encoded film of a study, for `film` and its kin."""
+    return read_gray(data, "film")
+
+
+def contact_sheet(films: Sequence[np.ndarray], titles: Sequence[str], axes: np.ndarray) -> np.ndarray:
+    """Many films, one per axes of the grid `axes` (from plt.subplots); axes left over are switched off.
+
+    Raises InputError if there are more films than axes, or not one title for each film.
+    """
+    grid = np.ravel(axes)
+    if len(films) != len(titles) or len(films) > len(grid):
+        raise InputError(f"contact sheet: {len(films)} films, {len(titles)} titles, {len(grid)} axes: give one of each")
+    for axis in grid[len(films):]:
+        axis.set_axis_off()
+    for pixels, title, axis in zip(films, titles, grid, strict=False):
+        film(pixels, axis, title)
+    return axes
+
+
+def finding_overlay(pixels: np.ndarray, masks: Mapping[str, np.ndarray], axes: Axes, title: str = "") -> Axes:
+    """A film with its findings outlined and tinted. pixels: (H, W) uint8; masks: name -> (H, W) bool, drawn in order.
+
+    An empty mask (a finding that this view does not show) is named in the legend as such.
+    """
+    film(pixels, axes, title)
+    handles = []
+    for (name, mask), colour in zip(masks.items(), _colours(len(masks), skip=1), strict=True):
+        seen = bool(mask.any())
+        if seen:
+            tint = np.zeros((*mask.shape, 4))
+            tint[mask] = mpl.colors.to_rgba(colour, 0.25)
+            axes.imshow(tint, interpolation="nearest")
+            axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=1.5)
+        handles.append(Patch(facecolor=colour if seen else "none", edgecolor=colour,
+                             label=name if seen else f"{name} (not in this view)"))
+    if handles:
+        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False, fontsize=8)
+    return axes
+
+
+def retrieval_example(query: np.ndarray, reports: pd.DataFrame, axes: Sequence[Axes],
+                      title: str = "query") -> Sequence[Axes]:
+    """A query film (left) and the reports retrieved for it (right), best first, the true one marked.
+
+    reports: one row per shown report: rank, score (cosine), text, own (True for the query's own). axes: two axes.
+    """
+    _require(reports, ["rank", "score", "text", "own"], "retrieved reports")
+    left, right = axes
+    film(query, left, title)
+    right.set_axis_off()
+    lines = {row.Index: textwrap.wrap(row.text, _characters(right, 8.5) - 2, max_lines=6, placeholder=" …")
+             or ["(empty report)"] for row in reports.itertuples()}
+    unit = 1.0 / (sum(len(part) for part in lines.values()) + 2.0 * len(lines))
+    points = min(8.5, 72 * right.get_position().height * right.figure.get_figheight() * unit / 1.45)
+    y = 1.0
+    for row in reports.itertuples():
+        height = (len(lines[row.Index]) + 1.6) * unit
+        own = bool(row.own)
+        right.add_patch(Rectangle((0, y - height), 1, height, transform=right.transAxes, clip_on=False,
+                                  linewidth=1.8 if own else 0.8, facecolor="#e5f3ee" if own else "white",
+                                  edgecolor=PALETTE[2] if own else "#bbbbbb"))
+        mark = "   ✓ its own report" if own else ""
+        font = {"fontsize": points, "va": "top", "transform": right.transAxes}
+        right.text(0.012, y - 0.3 * unit, f"rank {row.rank:g}   cosine {row.score:.2f}{mark}", weight="bold",
+                   color=PALETTE[2] if own else "black", **font)
+        right.text(0.012, y - 1.4 * unit, "\n".join(lines[row.Index]), **font)
+        y -= height + 0.4 * unit
+    return axes
+
+
+def co_occurrence(matrix: pd.DataFrame, axes: Axes, title: str = "",
+                  unit: str = "% of studies with the row's finding") -> Axes:
+    """Heat map of how often findings stand together. matrix: square frame, named on both sides, values in `unit`."""
+    sns.heatmap(matrix, ax=axes, cmap="cividis", square=True, linewidths=0.3, cbar_kws={"label": unit, "shrink": 0.8},
+                xticklabels=True, yticklabels=True, annot=len(matrix) <= 14, fmt=".0f", annot_kws={"fontsize": 7})
+    axes.tick_params(labelsize=8, length=0)
+    axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xlabel("")
+    axes.set_ylabel("")
+    axes.set_title(title)
+    return axes
+
+
+def roc_curves(scores: pd.DataFrame, axes: Axes, by: str = "class") -> Axes:
+    """ROC curves, one per `by` value, with the chance diagonal. scores: per-sample frame with score, target and `by`.
+
+    A group with a single outcome has no curve; the legend says so.
+    """
+    _require(scores, ["score", "target", by], "scores")
+    groups = list(dict.fromkeys(scores[by]))
+    for group, colour, style in zip(groups, _colours(len(groups)), _styles(len(groups)), strict=True):
+        part = scores[scores[by] == group]
+        if part["target"].nunique() < 2:
+            axes.plot([], [], style, color=colour, label=f"{group} (one outcome only)")
+            continue
+        false_positive, true_positive, _ = roc_curve(part["target"], part["score"])
+        axes.plot(false_positive, true_positive, style, color=colour, linewidth=1.8,
+                  label=f"{group} ({int(part['target'].sum())} positive)")
+    axes.plot([0, 1], [0, 1], color=CHANCE, linestyle=":", linewidth=1.5, label="chance")
+    axes.set_aspect("equal")
+    axes.set(xlim=(0, 1), ylim=(0, 1.01))
+    _finish(axes, "false positive rate", "true positive rate")
+    axes.legend(frameon=False, fontsize=8, loc="lower right" if len(groups) < 7 else "center left",
+                bbox_to_anchor=None if len(groups) < 7 else (1.0, 0.5))
+    return axes
+
+
+def counts_bars(counts: pd.DataFrame, axes: Axes, name: str = "name", count: str = "count", by: str | None = None,
+                unit: str = "studies") -> Axes:
+    """Horizontal bars of counts, each with its number. counts: columns `name`, `count` and, for colours, `by`."""
+    _require(counts, [name, count, *([by] if by else [])], "counts")
+    names = list(dict.fromkeys(counts[name]))
+    groups = list(dict.fromkeys(counts[by])) if by else [None]
+    height = 0.8 / len(groups)
+    for group, offset, colour in zip(groups, _offsets(len(groups), 0.8), _colours(len(groups)), strict=True):
+        part = counts if group is None else counts[counts[by] == group]
+        y = np.array([names.index(value) for value in part[name]]) + offset
+        bars = axes.barh(y, part[count], 0.92 * height, color=colour, label=None if group is None else str(group))
+        axes.bar_label(bars, [f"{value:,.0f}" for value in part[count]], padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), [str(value) for value in names], fontsize=9)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return _finish(axes, unit, "", legend=by is not None)
+
+
+def save_figure(figure: Figure, stem: str | Path, about: Mapping[str, object]) -> list[Path]:
+    """Writes stem.png (150 dpi), stem.svg and stem.json; returns their paths. Each file appears whole or not at all.
+
+    about: where the figure comes from; `data`, `experiment`, `versions` and `command` must be there.
+    The same figure gives the same bytes: no date is written and SVG ids are fixed. Raises InputError if a key is
+    missing or the folder cannot be written.
+    """
+    stem = Path(stem)
+    lacking = [key for key in ("data", "experiment", "versions", "command") if key not in about]
+    if lacking:
+        raise InputError(f"figure {stem.name}: its origin lacks {', '.join(lacking)}: give them in `about`")
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg", ".json")]
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=stem.parent, prefix=".figure-") as folder:
+            drafts = [Path(folder) / path.name for path in paths]
+            with mpl.rc_context({"svg.hashsalt": stem.name}):
+                figure.savefig(drafts[0], dpi=150, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+                figure.savefig(drafts[1], bbox_inches="tight", facecolor="white", metadata={"Date": None})
+            origin = json.dumps(dict(about), indent=2, sort_keys=True, default=str)
+            drafts[2].write_text(origin + "\n", encoding="utf-8")
+            for draft, path in zip(drafts, paths, strict=True):
+                os.replace(draft, path)
+    except OSError as fault:
+        raise InputError(f"figure {stem}: cannot be written ({fault.strerror}): check folder and disk") from fault
+    return paths
+
+
+def _require(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Raises InputError if the frame is empty or lacks a column."""
+    lacking = [name for name in columns if name not in frame]
+    if lacking:
+        raise InputError(f"{what}: no column {lacking[0]!r}; it has {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise InputError(f"{what}: no rows to draw")
+
+
+def _one(frame: pd.DataFrame, column: str) -> None:
+    """Raises InputError if the column does not hold one single value."""
+    values = list(dict.fromkeys(frame[column]))
+    if len(values) != 1:
+        raise InputError(f"figure: needs one {column}, got {values}: filter the results first")
+
+
+def _unique(frame: pd.DataFrame, columns: list[str]) -> None:
+    """Raises InputError if two rows would be drawn on one another."""
+    twice = frame[frame.duplicated(columns)]
+    if len(twice):
+        key = ", ".join(str(twice.iloc[0][column]) for column in columns)
+        raise InputError(f"figure: several rows for {key}: filter the results first")
+
+
+def _measure(results: pd.DataFrame, measure: Measure) -> pd.DataFrame:
+    """The rows of one (dataset, task, metric). Raises InputError if there are none."""
+    _require(results, ["row", "dataset", "task", "metric", "class", "value", "low", "high"], "results")
+    part = results[(results[["dataset", "task", "metric"]] == list(measure)).all(axis=1) & (results["class"] == "all")]
+    if part.empty:
+        raise InputError(f"figure: no rows for {', '.join(measure)}: evaluate it, or add sums with results.with_sums")
+    return part
+
+
+def _points(results: pd.DataFrame, key: list[str], x: Measure, y: Measure) -> pd.DataFrame:
+    """A row a point: key, x, y in percent, and distances x_low, x_high, y_low, y_high to the interval's ends."""
+    sides = []
+    for name, measure in (("x", x), ("y", y)):
+        part = _measure(results, measure)
+        _unique(part, key)
+        low, high = 100 * _errors(part)
+        sides.append(part[key].assign(**{name: 100 * part["value"], f"{name}_low": low, f"{name}_high": high}))
+    points = sides[0].merge(sides[1], how="outer", on=key, sort=False)
+    if (lacking := points[points[["x", "y"]].isna().any(axis=1)]).size:
+        point = ", ".join(map(str, lacking[key].iloc[0]))
+        raise InputError(f"figure: {point} lacks {' / '.join(x)} or {' / '.join(y)}: leave it out or run it")
+    order = sides[0][key].apply(tuple, axis=1)
+    return points.set_index(points[key].apply(tuple, axis=1)).loc[order].reset_index(drop=True)
+
+
+def _measure_label(measure: Measure) -> str:
+    """Axis label of a measure in percent."""
+    dataset, task, metric = measure
+    where = "three sets" if dataset == "all" else LABELS.get(dataset, dataset)
+    what = f"{task} {_title(metric)}" if metric in ("auroc", "accuracy") else _title(metric)
+    how = f"{task.replace('_', ' ')}, " if task in ("image_to_text", "text_to_image") else ""
+    return f"{what} ({how}{where}; {'points' if metric == 'RSUM' else '%'})"
+
+
+def _label_point(axes: Axes, x: float, y: float, text: str, colour: str, below: bool = False,
+                 left: bool = False) -> None:
+    """`text` beside a point, above or below it: neighbours that take turns do not cover each other."""
+    axes.annotate(text, (x, y), xytext=(-5 if left else 5, -11 if below else 5), textcoords="offset points", fontsize=8,
+                  color=colour, ha="right" if left else "left")
+
+
+def _errors(part: pd.DataFrame) -> np.ndarray:
+    """Distances (2, N) from the value down to low and up to high; 0 where there is no interval."""
+    distances = np.stack([part["value"] - part["low"], part["high"] - part["value"]]).astype(float)
+    return np.maximum(np.nan_to_num(distances), 0.0)
+
+
+def _offsets(n: int, span: float = 0.6) -> np.ndarray:
+    """Centres of n slots that share `span` around 0."""
+    return (np.arange(n) - (n - 1) / 2) * span / n
+
+
+def _colours(n: int, skip: int = 0) -> list[str]:
+    return [PALETTE[(i + skip) % len(PALETTE)] for i in range(n)]
+
+
+def _markers(n: int) -> list[str]:
+    return [MARKERS[i % len(MARKERS)] for i in range(n)]
+
+
+def _styles(n: int) -> list[str]:
+    """Solid for the first round of colours, dashed for the second, ...: no two of 21 curves look the same."""
+    return [("-", "--", "-.")[i // len(PALETTE) % 3] for i in range(n)]
+
+
+def _characters(axes: Axes, points: float) -> int:
+    """How many characters of this font size stand side by side in the axes (a mean letter is 0.56 of its size wide)."""
+    inches = axes.get_position().width * axes.figure.get_figwidth()
+    return max(12, int(72 * inches / (0.56 * points)))
+
+
+def _title(metric: str) -> str:
+    return {"auroc": "AUROC", "accuracy": "accuracy", "mean rank": "mean rank"}.get(metric, metric)
+
+
+def _finish(axes: Axes, x: str, y: str, legend: bool = False) -> Axes:
+    """Labels, no box, a light grid behind the data."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", alpha=0.3)
+    if legend:
+        axes.legend(frameon=False, fontsize=9)
+    return axes
