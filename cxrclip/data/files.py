@@ -1,0 +1,117 @@
+"""The one way onto the disk: a file or a folder appears whole or not at all, and one process makes it at a time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cxrclip.errors import InputError
+
+
+@contextmanager
+def writing(place: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block (full disk, read-only folder) into an InputError that names `place`."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).splitlines()[0]
+        raise InputError(f"{place}: cannot be written ({reason}): free space or choose another folder") from error
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a draft's path beside `path`, with the same ending; it becomes `path` if the block ends well.
+
+    If not, the draft is removed and an older `path` stays as it was. Raises InputError where it cannot be written.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.draft{path.suffix}")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield draft
+            flush(draft)
+            os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file (UTF-8), whole or not at all."""
+    with atomic_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_folder(folder: str | Path, marker: str = "dataset.json") -> Iterator[Path]:
+    """Yield an empty draft folder beside `folder`, which becomes `folder` if the block ends well.
+
+    If not, it is removed. An older folder that holds `marker` is replaced; another with files in it is left alone.
+    A killed process leaves at most a hidden draft, never half of `folder`. Raises InputError if it cannot be written.
+    """
+    folder = Path(folder).absolute()
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.draft")
+    try:
+        with writing(folder):
+            refuse_foreign(folder, marker)
+            draft.mkdir(parents=True)
+        yield draft
+        with writing(folder):
+            replace_folder(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def refuse_foreign(folder: Path, marker: str) -> None:
+    """Raise InputError if `folder` holds files, but no `marker`: it is somebody else's."""
+    if folder.exists() and not (folder / marker).is_file() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds other files (no {marker}): choose another folder")
+
+
+def replace_folder(draft: Path, folder: Path) -> None:
+    """Put `draft` in the place of `folder`, whose older content goes only then."""
+    old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
+    try:
+        if folder.exists():
+            folder.rename(old)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: str | Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of `path`, a file beside it: two processes never make the same thing at once.
+
+    The second waits, then finds what the first made; with wait=False it raises InputError. It ends with its process.
+    """
+    path = Path(path)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(f"{path}: another process is making it: wait until it has ended") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def flush(*paths: Path) -> None:
+    """Wait until files are on the disk: without this a power cut may leave a name with nothing in it."""
+    for path in paths:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
