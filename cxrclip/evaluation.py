@@ -8,13 +8,9 @@ and intervals from them.
 from __future__ import annotations
 
 import itertools
-import os
-import tempfile
-import zipfile
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,17 +18,17 @@ import torch
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from cxrclip import metrics
 from cxrclip.data.images import decode_gray
 from cxrclip.data.progress import progress_bar
-from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, build_image_encoder
+from cxrclip.encoders import CXRCLIPModel
 from cxrclip.errors import InputError
-from cxrclip.official.rules import INTENDED, Rules
-from cxrclip.transforms import EvalTransform, TrainTransform
+from cxrclip.transforms import EvalTransform
+from cxrclip.views import SECTIONS, Study
 
 # Inverse L2 strength of the linear probe: the best of PROBE_GRID on a validation half of the phantom VinDr training
 # studies, for features of an untrained encoder (choose_probe_c). Never chosen on a test set.
@@ -40,6 +36,7 @@ PROBE_C = 0.01
 PROBE_GRID = (0.0001, 0.001, 0.01, 0.1, 1.0)
 DIRECTIONS = ("image_to_text", "text_to_image")
 Prompts = Mapping[str, tuple[np.ndarray, np.ndarray]]
+RetrievalText = Callable[[Study], str]  # a study -> the text that retrieval looks for
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def embed_studies(model: CXRCLIPModel, studies: Dataset, transform: EvalTransfor
     """
     model = model.to(device).eval()
     features, embeds = [], []
-    for batch in progress_bar(_first_images(studies, transform, batch_size), "images", -(-len(studies) // batch_size),
+    for batch in progress_bar(first_images(studies, transform, batch_size), "images", -(-len(studies) // batch_size),
                       leave=False, shown=progress):
         feature = model.get_image_features(batch.to(device))                    # (B, F)
         features.append(feature.float().cpu())
@@ -78,6 +75,19 @@ def embed_studies(model: CXRCLIPModel, studies: Dataset, transform: EvalTransfor
         raise InputError("embed_studies: the table holds no studies: choose another split")
     return ImageEmbeddings(np.asarray(studies["study_id"], str), np.asarray(studies["patient_id"], str),
                            torch.cat(features).numpy(), torch.cat(embeds).numpy())
+
+
+def films_of(studies: Dataset) -> Iterator[np.ndarray]:
+    """The first image of every study, decoded: (H, W) uint8."""
+    for study in studies.select_columns(["study_id", "images"]):
+        yield decode_gray(study["images"][0]["bytes"], f"study {study['study_id']}, image 0")
+
+
+def first_images(studies: Dataset, transform: EvalTransform, batch_size: int) -> Iterator[Tensor]:
+    """Batches (B, 3, S, S) of the first image of every study."""
+    films = films_of(studies)
+    while batch := list(itertools.islice(films, batch_size)):
+        yield torch.stack([transform(film) for film in batch])
 
 
 @torch.inference_mode()
@@ -112,31 +122,6 @@ def embed_prompts(model: CXRCLIPModel, tokenizer: PreTrainedTokenizerBase,
     def take(side: Sequence[str]) -> np.ndarray:
         return np.array([next(embeds) for _ in side], np.float32).reshape(len(side), width)
     return {name: (take(negative), take(positive)) for name, (negative, positive) in prompts.items()}
-
-
-def save_embeddings(embeddings: ImageEmbeddings, path: str | Path) -> Path:
-    """Store embeddings as .npz, whole or not at all (a temporary name, then a rename)."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".embeddings-") as folder:
-            draft = Path(folder) / "draft.npz"
-            np.savez(draft, **asdict(embeddings))
-            os.replace(draft, path)
-    except OSError as fault:
-        raise InputError(f"{path}: cannot be written ({fault.strerror}): check folder and free space") from fault
-    return path
-
-
-def load_embeddings(path: str | Path) -> ImageEmbeddings:
-    """Read what save_embeddings stored; never executes anything. Raises InputError for a missing or damaged file."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return ImageEmbeddings(**{name: stored[name] for name in ImageEmbeddings.__dataclass_fields__})
-    except FileNotFoundError as fault:
-        raise InputError(f"{path}: no such embeddings: embed the studies first") from fault
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as fault:
-        raise InputError(f"{path}: damaged embeddings ({type(fault).__name__}): delete it and embed again") from fault
 
 
 # ---- classification -------------------------------------------------------------------------------------------------
@@ -200,15 +185,6 @@ def linear_probe(train_features: np.ndarray, train_targets: np.ndarray, test_fea
     return scores
 
 
-def leaked_rows(test_targets: np.ndarray) -> np.ndarray:
-    """Sorted rows of positive test studies that a split by row puts into training as well (ledger D4).
-
-    The share is SIIM's: 154 of 476 positive test films have another of their masks in train. Drawn by a fixed seed.
-    """
-    positive = np.flatnonzero(test_targets.any(axis=1))
-    return np.sort(np.random.default_rng(0).permutation(positive)[:round(154 / 476 * len(positive))])
-
-
 def stratified_draw(train_targets: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
     """Sorted row indices of a draw of fraction * N rows that keeps the classes' shares (multi-label).
 
@@ -261,22 +237,26 @@ def score_frame(images: ImageEmbeddings | Mapping[str, np.ndarray], classes: Seq
     return frame if scores.ndim == 2 else frame.assign(draw=np.repeat(np.arange(draws), n * k))
 
 
+def _mean_cosines(image_embeds: np.ndarray, texts: Iterable[np.ndarray]) -> np.ndarray:
+    """(N, K): mean cosine of each image (N, D) with the K lists of texts (P_k, D), all unit rows."""
+    return np.stack([(image_embeds @ side.T).mean(axis=1) for side in texts], axis=1)
+
+
 # ---- retrieval ------------------------------------------------------------------------------------------------------
 
 
-def retrieval_text(study: Mapping[str, object], rules: Rules = INTENDED) -> str:
+def retrieval_text(study: Study) -> str:
     """The longer of findings and impression, findings if equally long (official authors, issue #10).
 
-    Empty if the study has neither. rules.alphabetical_text: the later one in the alphabet (ledger B7).
+    Empty if the study has neither.
     """
-    sections = [str(study[name] or "").strip() for name in ("findings", "impression")]
-    return max(sections) if rules.alphabetical_text else max(sections, key=len)
+    return max((str(study[name] or "").strip() for name in SECTIONS), key=len)
 
 
-def retrieval_texts(studies: Dataset, rules: Rules = INTENDED) -> tuple[np.ndarray, list[str]]:
-    """Rows of the studies that have a report, and their texts; the others cannot take part: say how many they are."""
-    columns = studies.select_columns(["findings", "impression"])
-    texts = [retrieval_text(study, rules) for study in columns]
+def retrieval_texts(studies: Dataset, text_of: RetrievalText = retrieval_text) -> tuple[np.ndarray, list[str]]:
+    """Rows of the studies that have a report, and their texts; the others cannot take part: count and report them."""
+    columns = studies.select_columns(list(SECTIONS))
+    texts = [text_of(study) for study in columns]
     rows = np.array([i for i, text in enumerate(texts) if text], int)
     return rows, [texts[i] for i in rows]
 
@@ -309,111 +289,3 @@ def ranked_reports(cosines: np.ndarray, texts: Sequence[str], own: int, top: int
     order = sorted(first.values(), key=lambda i: -cosines[i])
     rows = [(rank, float(cosines[i]), texts[i], texts[i] == texts[own]) for rank, i in enumerate(order, 1)]
     return pd.DataFrame([row for row in rows if row[0] <= top or row[3]], columns=["rank", "score", "text", "own"])
-
-
-# ---- the difficulty of a data set -----------------------------------------------------------------------------------
-
-
-def supervised_reference(train_studies: Dataset, train_targets: np.ndarray, test_studies: Dataset, *,
-                         image_size: int = 64, steps: int = 400, batch_size: int = 64, seed: int = 0) -> np.ndarray:
-    """Scores (N_test, K) of the small ResNet trained from scratch on the labels themselves (binary cross-entropy).
-
-    Not a method of the paper: it tells how hard each finding is to see, given every label. First image of each study,
-    training augmentation of the paper, AdamW with a one-cycle rate; about 0.1 s a step on one core at 64 px.
-    train_targets: (N_train, K) bool.
-    """
-    config = CXRCLIPConfig(image_encoder="resnet-small", image_size=image_size)
-    films = list(_films(train_studies))
-    augment = TrainTransform(image_size, config.image_mean, config.image_std)
-    labels, rng = torch.from_numpy(train_targets).float(), np.random.default_rng(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        encoder = build_image_encoder(config)
-        network = nn.Sequential(encoder, nn.Linear(encoder.features, train_targets.shape[1]))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    for _ in range(steps):
-        rows = rng.choice(len(films), min(batch_size, len(films)), replace=False)
-        batch = torch.stack([augment(films[i], rng) for i in rows])            # (B, 3, S, S)
-        loss = F.binary_cross_entropy_with_logits(network(batch), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    network.eval()
-    transform = EvalTransform(image_size, config.image_mean, config.image_std)
-    with torch.inference_mode():
-        return torch.cat([network(batch) for batch in _first_images(test_studies, transform, 256)]).numpy()
-
-
-def _films(studies: Dataset) -> Iterator[np.ndarray]:
-    """The first image of every study, decoded: (H, W) uint8."""
-    for study in studies.select_columns(["study_id", "images"]):
-        yield decode_gray(study["images"][0]["bytes"], f"study {study['study_id']}, image 0")
-
-
-def _first_images(studies: Dataset, transform: EvalTransform, batch_size: int) -> Iterator[Tensor]:
-    """Batches (B, 3, S, S) of the first image of every study."""
-    films = _films(studies)
-    while batch := list(itertools.islice(films, batch_size)):
-        yield torch.stack([transform(film) for film in batch])
-
-
-def _mean_cosines(image_embeds: np.ndarray, texts: Iterable[np.ndarray]) -> np.ndarray:
-    """(N, K): mean cosine of each image (N, D) with the K lists of texts (P_k, D), all unit rows."""
-    return np.stack([(image_embeds @ side.T).mean(axis=1) for side in texts], axis=1)
-
-
-# ---- what coarse text costs -----------------------------------------------------------------------------------------
-
-MATTERS = ("side", "zone", "severity")
-
-
-def coarse_text_accuracy(images: ImageEmbeddings, text_embeds: np.ndarray, texts: Sequence[str],
-                         truth: Mapping[str, Sequence[Mapping[str, object]]]) -> pd.DataFrame:
-    """Does the nearest report put a finding on the right side, in the right zone, at the right severity?
-
-    For each film the nearest of the distinct reports is retrieved (cosine; a report stands for its first study). For
-    each finding that both studies have (name, and kind of device or fracture), one row per matter: study_id,
-    patient_id, retrieved, finding, matter, right, chance. A matter that the finding has not (the heart's side), or in
-    which all candidates with the finding agree (the side of edema), tells nothing and has no row. chance: share of
-    the candidates with that finding that agree with the film's study.
-
-    images: N studies; text_embeds (N, D), texts (N): their reports. truth: study id -> findings (oracle.read_truth).
-    """
-    known = {study: {(finding["name"], finding["kind"]): finding for finding in truth[study]}
-             for study in images.study_ids}
-    first = np.array(list({text: i for i, text in reversed(list(enumerate(texts)))}.values()))  # (U,) rows
-    nearest = first[(images.embeds @ text_embeds[first].T).argmax(axis=1)]                      # (N,) rows
-    values = {matter: _value_counts(known, images.study_ids[first], matter) for matter in MATTERS}
-    rows = []
-    for study, patient, found in zip(images.study_ids, images.patient_ids, images.study_ids[nearest], strict=True):
-        shared = [finding for finding in known[study] if finding in known[found]]
-        for finding, matter in itertools.product(shared, MATTERS):
-            value, counts = known[study][finding][matter], values[matter][finding]
-            if value is not None and len(counts) > 1:
-                rows.append((study, patient, found, " ".join(filter(None, finding)), matter,
-                             known[found][finding][matter] == value, counts[value] / counts.total()))
-    return pd.DataFrame(rows, columns=["study_id", "patient_id", "retrieved", "finding", "matter", "right", "chance"])
-
-
-def _value_counts(known: Mapping, studies: Iterable[str], matter: str) -> Mapping[tuple, Counter]:
-    """Finding -> how often each value of a matter occurs among studies with the finding."""
-    counts = defaultdict(Counter)
-    for study in studies:
-        for finding, truth in known[study].items():
-            counts[finding][truth[matter]] += 1
-    return counts
-
-
-def collision_probability(contents: Sequence[Hashable]) -> float:
-    """Probability that two random studies carry the same content: sum_k n_k (n_k - 1) / (N (N - 1))."""
-    n = len(contents)
-    if n < 2:
-        raise InputError(f"collision_probability: {n} contents: give at least two")
-    return sum(count * (count - 1) for count in Counter(contents).values()) / (n * (n - 1))
-
-
-def false_negatives_per_batch(contents: Sequence[Hashable], batch_size: int) -> float:
-    """Expected number of the B - 1 negatives of a row that carry the row's own content, in a batch drawn at random."""
-    return (batch_size - 1) * collision_probability(contents)

@@ -6,8 +6,8 @@ logit scale, a multiplier (exp of the model's parameter) shared by all terms.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -18,8 +18,6 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from cxrclip.errors import InputError
-
-FALSE_NEGATIVES = ("keep", "mask", "soft")  # what becomes of pairs of studies whose texts say the same
 
 Contrast = Callable[[Tensor, Tensor, Tensor | float], Tensor]  # info_nce, or a variant of it
 
@@ -43,26 +41,6 @@ def info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float) -> Tensor:
     logits = logit_scale * a @ b.T                            # (B, B)
     targets = torch.arange(len(logits), device=logits.device)  # (B,)
     return F.cross_entropy(logits, targets)
-
-
-def marked_info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float, *, same: Tensor | None = None,
-                    soft: bool = False, weight: Tensor | None = None) -> Tensor:
-    """InfoNCE that knows which studies say the same and how much each row counts; not in the paper (a remedy).
-
-        l(a -> b) = -1/W sum_i w_i sum_j y_ij log [ exp(s a_i.b_j) / sum_{k in N_i} exp(s a_i.b_k) ],   W = sum_i w_i
-
-    same: (B, B) bool, do studies i and j say the same? Then j is no negative of i: it is left out of N_i (y is the
-    identity), or, if `soft`, stays in N_i = all and shares the target: y_ij = same_ij / sum_k same_ik.
-    weight: (B,) positive w. With neither this is `info_nce`. a, b: (B, D) unit rows -> scalar.
-    """
-    logits = logit_scale * a @ b.T                            # (B, B)
-    targets = torch.arange(len(logits), device=logits.device)  # (B,)
-    if same is not None and soft:
-        targets = same.to(logits.dtype) / same.sum(dim=1, keepdim=True)  # (B, B)
-    elif same is not None:
-        logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), -torch.inf)
-    rows = F.cross_entropy(logits, targets, reduction="none")  # (B,)
-    return rows.mean() if weight is None else (weight * rows).sum() / weight.sum()
 
 
 def symmetric_info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float, contrast: Contrast = info_nce) -> Tensor:
@@ -99,30 +77,29 @@ class CXRCLIPLoss(nn.Module):
     the joined batch. Averaging the parameters' gradients over processes, as DistributedDataParallel does, then gives
     the gradient of a single process with that batch. All processes must hold the same number of studies.
 
-    Departures from the paper, for comparisons: mvs=False contrasts the one pair (x1, t1) in place of all pairs.
-    false_negatives: "mask" leaves studies of the same content out of each other's negatives, "soft" shares the
-    target among them (`marked_info_nce`), in all terms.
+    mvs: False contrasts the one pair (x1, t1) in place of all pairs, to measure what MVS is worth.
     """
 
     def __init__(self, icl_weight: float = 1.0, tcl_weight: float = 0.5, *, mvs: bool = True,
-                 false_negatives: str = "keep", gather: bool = True) -> None:
+                 gather: bool = True) -> None:
         super().__init__()
-        if false_negatives not in FALSE_NEGATIVES:
-            raise InputError(f"loss: false_negatives={false_negatives!r}: choose one of {', '.join(FALSE_NEGATIVES)}")
-        self.icl_weight, self.tcl_weight, self.gather = icl_weight, tcl_weight, gather
-        self.mvs, self.false_negatives = mvs, false_negatives
+        self.icl_weight, self.tcl_weight, self.mvs, self.gather = icl_weight, tcl_weight, mvs, gather
 
     def local(self) -> CXRCLIPLoss:
         """The same loss on this process's studies alone, for validation that every process does by itself."""
-        return CXRCLIPLoss(self.icl_weight, self.tcl_weight, mvs=self.mvs, false_negatives=self.false_negatives,
-                           gather=False)
+        alone = copy.copy(self)
+        alone.gather = False
+        return alone
 
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float, *,
-                content: Tensor | None = None, weight: Tensor | None = None) -> LossTerms:
+    def contrast(self, **marks: Tensor) -> Contrast:
+        """The InfoNCE of a batch. A subclass may use what the batch says of its studies: each mark is (B,)."""
+        return info_nce
+
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float,
+                **marks: Tensor) -> LossTerms:
         """image_embeds (V, B, D), text_embeds (T, B, D), unit rows; V, T in {1, 2} -> LossTerms.
 
         V = T = 1 is plain CLIP. Computes in float32 whatever the autocast. Raises InputError for other shapes.
-        content: (B,) integers, equal for studies whose texts say the same. weight: (B,) positive, of each study's rows.
         """
         _check_shapes(image_embeds, text_embeds)
         with torch.autocast(image_embeds.device.type, enabled=False):
@@ -130,24 +107,12 @@ class CXRCLIPLoss(nn.Module):
             s = logit_scale.float() if isinstance(logit_scale, Tensor) else logit_scale
             if self.gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 x, t = _GatherStudies.apply(x.contiguous()), _GatherStudies.apply(t.contiguous())
-                content, weight = _gather_marks(content), _gather_marks(weight)
-            contrast = self._contrast(content, weight)
+                marks = {name: _gather_mark(mark) for name, mark in marks.items()}
+            contrast = self.contrast(**marks)
             images, texts = (x, t) if self.mvs else (x[:1], t[:1])
             mvs = multi_view_supervision(images, texts, s, contrast)
             icl, tcl = image_contrastive(x, s, contrast), text_contrastive(t, s, contrast)
             return LossTerms(mvs + self.icl_weight * icl + self.tcl_weight * tcl, mvs, icl, tcl)
-
-    def _contrast(self, content: Tensor | None, weight: Tensor | None) -> Contrast:
-        """The InfoNCE of this batch: the paper's unless studies share content or weigh differently."""
-        if self.false_negatives == "keep" and weight is None:
-            return info_nce
-        if self.false_negatives == "keep":
-            return partial(marked_info_nce, weight=weight)
-        if content is None:
-            raise InputError(f"loss: false_negatives={self.false_negatives!r} needs the content of each study: "
-                             "draw batches with contents=True")
-        same = content[:, None] == content                    # (B, B)
-        return partial(marked_info_nce, same=same, soft=self.false_negatives == "soft", weight=weight)
 
 
 def _first_with_second(embeds: Tensor, logit_scale: Tensor | float, contrast: Contrast) -> Tensor:
@@ -156,12 +121,10 @@ def _first_with_second(embeds: Tensor, logit_scale: Tensor | float, contrast: Co
     return symmetric_info_nce(embeds[0], embeds[1], logit_scale, contrast)
 
 
-def _gather_marks(marks: Tensor | None) -> Tensor | None:
+def _gather_mark(mark: Tensor) -> Tensor:
     """(B,) of each of W processes -> (W * B,) on all of them, rank after rank; marks carry no gradient."""
-    if marks is None:
-        return None
-    parts = [torch.empty_like(marks) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, marks.contiguous())
+    parts = [torch.empty_like(mark) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mark.contiguous())
     return torch.cat(parts)
 
 

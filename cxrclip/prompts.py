@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,14 +117,14 @@ class PromptBank:
         uncertain: Sequence[str],
         rng: np.random.Generator,
         max_negatives: int | None = None,
-        details: Mapping[str, str] | None = None,
+        sentence: Callable[[str, str, str], str] | None = None,
     ) -> str:
         """One sentence for each labelled class, in random order, joined by spaces (paper, section 2).
 
         max_negatives: keep at most this many negative labels, at least 1, drawn at random (3 for ChestX-ray14 in
         the paper; None keeps all, as for CheXpert). A study without any label has no report: InputError, where the
         official code returns an empty text (ledger B12). Callers set such studies aside beforehand.
-        details: class -> words to add where the class is not denied; no label file has them (oracle.py).
+        sentence: (class, state, drawn sentence) -> the sentence to use; by default the drawn one.
         """
         labels = self.labelled(positive, negative, uncertain)
         if not labels:
@@ -135,9 +135,9 @@ class PromptBank:
             labels = {name: state for name, state in labels.items() if name not in dropped}
         choices = [self.prompts[name][state] for name, state in labels.items()]
         sentences = [texts[rng.integers(len(texts))] for texts in choices]
-        if details:
-            sentences = [detailed(sentence, details.get(name, "")) if state != "negative" else sentence
-                         for sentence, (name, state) in zip(sentences, labels.items(), strict=True)]
+        if sentence:
+            sentences = [sentence(name, state, text)
+                         for text, (name, state) in zip(sentences, labels.items(), strict=True)]
         return " ".join(sentences[i] for i in rng.permutation(len(sentences)))
 
     def zero_shot(self, task: str) -> Task:
@@ -154,11 +154,6 @@ class PromptBank:
         """Every pretraining sentence once, in file order: what label studies can say."""
         lists = (texts for states in self.prompts.values() for texts in states.values())
         return list(dict.fromkeys(itertools.chain.from_iterable(lists)))
-
-
-def detailed(sentence: str, words: str) -> str:
-    """ "There is edema." and "severe" -> "There is edema: severe."; without words the sentence as it is."""
-    return f"{sentence.rstrip('. ')}: {words}." if words else sentence
 
 
 def as_list(value: Sequence[str], where: str) -> Sequence[str]:

@@ -43,7 +43,7 @@ def dry_run(profile: str, mix: str, seed: int, bench: Workbench, settings: Mappi
     content = mixes.load_mix(mix)
     real = Experiment.at(profile, mix=mix, seed=seed)
     out = bench.build / f"{content.name}-{profile}-dry-run"
-    training.start_accelerator(training.Recipe(1, device=bench.device))
+    training.start_accelerator(bench.device)
     print(costs.announced(real, _as_published(content)), flush=True)
     shutil.rmtree(out, ignore_errors=True)
     small = replace(bench, build=out / "work")

@@ -104,7 +104,7 @@ def check(profile: str, mix: str, seed: int, bench: Workbench) -> None:
     experiment = Experiment.at(profile, mix=mix, seed=seed)
     content = mixes.load_mix(mix)
     mixes.check_mix(content, profile, bench.data)
-    training.start_accelerator(training.Recipe(1, device=bench.device))
+    training.start_accelerator(bench.device)
     if profile != "paper":
         return
     here = mixes.with_downloads(content, bench.data)

@@ -1,12 +1,11 @@
-"""Studies as training items: tables of several sources, read at random, drawn as views and texts, collated to batches.
-"""
+"""Studies as training items: tables of several sources, read at random, drawn as views and texts, and collated."""
 
 from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -20,20 +19,20 @@ from transformers import PreTrainedTokenizerBase
 
 from cxrclip.data.images import decode_gray
 from cxrclip.errors import InputError
-from cxrclip.official.rules import INTENDED, Rules
 from cxrclip.prompts import STATES, PromptBank
 from cxrclip.transforms import Transform
-from cxrclip.views import SECTIONS, content_of, draw_images, draw_texts, generator, sections_of
+from cxrclip.views import SECTIONS, DrawImages, DrawTexts, Study, draw_images, draw_texts, generator, sections_of
 
 LIST_COLUMNS = ("images", "views", "findings_aug", "impression_aug", *STATES)
 COLUMNS = ("study_id", *SECTIONS, *LIST_COLUMNS)
 MAX_SET_ASIDE = 0.05
 
 Key = int | tuple[int, int]  # an index, or (epoch, index)
+Marks = Callable[[Study], Mapping[str, float]]  # a study -> numbers that go into the batch beside images and texts
 
 
 class PretrainingDataset(Dataset):
-    """The studies of one source, each as `views` images and `texts` texts (1 or 2 of either).
+    """The studies of one source, each as V images and T texts.
 
     Studies with neither a report nor a label are set aside at construction: their ids are in `set_aside`.
 
@@ -41,13 +40,9 @@ class PretrainingDataset(Dataset):
         studies: rows of the study table, at random access (studies.open_studies).
         transform: (image (H, W) uint8, generator) -> (3, S, S).
         max_negatives: negative sentences a prompt keeps; None keeps all. Official: 3 for ChestX-ray14.
-        draw: with one view (text), "first" or "random". augment: False leaves texts as written; images are the
-            transform's business.
-        contents: items also say what their text says, as a number (content_of).
-        label_weight: items also say how much their rows count: 1 with a report, this without; 1 says nothing.
-        rules: behaviours of the released code (rules.py). trivial_validation is for a validation set: a single image
-            is seen twice alike, and label data say one prompt twice (ledger B5).
-        details: study id -> class -> words that prompts add (oracle.py).
+        images, texts: which V images and T texts a study gives (views.py); the defaults are the paper's, 2 and 2.
+        marks: numbers of each study that go into the batch, for losses that need them.
+        keep_silent: also use studies that have neither a report nor a label.
 
     Raises:
         InputError: a missing column, strings where lists belong, an unknown finding (names the study), a study
@@ -55,29 +50,28 @@ class PretrainingDataset(Dataset):
     """
 
     def __init__(self, studies: datasets.Dataset, bank: PromptBank, transform: Transform, *, seed: int,
-                 views: int = 2, texts: int = 2, max_negatives: int | None = None, draw: str = "first",
-                 augment: bool = True, contents: bool = False, label_weight: float = 1.0,
-                 details: Mapping[str, Mapping[str, str]] | None = None, rules: Rules = INTENDED) -> None:
-        for name, value in (("views", views), ("texts", texts)):
-            if value not in (1, 2):
-                raise InputError(f"{name}={value}: a study gives 1 or 2 {name}; choose one of these")
+                 max_negatives: int | None = None, images: DrawImages = draw_images, texts: DrawTexts = draw_texts,
+                 marks: Marks | None = None, keep_silent: bool = False) -> None:
         if max_negatives is not None and max_negatives < 1:
             raise InputError(f"max_negatives={max_negatives}: a normal study would say nothing; use 1 or more, or None")
         check_columns(studies)
-        self.bank, self.transform, self.seed, self.epoch = bank, transform, seed, 0
-        self.views, self.texts, self.max_negatives = views, texts, max_negatives
-        self.draw, self.augment, self.details = draw, augment, details or {}
-        self.contents, self.label_weight, self.rules = contents, label_weight, rules
+        self.transform, self.seed, self.epoch = transform, seed, 0
+        self.images, self.texts, self.marks = images, texts, marks
+        self.report = partial(bank.report, max_negatives=max_negatives)
         studies = studies.select_columns(list(COLUMNS))
-        usable, self.set_aside = split_usable(studies, bank, rules)
-        self.studies = studies.select(usable) if self.set_aside else studies
+        usable, silent = split_usable(studies, bank)
+        self.set_aside: list[str] = []
+        if silent and not keep_silent:
+            refuse_many_silent(silent, len(studies))
+            self.set_aside, studies = silent, studies.select(usable)
+        self.studies = studies
 
     def __len__(self) -> int:
         return len(self.studies)
 
     @cached_property
     def has_report(self) -> np.ndarray:
-        """(N,) bool: does the study speak by a report? The others speak by their labels."""
+        """(N,) bool: does the study have a report? The others have labels only."""
         small = self.studies.select_columns(list(SECTIONS)).iter(batch_size=1000)
         rows = itertools.chain.from_iterable(chunk_rows(chunk) for chunk in small)
         return np.array([any(text and text.strip() for text in row.values()) for row in rows], bool)
@@ -94,25 +88,17 @@ class PretrainingDataset(Dataset):
         """Several items with one read of the table; DataLoader calls this by itself."""
         pairs = [key if isinstance(key, tuple) else (self.epoch, key) for key in keys]
         columns = self.studies[[index for _, index in pairs]]
-        rows = ({name: values[i] for name, values in columns.items()} for i in range(len(pairs)))
-        return [self._sample(row, epoch) for row, (epoch, _) in zip(rows, pairs, strict=True)]
+        return [self.item(row, epoch) for row, (epoch, _) in zip(chunk_rows(columns), pairs, strict=True)]
 
-    def _sample(self, study: Mapping[str, Any], epoch: int) -> dict[str, Any]:
+    def item(self, study: Study, epoch: int) -> dict[str, Any]:
+        """The study as it is drawn in an epoch: every draw follows from (seed, epoch, study id)."""
         rng = generator(self.seed, epoch, study["study_id"])
-        chosen = draw_images(study["views"], self.views, rng, self.draw, self.rules)
-        details = self.details.get(study["study_id"])
-        texts = draw_texts(study, self.texts, self.bank, rng, self.max_negatives, draw=self.draw,
-                           augment=self.augment, details=details, rules=self.rules)
+        chosen = self.images(study["views"], rng)
+        texts = self.texts(study, self.report, rng)
         films = {i: decode_gray(study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
                  for i in sorted(set(chosen))}
-        seen = [self.transform(films[i], rng) for i in chosen]
-        if self.rules.trivial_validation:
-            seen = seen[:1] * len(seen) if len(set(chosen)) == 1 else seen
-            texts = texts if sections_of(study) else texts[:1] * len(texts)
-        images = torch.stack(seen)
-        marks = {"content": content_of(study, self.bank, details)} if self.contents else {}
-        if self.label_weight != 1:
-            marks["weight"] = 1.0 if sections_of(study) else self.label_weight
+        images = torch.stack([self.transform(films[i], rng) for i in chosen])       # (V, 3, S, S)
+        marks = self.marks(study) if self.marks else {}
         return {"study_id": study["study_id"], "images": images, "texts": texts, **marks}
 
 
@@ -120,34 +106,34 @@ def check_columns(studies: datasets.Dataset) -> None:
     """InputError when a column is missing, or holds plain strings where lists belong (ledger B4)."""
     for name in COLUMNS:
         if name not in studies.features:
-            raise InputError(f"the study table has no column {name!r}; write it with studies.write_studies")
+            raise InputError(f"the study table has no column {name!r}; write it with data.shards.write_studies")
         if name in LIST_COLUMNS and isinstance(studies.features[name], datasets.Value):
             raise InputError(f"column {name!r} holds plain values where lists belong; make each a list")
 
 
-def split_usable(studies: datasets.Dataset, bank: PromptBank, rules: Rules = INTENDED) -> tuple[list[int], list[str]]:
-    """Indices of the studies with a report or a label, and the ids of those without; labels are checked.
-
-    rules.empty_prompts: those without are used, too (ledger B12).
-    """
-    usable, set_aside = [], []
+def split_usable(studies: datasets.Dataset, bank: PromptBank) -> tuple[list[int], list[str]]:
+    """Indices of the studies with a report or a label, and the ids of those without; labels are checked."""
+    usable, silent = [], []
     small = studies.select_columns([name for name in COLUMNS if name != "images"])
     rows = itertools.chain.from_iterable(chunk_rows(chunk) for chunk in small.iter(batch_size=1000))
     for i, study in enumerate(rows):
         try:
-            speaks = (sections_of(study) or bank.labelled(*(study[state] for state in STATES))
-                      or rules.empty_prompts)
+            has_text = sections_of(study) or bank.labelled(*(study[state] for state in STATES))
         except InputError as error:
             raise InputError(f"study {study['study_id']}: {error}") from error
         if not study["views"]:
             raise InputError(f"study {study['study_id']}: no image; remove the row")
-        (usable if speaks else set_aside).append(i if speaks else study["study_id"])
+        (usable if has_text else silent).append(i if has_text else study["study_id"])
     if not len(studies):
         raise InputError("no studies to train on; check the split")
-    if len(set_aside) > MAX_SET_ASIDE * len(studies):
-        raise InputError(f"{len(set_aside)} of {len(studies)} studies have neither a report nor a label "
-                         f"(first: {', '.join(set_aside[:3])}); {MAX_SET_ASIDE:.0%} are tolerated: mend the table")
-    return usable, set_aside
+    return usable, silent
+
+
+def refuse_many_silent(silent: Sequence[str], total: int) -> None:
+    """InputError if more than 5 % of the studies have neither a report nor a label."""
+    if len(silent) > MAX_SET_ASIDE * total:
+        raise InputError(f"{len(silent)} of {total} studies have neither a report nor a label "
+                         f"(first: {', '.join(silent[:3])}); {MAX_SET_ASIDE:.0%} are tolerated: mend the table")
 
 
 def chunk_rows(columns: Mapping[str, Sequence]) -> Iterator[dict[str, Any]]:
@@ -173,7 +159,7 @@ class StudyMix(Dataset):
 
     @cached_property
     def has_report(self) -> np.ndarray:
-        """(N,) bool: does the study speak by a report?"""
+        """(N,) bool: does the study have a report?"""
         return np.concatenate([part.has_report for part in self.parts])
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
@@ -197,19 +183,19 @@ def collate(items: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBa
             max_tokens: int) -> dict[str, Tensor]:
     """Batch B items of V images and T texts; texts are padded to the longest of the batch, cut at `max_tokens`.
 
-    Returns {"pixel_values": (V, B, 3, S, S) float32, "input_ids": (T, B, L), "attention_mask": (T, B, L)}, and of
-    items that say so "content" (B,) int64 and "weight" (B,) float32.
+    Returns {"pixel_values": (V, B, 3, S, S) float32, "input_ids": (T, B, L), "attention_mask": (T, B, L)}, and each
+    mark of the items as (B,).
     """
     texts = [text for same_place in zip(*(item["texts"] for item in items), strict=True) for text in same_place]
     tokens = tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_token_type_ids=False,
                        return_tensors="pt")
     shape = (-1, len(items), tokens["input_ids"].shape[1])  # (T, B, L)
-    marks = {name: torch.tensor([item[name] for item in items]) for name in ("content", "weight") if name in items[0]}
+    marks = [name for name in items[0] if name not in ("study_id", "images", "texts")]
     return {
         "pixel_values": torch.stack([item["images"] for item in items], dim=1),
         "input_ids": tokens["input_ids"].reshape(shape),
         "attention_mask": tokens["attention_mask"].reshape(shape),
-        **marks,
+        **{name: torch.tensor([item[name] for item in items]) for name in marks},
     }
 
 

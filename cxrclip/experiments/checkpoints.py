@@ -1,7 +1,4 @@
-"""Training states on disk: tensors as safetensors, the rest as JSON. Nothing is pickled, no path is stored.
-
-The released weights of the paper have a format of their own: load_official, from official.py.
-"""
+"""Training states and embeddings on disk: tensors as safetensors, the rest as JSON. Nothing is pickled or executed."""
 
 from __future__ import annotations
 
@@ -9,21 +6,51 @@ import json
 import os
 import secrets
 import shutil
+import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
+from cxrclip.data.files import atomic_file, flush
 from cxrclip.errors import InputError
-from cxrclip.official.rules import INTENDED, Rules
-from cxrclip.official.weights import load_official as load_official
+from cxrclip.evaluation import ImageEmbeddings
 
 INFO = "info.json"
-OPTIMIZER = "optimizer."
+MODEL, OPTIMIZER = "model.", "optimizer."  # prefixes of tensor names in a state
+
+
+class FolderStore:
+    """Checkpoints of one run in a folder, by name (training.Store)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, name: str, model: nn.Module, optimizer: AdamW, info: Mapping[str, object]) -> None:
+        """Write weights, AdamW's moments and `info`, whole or not at all."""
+        weights = {f"{MODEL}{key}": tensor for key, tensor in model.state_dict().items()}
+        save_state(self.folder / name, weights | optimizer_tensors(optimizer), info)
+
+    def load(self, name: str, model: nn.Module, optimizer: AdamW | None = None) -> dict | None:
+        """Put the stored weights (and moments) back and return `info`; None where nothing is stored."""
+        if not (self.folder / name).is_dir():
+            return None
+        tensors, info = load_state(self.folder / name)
+        model.load_state_dict({key.removeprefix(MODEL): tensor for key, tensor in tensors.items()
+                               if key.startswith(MODEL)})
+        if optimizer is not None:
+            load_optimizer_tensors(optimizer, tensors)
+        return info
+
+    def finished_steps(self) -> int:
+        """Steps after which the stored state was written; 0 without one."""
+        return read_info(self.folder / "state")["step"] if (self.folder / "state").is_dir() else 0
 
 
 def save_state(folder: str | Path, tensors: Mapping[str, Tensor], info: Mapping) -> Path:
@@ -43,11 +70,10 @@ def save_state(folder: str | Path, tensors: Mapping[str, Tensor], info: Mapping)
         target.mkdir(parents=True, exist_ok=True)
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, target / name)
         (target / f"{INFO}.draft").write_text(json.dumps({**info, "tensors": name}, indent=1))
-        _flush(target / name, target / f"{INFO}.draft")
+        flush(target / name, target / f"{INFO}.draft")
         os.replace(target / f"{INFO}.draft", target / INFO)
         if target is draft:
             os.rename(draft, folder)
-        _flush(folder, folder.parent)
         for old in folder.glob("tensors-*.safetensors"):
             if old.name != name:
                 old.unlink()
@@ -56,24 +82,38 @@ def save_state(folder: str | Path, tensors: Mapping[str, Tensor], info: Mapping)
     return folder
 
 
+def read_info(folder: str | Path) -> dict:
+    """What save_state stored beside the tensors, and the name of their file. InputError if missing or damaged."""
+    file = Path(folder) / INFO
+    try:
+        info = json.loads(file.read_text())
+        if Path(info["tensors"]).name != info["tensors"]:
+            raise ValueError(f"{info['tensors']!r} is not a file of this folder")
+        return info
+    except FileNotFoundError as fault:
+        raise InputError(f"{file}: no such file: start anew or choose another folder") from fault
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise _damaged(file, fault) from fault
+
+
 def load_state(folder: str | Path) -> tuple[dict[str, Tensor], dict]:
     """The (tensors, info) that save_state wrote, tensors on the CPU; nothing is ever executed.
 
     Raises InputError naming the file that is missing, damaged or not from save_state.
     """
-    file = Path(folder) / INFO
+    info = read_info(folder)
+    file = Path(folder) / info.pop("tensors")
     try:
-        info = json.loads(file.read_text())
-        name = info.pop("tensors")
-        if Path(name).name != name:
-            raise ValueError(f"{name!r} is not a file of this folder")
-        file = Path(folder) / name
         return load_file(file), info
     except FileNotFoundError as fault:
         raise InputError(f"{file}: no such file: start anew or choose another folder") from fault
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as fault:
-        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-        raise InputError(f"{file}: damaged or no training state ({reason}): delete {folder} to start anew") from fault
+    except (OSError, ValueError, SafetensorError) as fault:
+        raise _damaged(file, fault) from fault
+
+
+def _damaged(file: Path, fault: Exception) -> InputError:
+    reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+    return InputError(f"{file}: damaged or no training state ({reason}): delete {file.parent} to start anew")
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -103,28 +143,23 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], rules: Rules = INTENDED) -> nn.Module:
-    """Put `weights` into `model`. Raises InputError naming the keys that do not fit.
+# ---- embeddings -----------------------------------------------------------------------------------------------------
 
-    rules.lenient_loading: what does not fit is left out in silence and stays as it was (ledger B10).
-    """
+
+def save_embeddings(embeddings: ImageEmbeddings, path: str | Path) -> Path:
+    """Store embeddings as .npz, whole or not at all."""
+    path = Path(path)
+    with atomic_file(path) as draft:
+        np.savez(draft, **asdict(embeddings))
+    return path
+
+
+def load_embeddings(path: str | Path) -> ImageEmbeddings:
+    """Read what save_embeddings stored; never executes anything. Raises InputError for a missing or damaged file."""
     try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as fault:  # tensors of another shape, which torch refuses in any case
-        raise InputError(f"weights do not fit the model: {str(fault).splitlines()[-1].strip()}") from fault
-    if (missing or unexpected) and not rules.lenient_loading:
-        named = "; ".join(f"{what}: {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"
-                          for what, keys in (("missing", missing), ("not of this model", unexpected)) if keys)
-        raise InputError(f"weights do not fit the model ({len(missing)} missing, {len(unexpected)} unknown; {named}): "
-                         "they are those of another model, or wrapped under other names")
-    return model
-
-
-def _flush(*paths: Path) -> None:
-    """Wait until files or folders are on the disk."""
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with np.load(path, allow_pickle=False) as stored:
+            return ImageEmbeddings(**{name: stored[name] for name in ImageEmbeddings.__dataclass_fields__})
+    except FileNotFoundError as fault:
+        raise InputError(f"{path}: no such embeddings: embed the studies first") from fault
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as fault:
+        raise InputError(f"{path}: damaged embeddings ({type(fault).__name__}): delete it and embed again") from fault

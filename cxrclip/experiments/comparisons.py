@@ -35,7 +35,7 @@ from cxrclip.experiments import (
     run_all,
     runnable,
 )
-from cxrclip.official.rules import Rules
+from cxrclip.official.behaviours import Behaviours
 from cxrclip.results import CLASSIFICATION_SETS, RETRIEVAL_SETS
 
 MIXTURES = (("M",), ("M", "C"), ("M", "C", "C14"))
@@ -266,7 +266,7 @@ def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFram
     for budget, (row, reference) in product(dict.fromkeys(item.budget for item in runs), pairs(runs)):
         ours, others = ({item: run for item, run in runs.items() if (item.row, item.budget) == (name, budget)}
                         for name in (row, reference))
-        pair = tuple(tuple(run.fingerprint for run in side.values()) for side in (ours, others))
+        pair = tuple(tuple(run.key for run in side.values()) for side in (ours, others))
         if not (ours and others) or pair[0] == pair[1] or pair in done:
             continue
         done.add(pair)
@@ -288,7 +288,7 @@ def _compared(ours: Sequence[Run], others: Sequence[Run], n_bootstrap: int) -> p
     """results.differences of two rows' runs, seed for seed on the same items: a line a measure, over all its sets."""
     found, roles = [], {name: role for name, role in ours[0].data.mix.tests.items() if name in ours[0].data.folders}
     one_protocol = ours[0].experiment.rules == others[0].experiment.rules
-    if Rules.of(ours[0].experiment.rules).seen_films:  # ledger D2 is about the sets whose films were seen
+    if Behaviours.of(ours[0].experiment.rules).seen_films:  # ledger D2 is about the sets whose films were seen
         roles = {name: roles[name] for role in ours[0].data.mix.pretraining.values() for name in role.seen}
     for task, wanted in MEASURES.items():
         sets = [name for name in wanted if name in roles and task.removesuffix("-100") in roles[name].tasks]
@@ -316,7 +316,7 @@ def _origin(ours: Mapping[Row, Run], others: Mapping[Row, Run]) -> tuple[dict[st
     row, run = next(iter(ours.items()))
     sets = [name for name in run.data.mix.tests if name in run.data.folders]
     words = {"seeds": [str(run.experiment.seed) for run in ours.values()],
-             "experiment": [run.fingerprint for side in (ours, others) for run in side.values()],
+             "experiment": [run.key for side in (ours, others) for run in side.values()],
              "data": list(run.data.fingerprints(tuple(sets)).values())}
     about = run.row_columns(sets[0]) | {name: " ".join(dict.fromkeys(values)) for name, values in words.items()}
     if row.comparison == MAIN:
@@ -327,14 +327,14 @@ def _origin(ours: Mapping[Row, Run], others: Mapping[Row, Run]) -> tuple[dict[st
 def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFrame:
     """Tidy rows, task coarse-text: does the nearest report of a film get side, zone and severity right? Phantom only.
 
-    One row a run and matter (evaluation.coarse_text_accuracy), on the test films of `role` that have a report.
+    One row a run and matter (oracle.coarse_text_accuracy), on the test films of `role` that have a report.
     """
     parts = []
     for row, run in runs.items():
         studies = run.data.studies(role, run.data.mix.tests[role].split)
         position, texts = evaluation.retrieval_texts(studies)
         embeds = evaluation.embed_texts(run.model, run.tokenizer, texts, max_tokens=run.experiment.max_tokens)
-        hits = evaluation.coarse_text_accuracy(run.embeddings(role)[position], embeds, texts,
+        hits = oracle.coarse_text_accuracy(run.embeddings(role)[position], embeds, texts,
                                                oracle.read_truth(run.data.folders[role]))
         hits = hits.rename(columns={"matter": "class", "right": "hit"})
         parts.append(stamp(row, results.share_rows(hits, run.row_columns(role), role, "coarse-text")))
@@ -372,7 +372,7 @@ def collisions(data: mixes.Prepared, profile: str) -> pd.DataFrame:
             if len(contents) > 1:
                 tidy.append({"run": "collisions", "profile": profile, "mix": data.mix.name, "origin": "measured",
                              "dataset": role, "task": "collision", "metric": "collision probability", "class": what,
-                             "value": evaluation.collision_probability(contents), "n": len(contents),
+                             "value": oracle.collision_probability(contents), "n": len(contents),
                              "data": data.fingerprints((role,))[role]})
     frame = pd.DataFrame(tidy, columns=list(results.COLUMNS))
     return frame.fillna(dict.fromkeys((name for name in results.COLUMNS if name not in results.NUMBERS), ""))

@@ -1,25 +1,39 @@
 """What only the phantom's truth knows: side, zone and severity of every finding.
 
-It answers two questions. Is coarse text the reason why label data cost retrieval? (Prompts can tell the truth; no real
-label file could.) And which recall can be reached at all? The truth stands in `truth.parquet` beside the phantom's
-study table (phantom/world.py).
+It answers three questions. How hard is each finding to see? Which recall can be reached at all? Is coarse text the
+reason why label data cost retrieval (prompts can tell the truth here; no real label file could)? The truth is in
+`truth.parquet` beside the phantom's study table (data/phantom/world.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.nn import functional as F
 
 from cxrclip.data.phantom.anatomy import Finding
 from cxrclip.data.phantom.world import VOCABULARIES
+from cxrclip.encoders import CXRCLIPConfig, build_image_encoder
 from cxrclip.errors import InputError
+from cxrclip.evaluation import ImageEmbeddings, films_of, first_images
 from cxrclip.prompts import PromptBank
+from cxrclip.transforms import EvalTransform, TrainTransform
+from cxrclip.views import DrawTexts, Report, Study
 
 SEVERITIES: Mapping[int, str] = {1: "mild", 2: "moderate", 3: "severe"}
 Truth = Mapping[str, Sequence[Mapping[str, Any]]]  # study id -> its findings: name, side, zone, severity, kind
+Details = Mapping[str, Mapping[str, str]]           # study id -> class -> words that a prompt adds
 
 
 def read_truth(folder: str | Path) -> Truth:
@@ -45,7 +59,7 @@ def chestxray14_labels(findings: Sequence[Mapping[str, Any]]) -> tuple[list[str]
 
 
 def rich_details(truth: Truth, bank: PromptBank) -> dict[str, dict[str, str]]:
-    """Study id -> class -> the words a prompt adds, such as "severe left lower zone" (dataset.PretrainingDataset).
+    """Study id -> class -> the words a prompt adds, such as "severe left lower zone".
 
     A class collects all findings it covers: "Lung Opacity" may say "mild left upper zone and severe bilateral". A
     label with no such finding (a labeller's mistake) gets no words.
@@ -66,3 +80,109 @@ def place_in_words(finding: Finding) -> str:
     severity = "" if finding.name == "Support Devices" else SEVERITIES[finding.severity]
     side = "bilateral" if finding.side == "both" else finding.side
     return " ".join(filter(None, (severity, side, finding.zone and f"{finding.zone} zone")))
+
+
+def detailed(sentence: str, words: str) -> str:
+    """ "There is edema." and "severe" -> "There is edema: severe."; without words the sentence as it is."""
+    return f"{sentence.rstrip('. ')}: {words}." if words else sentence
+
+
+def with_details(draw: DrawTexts, details: Details) -> DrawTexts:
+    """`draw` with prompts that also tell side, zone and severity of what is not denied."""
+    def drawn(study: Study, report: Report, rng: np.random.Generator) -> list[str]:
+        words = details.get(study["study_id"], {})
+
+        def sentence(name: str, state: str, text: str) -> str:
+            return text if state == "negative" else detailed(text, words.get(name, ""))
+        return draw(study, partial(report, sentence=sentence), rng)
+    return drawn
+
+
+# ---- the difficulty of a data set -----------------------------------------------------------------------------------
+
+
+def supervised_reference(train_studies: Dataset, train_targets: np.ndarray, test_studies: Dataset, *,
+                         image_size: int = 64, steps: int = 400, batch_size: int = 64, seed: int = 0) -> np.ndarray:
+    """Scores (N_test, K) of the small ResNet trained from scratch on the labels themselves (binary cross-entropy).
+
+    Not a method of the paper: it tells how hard each finding is to see, given every label. First image of each study,
+    training augmentation of the paper, AdamW with a one-cycle rate; about 0.1 s a step on one core at 64 px.
+    train_targets: (N_train, K) bool.
+    """
+    config = CXRCLIPConfig(image_encoder="resnet-small", image_size=image_size)
+    films = list(films_of(train_studies))
+    augment = TrainTransform(image_size, config.image_mean, config.image_std)
+    labels, rng = torch.from_numpy(train_targets).float(), np.random.default_rng(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = build_image_encoder(config)
+        network = nn.Sequential(encoder, nn.Linear(encoder.features, train_targets.shape[1]))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    for _ in range(steps):
+        rows = rng.choice(len(films), min(batch_size, len(films)), replace=False)
+        batch = torch.stack([augment(films[i], rng) for i in rows])            # (B, 3, S, S)
+        loss = F.binary_cross_entropy_with_logits(network(batch), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    network.eval()
+    transform = EvalTransform(image_size, config.image_mean, config.image_std)
+    with torch.inference_mode():
+        return torch.cat([network(batch) for batch in first_images(test_studies, transform, 256)]).numpy()
+
+
+# ---- what coarse text costs -----------------------------------------------------------------------------------------
+
+MATTERS = ("side", "zone", "severity")
+
+
+def coarse_text_accuracy(images: ImageEmbeddings, text_embeds: np.ndarray, texts: Sequence[str],
+                         truth: Mapping[str, Sequence[Mapping[str, object]]]) -> pd.DataFrame:
+    """Does the nearest report put a finding on the right side, in the right zone, at the right severity?
+
+    For each film the nearest of the distinct reports is retrieved (cosine; a report stands for its first study). For
+    each finding that both studies have (name, and kind of device or fracture), one row per matter: study_id,
+    patient_id, retrieved, finding, matter, right, chance. A matter that the finding has not (the heart's side), or in
+    which all candidates with the finding agree (the side of edema), tells nothing and has no row. chance: share of
+    the candidates with that finding that agree with the film's study.
+
+    images: N studies; text_embeds (N, D), texts (N): their reports. truth: study id -> findings (oracle.read_truth).
+    """
+    known = {study: {(finding["name"], finding["kind"]): finding for finding in truth[study]}
+             for study in images.study_ids}
+    first = np.array(list({text: i for i, text in reversed(list(enumerate(texts)))}.values()))  # (U,) rows
+    nearest = first[(images.embeds @ text_embeds[first].T).argmax(axis=1)]                      # (N,) rows
+    values = {matter: _value_counts(known, images.study_ids[first], matter) for matter in MATTERS}
+    rows = []
+    for study, patient, found in zip(images.study_ids, images.patient_ids, images.study_ids[nearest], strict=True):
+        shared = [finding for finding in known[study] if finding in known[found]]
+        for finding, matter in itertools.product(shared, MATTERS):
+            value, counts = known[study][finding][matter], values[matter][finding]
+            if value is not None and len(counts) > 1:
+                rows.append((study, patient, found, " ".join(filter(None, finding)), matter,
+                             known[found][finding][matter] == value, counts[value] / counts.total()))
+    return pd.DataFrame(rows, columns=["study_id", "patient_id", "retrieved", "finding", "matter", "right", "chance"])
+
+
+def _value_counts(known: Mapping, studies: Iterable[str], matter: str) -> Mapping[tuple, Counter]:
+    """Finding -> how often each value of a matter occurs among studies with the finding."""
+    counts = defaultdict(Counter)
+    for study in studies:
+        for finding, truth in known[study].items():
+            counts[finding][truth[matter]] += 1
+    return counts
+
+
+def collision_probability(contents: Sequence[Hashable]) -> float:
+    """Probability that two random studies carry the same content: sum_k n_k (n_k - 1) / (N (N - 1))."""
+    n = len(contents)
+    if n < 2:
+        raise InputError(f"collision_probability: {n} contents: give at least two")
+    return sum(count * (count - 1) for count in Counter(contents).values()) / (n * (n - 1))
+
+
+def false_negatives_per_batch(contents: Sequence[Hashable], batch_size: int) -> float:
+    """Expected number of the B - 1 negatives of a row that carry the row's own content, in a batch drawn at random."""
+    return (batch_size - 1) * collision_probability(contents)

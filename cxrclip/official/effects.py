@@ -16,9 +16,14 @@ import torch
 from cxrclip import evaluation, metrics, results
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.experiments import Run, prompts_of
-from cxrclip.experiments.checkpoints import load_weights
+from cxrclip.official.behaviours import (
+    Behaviours,
+    alphabetical_text,
+    leaked_rows,
+    load_leniently,
+    released_texts,
+)
 from cxrclip.official.probe import adamw_probe
-from cxrclip.official.rules import INTENDED, Rules
 from cxrclip.prompts import PromptBank
 from cxrclip.results import CLASSIFICATION_SETS, RETRIEVAL_SETS
 from cxrclip.views import draw_texts, generator
@@ -47,7 +52,7 @@ def protocol_effects(runs: Sequence[Run], n_bootstrap: int = 1000) -> pd.DataFra
     tests = tuple(test for test in runs[0].data.mix.tests if test in runs[0].data.folders)
     about = runs[0].row_columns(tests[0]) | {"data": " ".join(runs[0].data.fingerprints(tests).values())}
     about |= {"seeds": " ".join(str(run.experiment.seed) for run in runs)}
-    about |= {"experiment": " ".join(run.fingerprint for run in runs), "comparison": COMPARISON, "budget": "evaluation"}
+    about |= {"experiment": " ".join(run.key for run in runs), "comparison": COMPARISON, "budget": "evaluation"}
     tidy = [results.difference_rows(part, about | {"row": name}, "intended")
             for name, part in found.groupby("row", sort=False)]
     return pd.concat(tidy, ignore_index=True)
@@ -56,18 +61,19 @@ def protocol_effects(runs: Sequence[Run], n_bootstrap: int = 1000) -> pd.DataFra
 def _probe(official: str, intended: str | None, fraction: float) -> Measure:
     """Effect on the linear probe: AdamW by the rules `official` against AdamW by `intended`, or against the optimum."""
     def measure(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) -> pd.DataFrame:
-        theirs = {name: [_adamw_scores(run, name, fraction, Rules.of(official)) for run in runs] for name in sets}
+        theirs = {name: [_adamw_scores(run, name, fraction, Behaviours.of(official)) for run in runs] for name in sets}
         task = f"linear-probe-{100 * fraction:.0f}"
         ours = {name: [run.scores(name, task) if intended is None
-                       else _adamw_scores(run, name, fraction, Rules.of(intended)) for run in runs] for name in sets}
+                       else _adamw_scores(run, name, fraction, Behaviours.of(intended)) for run in runs]
+                for name in sets}
         return _whole(results.differences(theirs, ours, n_bootstrap=n_bootstrap), sets, "auroc", task)
     return measure
 
 
-def _adamw_scores(run: Run, name: str, fraction: float, rules: Rules) -> pd.DataFrame:
+def _adamw_scores(run: Run, name: str, fraction: float, behaviours: Behaviours) -> pd.DataFrame:
     """Per-sample scores of the AdamW probe on a test role."""
     classes, (train, test), (learn, truth) = _probed(run, name)
-    scores = adamw_probe(train.features, learn, test.features, fraction=fraction, rules=rules)
+    scores = adamw_probe(train.features, learn, test.features, fraction=fraction, behaviours=behaviours)
     return evaluation.score_frame(test, classes, scores, truth)
 
 
@@ -83,7 +89,7 @@ def _row_split(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) -> pd
     """D4: SIIM's probe with a third of the positive test films in its training set, against without."""
     def leaky(run: Run, name: str = "siim") -> pd.DataFrame:
         classes, (train, test), (learn, truth) = _probed(run, name)
-        seen = evaluation.leaked_rows(truth)
+        seen = leaked_rows(truth)
         scores = evaluation.linear_probe(np.concatenate([train.features, test.features[seen]]),
                                          np.concatenate([learn, truth[seen]]), test.features)
         return evaluation.score_frame(test, classes, scores, truth)
@@ -95,14 +101,15 @@ def _row_split(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) -> pd
 
 def _alphabetical(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) -> pd.DataFrame:
     """B7: retrieval of the section that is later in the alphabet, against that of the longer one."""
-    theirs, ours = ({name: [_ranks(run, name, rules) for run in runs] for name in sets}
-                    for rules in (Rules.of("B7"), INTENDED))
+    theirs, ours = ({name: [_ranks(run, name, text_of) for run in runs] for name in sets}
+                    for text_of in (alphabetical_text, evaluation.retrieval_text))
     return _whole(results.differences(theirs, ours, n_bootstrap=n_bootstrap), sets, "RSUM", "image_to_text")
 
 
-def _ranks(run: Run, name: str, rules: Rules, keep: np.ndarray | None = None) -> pd.DataFrame:
+def _ranks(run: Run, name: str, text_of: evaluation.RetrievalText = evaluation.retrieval_text,
+           keep: np.ndarray | None = None) -> pd.DataFrame:
     """Image-to-text ranks of a test role, over all its reports or some; candidates are not told, for they differ."""
-    rows, texts = evaluation.retrieval_texts(run.data.studies(name, run.data.mix.tests[name].split), rules)
+    rows, texts = evaluation.retrieval_texts(run.data.studies(name, run.data.mix.tests[name].split), text_of)
     chosen = np.arange(len(rows)) if keep is None else keep
     texts = [texts[i] for i in chosen]
     embeds = evaluation.embed_texts(run.model, run.tokenizer, texts, max_tokens=run.experiment.max_tokens)
@@ -115,7 +122,7 @@ def _fewer_pairs(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) -> 
     for run in runs:
         rows, _ = evaluation.retrieval_texts(run.data.studies("openi", run.data.mix.tests["openi"].split))
         keep = np.sort(generator(0, 0, "Open-I pairs").permutation(len(rows))[:round(len(rows) * 3788 / 3955)])
-        some, every = _ranks(run, "openi", INTENDED, keep), _ranks(run, "openi", INTENDED)
+        some, every = _ranks(run, "openi", keep=keep), _ranks(run, "openi")
         theirs.append(some)
         ours.append(every[every["study_id"].isin(some["study_id"])])
     cells = results.differences({"openi": theirs}, {"openi": ours}, n_bootstrap=n_bootstrap)
@@ -134,7 +141,7 @@ def _loaded_nothing(run: Run) -> CXRCLIPModel:
         torch.manual_seed(run.experiment.seed)
         model = CXRCLIPModel(run.model.config)
     wrapped = {f"module.{name}": tensor for name, tensor in run.model.state_dict().items()}
-    return load_weights(model, wrapped, Rules.of("B10")).eval()
+    return load_leniently(model, wrapped).eval()
 
 
 def _zero_shot(model: CXRCLIPModel, run: Run, name: str) -> pd.DataFrame:
@@ -215,14 +222,13 @@ def _on_reports(studies: Sequence[Mapping[str, str]]) -> list[tuple[str, str, in
     both = [study for study in studies if study["findings"] and study["impression"]]
     single = [study for study in studies if bool(study["findings"]) != bool(study["impression"])]
 
-    def drawn(study: Mapping, rules: str) -> list[str]:
+    def drawn(study: Mapping, rows: str) -> list[str]:
         rng = generator(0, 0, study["findings"] + study["impression"])
-        return draw_texts(study, 2, _BANK, rng, rules=Rules.of(rules))
+        return released_texts(draw_texts, Behaviours.of(rows), 2)(study, _BANK.report, rng)
     moved = [study for study in single if len(set(drawn(study, "intended"))) == 2]
     twice = [study for study in both if len(set(drawn(study, "B3"))) == 1]
     letters = [study for study in both if len(drawn(study, "B4")[0]) == 1]
-    other = [study for study in both if evaluation.retrieval_text(study) != evaluation.retrieval_text(
-        study, Rules.of("B7"))]
+    other = [study for study in both if evaluation.retrieval_text(study) != alphabetical_text(study)]
     return [("B2", "Open-I reports of one section whose two texts are alike because the shuffle is lost", len(moved),
              len(single)),
             ("B3", "two-section Open-I reports that give one section twice (no back-translations here)", len(twice),

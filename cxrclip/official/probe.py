@@ -1,7 +1,7 @@
 """The linear probe as the released code trains it: a linear layer by AdamW on one draw (ledger rows B6, B13, B15).
 
 The library's own probe is evaluation.linear_probe, the optimum of the same convex problem. This one stands here so
-that the difference can be measured: `Rules.of("B15")` evaluates by it.
+that the difference can be measured: `Behaviours.of("B15")` evaluates by it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cxrclip import metrics
 from cxrclip.errors import InputError
-from cxrclip.official.rules import INTENDED, Rules
+from cxrclip.official.behaviours import INTENDED, Behaviours
 from cxrclip.training import learning_rate_factor
 
 # Not published. Among RATES the best, or within .01 of it, on held-out phantom VinDr training studies for the encoders
@@ -32,25 +32,25 @@ RANDOM_STATE = 1           # of the official 10 % draw
 
 
 def adamw_probe(train_features: np.ndarray, train_targets: np.ndarray, test_features: np.ndarray, *,
-                fraction: float = 1.0, rules: Rules = INTENDED, rate: float = RATE) -> np.ndarray:
+                fraction: float = 1.0, behaviours: Behaviours = INTENDED, rate: float = RATE) -> np.ndarray:
     """Scores (1, N_test, K) of a linear layer on frozen features (before projection), trained by AdamW.
 
     A fifth of the training rows is held out to pick the best epoch. Of the others one unstratified draw of `fraction`
     is trained on, for 300 epochs, or for 30 if it is all of them; warm-up for 3 epochs, then cosine (official
-    protocol). rules.validation_on_training: the rows trained on pick the epoch (ledger B6). rules.relative_warmup:
-    the warm-up takes 10 % of the steps (B13). A class with one outcome in the draw is trained all the same.
+    protocol). Of `behaviours`, validation_on_training lets the rows trained on pick the epoch (ledger B6), and with
+    relative_warmup the warm-up takes 10 % of the steps (B13). A class with one outcome in the draw is trained too.
     Raises InputError if features and targets differ in rows.
     """
     if len(train_features) != len(train_targets):
         raise InputError(f"AdamW probe: {len(train_features)} rows of features, {len(train_targets)} of targets")
     held, rows = held_and_drawn(len(train_features), fraction)
-    pickers = rows if rules.validation_on_training else held
+    pickers = rows if behaviours.validation_on_training else held
     epochs = EPOCHS.get(fraction, EPOCHS_OF_A_DRAW)
     layer = nn.Linear(train_features.shape[1], train_targets.shape[1])
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     x, y = _tensor(train_features[rows]), _tensor(train_targets[rows])
-    warmup = 0.1 if rules.relative_warmup else WARMUP_EPOCHS / epochs
+    warmup = 0.1 if behaviours.relative_warmup else WARMUP_EPOCHS / epochs
     best, scores = -math.inf, np.zeros((len(test_features), train_targets.shape[1]))
     for _ in fit(layer, x, y, epochs, warmup, rate):
         reached = _auroc(layer, train_features[pickers], train_targets[pickers])
