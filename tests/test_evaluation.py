@@ -12,6 +12,7 @@ from cxrclip import evaluation, studies
 from cxrclip.data.images import encode_gray, read_gray
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, train_tokenizer
 from cxrclip.errors import InputError
+from cxrclip.experiments import checkpoints, oracle
 from cxrclip.transforms import EvalTransform
 
 REPORTS = ["The heart is enlarged.", "Clear lungs.", None, "Clear lungs.", "A small left pleural effusion.", "Edema."]
@@ -112,16 +113,16 @@ def test_prompts_are_embedded_side_by_side(model, tokenizer):
 
 def test_embeddings_survive_the_disk_and_damage_is_named(tmp_path, model, table, transform):
     found = evaluation.embed_studies(model, table, transform)
-    path = evaluation.save_embeddings(found, tmp_path / "deep" / "m.npz")
-    again = evaluation.load_embeddings(path)
+    path = checkpoints.save_embeddings(found, tmp_path / "deep" / "m.npz")
+    again = checkpoints.load_embeddings(path)
     for name in ("study_ids", "patient_ids", "features", "embeds"):
         np.testing.assert_array_equal(getattr(found, name), getattr(again, name))
     assert [entry.name for entry in path.parent.iterdir()] == ["m.npz"]
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="damaged embeddings"):
-        evaluation.load_embeddings(path)
+        checkpoints.load_embeddings(path)
     with pytest.raises(InputError, match="no such embeddings"):
-        evaluation.load_embeddings(tmp_path / "none.npz")
+        checkpoints.load_embeddings(tmp_path / "none.npz")
 
 
 def test_a_damaged_film_is_named(model, transform, tmp_path):
@@ -302,7 +303,7 @@ def test_supervised_reference_learns_what_can_be_seen_and_repeats_itself(tmp_pat
     data = studies.open_studies(folder)
     truth = evaluation.targets(data, ["Mass"])
     before = torch.random.get_rng_state()
-    first, second = (evaluation.supervised_reference(data, truth, data, image_size=32, steps=30, batch_size=16)
+    first, second = (oracle.supervised_reference(data, truth, data, image_size=32, steps=30, batch_size=16)
                      for _ in range(2))
     assert torch.equal(before, torch.random.get_rng_state())
     np.testing.assert_array_equal(first, second)
@@ -335,7 +336,7 @@ def test_coarse_accuracy_by_hand():
              "b": [known("left", "lower", 2), known("both", None, 1, "Edema")],
              "c": [known("right", "lower", 2), known(None, None, 2, "Cardiomegaly")],
              "d": [known("left", "upper", 3), known("left", None, 2, "Fracture", "clavicle")]}
-    frame = evaluation.coarse_text_accuracy(images, text_embeds, texts, truth)
+    frame = oracle.coarse_text_accuracy(images, text_embeds, texts, truth)
     found = {(row.study_id, row.finding, row.matter): (row.retrieved, row.right, round(row.chance, 3))
              for row in frame.itertuples()}
     # Candidates a, b, c have masses left, left, right; upper, lower, lower; 1, 2, 2. Edema is always on both sides.
@@ -357,7 +358,7 @@ def test_random_embeddings_are_right_as_often_as_chance_says():
     truth = {study: [known(rng.choice(["left", "right", "both"], p=[0.5, 0.3, 0.2]), rng.choice(["upper", "lower"]),
                            int(rng.integers(1, 4)))] for study in ids}
     images = evaluation.ImageEmbeddings(ids, ids, unit(rng, 1500, 16), unit(rng, 1500, 16))
-    frame = evaluation.coarse_text_accuracy(images, unit(rng, 1500, 16), list(ids), truth)
+    frame = oracle.coarse_text_accuracy(images, unit(rng, 1500, 16), list(ids), truth)
     assert len(frame) == 4500
     for _, part in frame.groupby("matter"):
         assert abs(part["right"].mean() - part["chance"].mean()) < 0.06
@@ -366,11 +367,11 @@ def test_random_embeddings_are_right_as_often_as_chance_says():
 def test_collisions_by_hand_and_by_drawing_batches():
     contents = ["normal"] * 30 + ["edema"] * 8 + [f"only {i}" for i in range(22)]
     pairs = [contents[i] == contents[j] for i in range(60) for j in range(60) if i != j]
-    assert evaluation.collision_probability(contents) == pytest.approx(np.mean(pairs))
+    assert oracle.collision_probability(contents) == pytest.approx(np.mean(pairs))
     rng, drawn = np.random.default_rng(0), []
     for _ in range(2000):
         batch = [contents[i] for i in rng.permutation(60)[:16]]
         drawn.append(sum(other == batch[0] for other in batch[1:]))
-    assert evaluation.false_negatives_per_batch(contents, 16) == pytest.approx(np.mean(drawn), rel=0.06)
+    assert oracle.false_negatives_per_batch(contents, 16) == pytest.approx(np.mean(drawn), rel=0.06)
     with pytest.raises(InputError, match="give at least two"):
-        evaluation.collision_probability(["one"])
+        oracle.collision_probability(["one"])

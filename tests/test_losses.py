@@ -11,12 +11,12 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from cxrclip.errors import InputError
+from cxrclip.experiments.remedies import MarkedLoss, marked_info_nce
 from cxrclip.losses import (
     CXRCLIPLoss,
     LossTerms,
     image_contrastive,
     info_nce,
-    marked_info_nce,
     multi_view_supervision,
     symmetric_info_nce,
     text_contrastive,
@@ -171,7 +171,7 @@ def test_switches_reach_every_term(rule):
         return (loop_marked(a, b, s, rule, weight=WEIGHT) + loop_marked(b, a, s, rule, weight=WEIGHT)) / 2
     mvs = sum(loop(v, w) for v in x for w in t) / 4
     slow = (mvs + 0.3 * loop(*x) + 0.7 * loop(*t), mvs, loop(*x), loop(*t))
-    terms = CXRCLIPLoss(0.3, 0.7, false_negatives=rule)(x, t, s, content=CONTENT, weight=WEIGHT)
+    terms = MarkedLoss(0.3, 0.7, false_negatives=rule)(x, t, s, content=CONTENT, weight=WEIGHT)
     torch.testing.assert_close(torch.stack(list(terms)), torch.stack(slow))
     assert_same_value_and_gradient(terms.total, slow[0], x, t, s)
 
@@ -191,18 +191,18 @@ def test_marks_that_say_nothing_change_nothing():
     plain = torch.stack(list(CXRCLIPLoss()(x, t, 5.0)))
     assert torch.equal(plain, torch.stack(list(CXRCLIPLoss()(x, t, 5.0, content=CONTENT))))
     for rule in ("mask", "soft"):
-        terms = CXRCLIPLoss(false_negatives=rule)(x, t, 5.0, content=torch.arange(5), weight=torch.full((5,), 0.3))
+        terms = MarkedLoss(false_negatives=rule)(x, t, 5.0, content=torch.arange(5), weight=torch.full((5,), 0.3))
         torch.testing.assert_close(torch.stack(list(terms)), plain)
 
 
 def test_switches_survive_local_and_faults_are_named():
-    local = CXRCLIPLoss(0.2, 0.1, mvs=False, false_negatives="soft").local()
+    local = MarkedLoss(0.2, 0.1, mvs=False, false_negatives="soft").local()
     assert (local.icl_weight, local.tcl_weight, local.mvs, local.false_negatives) == (0.2, 0.1, False, "soft")
     assert not local.gather
     with pytest.raises(InputError, match="false_negatives='drop': choose one of keep, mask, soft"):
-        CXRCLIPLoss(false_negatives="drop")
+        MarkedLoss(false_negatives="drop")
     with pytest.raises(InputError, match="'mask' needs the content of each study"):
-        CXRCLIPLoss(false_negatives="mask")(unit_rows(1, 3, 4), unit_rows(1, 3, 4), 1.0)
+        MarkedLoss(false_negatives="mask")(unit_rows(1, 3, 4), unit_rows(1, 3, 4), 1.0)
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def terms_of(criterion, weight, log_scale, images, texts, marks=None):
 def marked(mine=slice(None)):
     """A loss with every switch on, and the marks of some of the joined batch: the first and the last say the same."""
     marks = {"content": torch.tensor([5, 1, 2, 3, 4, 5]), "weight": torch.tensor([1.0, 0.2, 1.0, 0.5, 1.0, 0.2])}
-    return CXRCLIPLoss(mvs=False, false_negatives="mask"), {name: tensor[mine] for name, tensor in marks.items()}
+    return MarkedLoss(mvs=False, false_negatives="mask"), {name: tensor[mine] for name, tensor in marks.items()}
 
 
 def one_process(rank, store):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,8 @@ import torch
 
 from cxrclip import training
 from cxrclip.errors import InputError
-from cxrclip.experiments import Experiment, Workbench, fingerprint, pretrain
+from cxrclip.experiments import Experiment, Workbench, pretrain
+from cxrclip.experiments.train import run_folder
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (55, 0.5), (100, 0.0)])
@@ -32,9 +32,9 @@ def test_a_gpu_that_is_not_there_is_named():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(InputError, match="no GPU"):
-        training.start_accelerator(training.Recipe(1, device="cuda"))
+        training.start_accelerator("cuda")
     with pytest.raises(InputError, match="choose auto, cpu or cuda"):
-        training.start_accelerator(training.Recipe(1, device="tpu"))
+        training.start_accelerator("tpu")
 
 
 def test_finished_run_is_found_and_its_log_is_whole(tiny_experiment, tiny_bench):
@@ -45,7 +45,7 @@ def test_finished_run_is_found_and_its_log_is_whole(tiny_experiment, tiny_bench)
     assert torch.allclose(torch.tensor(total), torch.tensor(log["total"]), atol=1e-4)
     assert log["valid_total"].notna().sum() == 5  # 6 steps, 5 validations
     before = (run.folder / "run.json").stat().st_mtime_ns
-    assert pretrain(tiny_experiment, tiny_bench).fingerprint == run.fingerprint
+    assert pretrain(tiny_experiment, tiny_bench).key == run.key
     assert (run.folder / "run.json").stat().st_mtime_ns == before
 
 
@@ -75,20 +75,20 @@ def test_killed_and_resumed_ends_with_bitwise_the_same_weights(tiny_experiment, 
     experiment = replace(tiny_experiment, steps=40)
     whole = pretrain(experiment, tiny_bench)
     bench = Workbench(build=tmp_path, progress=False)
-    folder = tmp_path / "runs" / fingerprint(experiment, bench.prepared(experiment.mix, experiment.profile))
+    folder = run_folder(experiment, bench)
     arguments = [sys.executable, "-c", KILLED_RUN, experiment.mix, str(tmp_path)]
     kills = 0
     for enough in (5, 17, 31):
         process = subprocess.Popen(arguments, env=os.environ | {"TQDM_DISABLE": "1"})
         while process.poll() is None and _lines(folder / "log.jsonl") < enough:
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         kills += not (folder / "run.json").exists()
     assert kills == 3, "the run was not killed in its middle"
     subprocess.run(arguments, check=True)
     resumed = pretrain(experiment, bench)
-    assert resumed.fingerprint == whole.fingerprint
+    assert resumed.key == whole.key
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     columns = ["step", "total", "mvs", "icl", "tcl", "valid_total"]
@@ -99,9 +99,9 @@ def _lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_seed_changes_the_weights_and_the_fingerprint(tiny_experiment, tiny_bench):
+def test_seed_changes_the_weights_and_the_key(tiny_experiment, tiny_bench):
     one, two = (pretrain(replace(tiny_experiment, seed=seed), tiny_bench) for seed in (0, 1))
-    assert one.fingerprint != two.fingerprint
+    assert one.key != two.key
     assert not torch.equal(one.model.logit_scale, two.model.logit_scale)
 
 

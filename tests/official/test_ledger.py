@@ -22,7 +22,6 @@ from cxrclip.experiments import (
     Run,
     comparisons,
     evaluate,
-    fingerprint,
     model_config,
     oracle,
     pretrain,
@@ -31,15 +30,24 @@ from cxrclip.experiments import (
     seen_studies,
     used_studies,
 )
-from cxrclip.experiments.checkpoints import load_weights
+from cxrclip.experiments.cache import run_key
 from cxrclip.official import effects as ledger_effects
 from cxrclip.official import ledger
 from cxrclip.official import probe as adamw_probe
-from cxrclip.official.rules import INTENDED, Rules
+from cxrclip.official.behaviours import (
+    INTENDED,
+    Behaviours,
+    TrivialValidation,
+    alphabetical_text,
+    groups_of,
+    leaked_rows,
+    load_leniently,
+    released_images,
+    released_texts,
+)
 from cxrclip.prompts import PromptBank
 from cxrclip.results import tables
 from cxrclip.studies import SCHEMA
-from cxrclip.training import Recipe, parameter_groups
 from cxrclip.transforms import EvalTransform
 from cxrclip.views import draw_images, draw_texts, generator
 
@@ -57,7 +65,8 @@ def bank():
 
 
 def draws(study, bank, rules="intended", n=400):
-    return [draw_texts(study, 2, bank, generator(0, i, "a"), rules=Rules.of(rules)) for i in range(n)]
+    draw = released_texts(draw_texts, Behaviours.of(rules), count=2)
+    return [draw(study, bank.report, generator(0, i, "a")) for i in range(n)]
 
 
 def dataset(bank, rules, *rows):
@@ -66,8 +75,10 @@ def dataset(bank, rules, *rows):
              "views": ["PA"], **row} for i, row in enumerate(rows)]
     rows = [row | {"images": [{"bytes": film, "path": f"{i}.png"} for i in range(len(row["views"]))]} for row in rows]
     studies = Dataset.from_list(rows).select_columns([field.name for field in SCHEMA])
-    return PretrainingDataset(studies, bank, EvalTransform(32, (0.5,) * 3, (0.5,) * 3), seed=0,
-                             rules=Rules.of(rules))
+    released = Behaviours.of(rules)
+    kind = TrivialValidation if released.trivial_validation else PretrainingDataset
+    return kind(studies, bank, EvalTransform(32, (0.5,) * 3, (0.5,) * 3), seed=0,
+                texts=released_texts(draw_texts, released, count=2), keep_silent=released.empty_prompts)
 
 
 # ---- the words ------------------------------------------------------------------------------------------------------
@@ -77,20 +88,20 @@ def test_every_switch_belongs_to_a_row_and_every_row_of_the_issue_is_there():
     ids = [entry.id for entry in ledger.LEDGER]
     assert len(set(ids)) == len(ids)
     assert {f"B{i}" for i in range(1, 15)} | {f"D{i}" for i in range(1, 5)} <= set(ids)
-    switches = {item.metadata["row"]: item.name for item in fields(Rules)}
+    switches = {item.metadata["row"]: item.name for item in fields(Behaviours)}
     told = {entry.id: entry.switch for entry in ledger.LEDGER}
     assert {row: told[row] for row in switches} == switches
     assert {row for row in told if row not in switches} == {"B14", "D1", "D3"}, "their switch is a source or its option"
 
 
 def test_words():
-    assert Rules.of("intended") == INTENDED == Rules()
-    assert Rules.of("B2, B3") == Rules(idle_shuffle=True, repeated_sections=True)
-    off = {item.name for item in fields(Rules) if not getattr(Rules.of("official"), item.name)}
+    assert Behaviours.of("intended") == INTENDED == Behaviours()
+    assert Behaviours.of("B2, B3") == Behaviours(idle_shuffle=True, repeated_sections=True)
+    off = {item.name for item in fields(Behaviours) if not getattr(Behaviours.of("official"), item.name)}
     assert off == {"one_view_only", "indexed_strings", "seen_films", "row_split"}
     for wrong in ("offical", "B99", "B14", ""):
         with pytest.raises(InputError, match="official, or rows of the ledger"):
-            Rules.of(wrong)
+            Behaviours.of(wrong)
     with pytest.raises(InputError, match="B99"):
         Experiment(rules="B3,B99")
     assert ledger.entry("B7").switch == "alphabetical_text"
@@ -103,14 +114,14 @@ def test_words():
 
 def test_b1_overwritten_views():
     three, two = ["PA", "LATERAL", "AP"], ["PA", "LATERAL"]
-    pairs = {name: [draw_images(three, 2, generator(0, i, "b"), rules=Rules.of(name)) for i in range(200)]
-             for name in ("intended", "B1")}
+    draws = {name: released_images(draw_images, Behaviours.of(name)) for name in ("intended", "B1", "B1*")}
+    pairs = {name: [draws[name](three, generator(0, i, "b")) for i in range(200)] for name in ("intended", "B1")}
     assert all(a != b for a, b in pairs["intended"])
     assert all(pair == [2, 2] for pair in pairs["B1"])
     for i in range(50):
-        assert draw_images(two, 2, generator(0, i, "b"), rules=Rules.of("B1")) == draw_images(
-            two, 2, generator(0, i, "b")), "two views are no more than two"
-        assert draw_images(two, 2, generator(0, i, "b"), rules=Rules.of("B1*")) == [1, 1]
+        assert draws["B1"](two, generator(0, i, "b")) == draw_images(two, generator(0, i, "b")), (
+            "two views are no more than two")
+        assert draws["B1*"](two, generator(0, i, "b")) == [1, 1]
 
 
 def test_b2_idle_shuffle(bank):
@@ -189,8 +200,8 @@ def test_b9_decay_on_all():
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     moved = {}
     for everything in (False, True):
-        recipe = Recipe(1, weight_decay=0.5, decay_on_all=everything)
-        optimizer = torch.optim.AdamW(parameter_groups(model, recipe), 0.1)
+        groups = groups_of(Behaviours.of("B9" if everything else "intended"))
+        optimizer = torch.optim.AdamW(groups(model, 0.5), 0.1)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
@@ -216,14 +227,10 @@ def test_b10_lenient_loading():
     source, model = CXRCLIPModel(config), CXRCLIPModel(config)
     wrapped = {f"module.{name}": tensor for name, tensor in source.state_dict().items()}
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(InputError, match=r"do not fit .*module\."):
-        load_weights(model, wrapped)
-    load_weights(model, wrapped, Rules.of("B10"))
+    load_leniently(model, wrapped)
     assert all(torch.equal(tensor, start[name]) for name, tensor in model.state_dict().items())
-    load_weights(model, source.state_dict())
+    load_leniently(model, source.state_dict())
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in model.state_dict().items())
-    with pytest.raises(InputError, match="size mismatch"):
-        load_weights(model, {**source.state_dict(), "logit_scale": torch.zeros(2)})
 
 
 # ---- protocols ------------------------------------------------------------------------------------------------------
@@ -232,10 +239,10 @@ def test_b10_lenient_loading():
 def test_b7_alphabetical_text():
     longer, later = {"findings": LONG, "impression": SHORT}, {"findings": "A long text.", "impression": "Z."}
     assert evaluation.retrieval_text(longer) == LONG
-    assert evaluation.retrieval_text(longer, Rules.of("B7")) == SHORT
+    assert alphabetical_text(longer) == SHORT
     assert evaluation.retrieval_text(later) == "A long text."
-    assert evaluation.retrieval_text(later, Rules.of("B7")) == "Z."
-    assert evaluation.retrieval_text({"findings": None, "impression": SHORT}, Rules.of("B7")) == SHORT
+    assert alphabetical_text(later) == "Z."
+    assert alphabetical_text({"findings": None, "impression": SHORT}) == SHORT
 
 
 def reference_probe(x, y, test, fraction, rules):
@@ -274,16 +281,16 @@ def test_b6_b13_b15_the_probe_by_adamw_equals_its_formulas(rules, fraction):
     rng = np.random.default_rng(3)
     x, test = rng.normal(size=(180, 6)), rng.normal(size=(20, 6))
     y = (x[:, :2] + rng.normal(size=(180, 2)) > 0.3)
-    found = adamw_probe.adamw_probe(x, y, test, fraction=fraction, rules=Rules.of(rules))
+    found = adamw_probe.adamw_probe(x, y, test, fraction=fraction, behaviours=Behaviours.of(rules))
     assert found.shape == (1, 20, 2)
-    np.testing.assert_allclose(found[0], reference_probe(x, y.astype(float), test, fraction, Rules.of(rules)),
+    np.testing.assert_allclose(found[0], reference_probe(x, y.astype(float), test, fraction, Behaviours.of(rules)),
                                atol=2e-3)
 
 
 def test_b6_and_b13_change_the_probe():
     rng = np.random.default_rng(0)
     x, y, test = rng.normal(size=(100, 30)), rng.random((100, 1)) > 0.5, rng.normal(size=(50, 30))
-    scores = {rules: adamw_probe.adamw_probe(x, y, test, fraction=0.5, rules=Rules.of(rules))
+    scores = {rules: adamw_probe.adamw_probe(x, y, test, fraction=0.5, behaviours=Behaviours.of(rules))
               for rules in ("intended", "B6", "B13")}
     assert not np.allclose(scores["intended"], scores["B6"])
     assert not np.allclose(scores["intended"], scores["B13"])
@@ -339,7 +346,7 @@ def test_d2_seen_films(tiny_experiment, tiny_bench):
 def test_d4_leaked_rows_are_a_third_of_the_positives():
     truth = np.zeros((1000, 1), bool)
     truth[::2] = True
-    rows = evaluation.leaked_rows(truth)
+    rows = leaked_rows(truth)
     assert len(rows) == round(154 / 476 * 500)
     assert truth[rows].all()
     assert len(set(rows)) == len(rows)
@@ -355,8 +362,7 @@ def official(tiny_experiment, tiny_bench):
 
 def test_the_word_official_trains_and_evaluates_by_all_rules(official, tiny_experiment, tiny_bench, monkeypatch):
     data = tiny_bench.prepared(tiny_experiment.mix, "quick")
-    assert fingerprint(official.experiment, data) != fingerprint(replace(official.experiment, rules="intended"), data)
-    assert official.about["recipe"]["decay_on_all"] is True
+    assert run_key(official.experiment, data) != run_key(replace(official.experiment, rules="intended"), data)
     assert "rules=official" in official.experiment.run_name
     evaluate(official)
     scores = official.scores("rsna", "linear-probe-10")
@@ -364,7 +370,8 @@ def test_the_word_official_trains_and_evaluates_by_all_rules(official, tiny_expe
     train, test = official.embeddings("rsna", "train"), official.embeddings("rsna")
     learn, truth = (evaluation.targets(data.studies("rsna", split), list(prompts_of(data.mix.tests["rsna"])))
                     for split in ("train", "test"))
-    by_hand = adamw_probe.adamw_probe(train.features, learn, test.features, fraction=0.1, rules=Rules.of("official"))
+    by_hand = adamw_probe.adamw_probe(train.features, learn, test.features, fraction=0.1,
+                                      behaviours=Behaviours.of("official"))
     np.testing.assert_allclose(scores["score"], by_hand.ravel(), atol=1e-5)
     assert truth.shape[0] == len(test)
 
@@ -378,8 +385,8 @@ def test_effects_of_evaluation_are_the_differences_of_both_protocols(official, t
     assert set(found["budget"]) == {"evaluation"}
     films, role = run.data.studies("openi", "test"), "openi"
     rsum = []
-    for rules in (Rules.of("B7"), INTENDED):
-        rows, texts = evaluation.retrieval_texts(films, rules)
+    for text_of in (alphabetical_text, evaluation.retrieval_text):
+        rows, texts = evaluation.retrieval_texts(films, text_of)
         embeds = evaluation.embed_texts(run.model, run.tokenizer, texts, max_tokens=run.experiment.max_tokens)
         ranks = evaluation.retrieve(run.embeddings(role)[rows], embeds, texts)["rank"]
         rsum.append(sum((ranks <= k).mean() for k in (1, 5, 10)))

@@ -1,4 +1,4 @@
-"""Experiments: the published defaults, the profiles, the fingerprint, the memo, and runs side by side."""
+"""Experiments: the published defaults, the profiles, the key, the memo, and runs side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from cxrclip.experiments import (
     Workbench,
     batches_for,
     evaluate,
-    fingerprint,
     growing_mixtures,
     model_config,
     oracle,
@@ -27,6 +26,7 @@ from cxrclip.experiments import (
     total_steps,
     used_studies,
 )
+from cxrclip.experiments.cache import run_key
 from cxrclip.prompts import PromptBank
 
 SWITCHES = ({"shares": (0.5, 1.0)}, {"draw": "random", "views": 1, "texts": 1}, {"augment": False}, {"mvs": False},
@@ -50,19 +50,19 @@ def test_profiles_leave_the_method_alone():
         assert (here.views, here.texts, here.icl_weight, here.tcl_weight) == (2, 2, 1.0, 0.5)
 
 
-def test_fingerprint_follows_settings_and_data_but_not_names(tiny_experiment, tiny_bench):
+def test_key_follows_settings_and_data_but_not_names(tiny_experiment, tiny_bench):
     data = tiny_bench.prepared(tiny_experiment.mix, "quick")
-    base = fingerprint(tiny_experiment, data)
-    assert fingerprint(replace(tiny_experiment, mix="elsewhere"), data) == base
+    base = run_key(tiny_experiment, data)
+    assert run_key(replace(tiny_experiment, mix="elsewhere"), data) == base
     changes = ({"seed": 1}, {"learning_rate": 1e-3}, {"pretraining": ("M", "C14")}, {"views": 1}, {"icl_weight": 0.0})
     for change in changes:
-        assert fingerprint(replace(tiny_experiment, **change), data) != base, change
+        assert run_key(replace(tiny_experiment, **change), data) != base, change
 
 
-def test_every_switch_is_part_of_the_fingerprint(tiny_experiment, tiny_bench):
+def test_every_switch_is_part_of_the_key(tiny_experiment, tiny_bench):
     base = replace(tiny_experiment, pretraining=("M", "C14"))
     data = tiny_bench.prepared(base.mix, "quick")
-    assert len({fingerprint(replace(base, **switch), data) for switch in ({}, *SWITCHES)}) == len(SWITCHES) + 1
+    assert len({run_key(replace(base, **switch), data) for switch in ({}, *SWITCHES)}) == len(SWITCHES) + 1
 
 
 def test_switches_are_off_by_default():
@@ -180,11 +180,12 @@ def test_a_role_without_data_gives_its_reason(tiny_experiment, tiny_bench):
 
 
 def test_a_folder_without_run_json_is_not_taken_as_finished(tiny_experiment, tiny_bench):
-    run = pretrain(tiny_experiment, tiny_bench)
+    experiment = replace(tiny_experiment, steps=2, seed=11)  # a run of its own: no other test finds it half away
+    run = pretrain(experiment, tiny_bench)
     (run.folder / "run.json").rename(run.folder / "run.json.away")
-    assert experiments.finished_run(tiny_experiment, tiny_bench) is None
+    assert experiments.finished_run(experiment, tiny_bench) is None
     (run.folder / "run.json.away").rename(run.folder / "run.json")
-    assert experiments.finished_run(tiny_experiment, tiny_bench) == run
+    assert experiments.finished_run(experiment, tiny_bench) == run
 
 
 def test_side_by_side_equals_one_after_the_other(tiny_experiment, tiny_bench, tmp_path):
@@ -192,7 +193,7 @@ def test_side_by_side_equals_one_after_the_other(tiny_experiment, tiny_bench, tm
     together = run_all(pair, Workbench(build=tmp_path, progress=False, jobs=2))
     for experiment, run in zip(pair, together, strict=True):
         alone = pretrain(experiment, tiny_bench)
-        assert alone.fingerprint == run.fingerprint
+        assert alone.key == run.key
         assert alone.log()["total"].equals(run.log()["total"])
 
 
@@ -203,7 +204,7 @@ def test_evaluation_covers_the_mix_and_is_found_again(tiny_experiment, tiny_benc
     assert ("rsna", "zero-shot", "auroc") in got
     assert ("rsna", "linear-probe-10", "auroc") in got
     assert ("openi", "image_to_text", "R@10") in got
-    assert set(rows["experiment"]) == {run.fingerprint}
+    assert set(rows["experiment"]) == {run.key}
     assert ((rows["low"] <= rows["value"]) & (rows["value"] <= rows["high"])).all()
     assert evaluate(run).equals(rows)
     scores = run.scores("rsna", "zero-shot")
