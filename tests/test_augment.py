@@ -17,8 +17,9 @@ from transformers import (
 from cxrclip.data import augment as module
 from cxrclip.data.augment import Translator, augment, batches, main, split_sentences
 from cxrclip.data.images import encode_gray
+from cxrclip.data.shards import Rejected, write_studies
 from cxrclip.errors import InputError
-from cxrclip.studies import Rejected, fingerprint, open_studies, validate, write_studies
+from cxrclip.studies import fingerprint, open_studies, validate
 
 WORDS = ["heart", "lungs", "normal", "clear", "is", "are", "no", "effusion", "large", "small", "il", "cuore", "."]
 FILM = encode_gray(np.arange(400, dtype=np.uint8).reshape(20, 20), "png")

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from cxrclip import evaluation, studies
+from cxrclip.data import shards
 from cxrclip.data.images import encode_gray, read_gray
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, train_tokenizer
 from cxrclip.errors import InputError
@@ -36,7 +37,7 @@ def row(i: int, **changes) -> dict:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    folder = studies.write_studies([row(i) for i in range(7)], tmp_path_factory.mktemp("tiny") / "studies")
+    folder = shards.write_studies([row(i) for i in range(7)], tmp_path_factory.mktemp("tiny") / "studies")
     return studies.open_studies(folder)
 
 
@@ -127,7 +128,7 @@ def test_embeddings_survive_the_disk_and_damage_is_named(tmp_path, model, table,
 
 def test_a_damaged_film_is_named(model, transform, tmp_path):
     bad = row(1, images=[{"bytes": encode_gray(square(1), "png")[:60], "path": "x.png"}], views=["PA"])
-    folder = studies.write_studies([row(0), bad], tmp_path / "studies")
+    folder = shards.write_studies([row(0), bad], tmp_path / "studies")
     with pytest.raises(InputError, match="s1"):
         evaluation.embed_studies(model, studies.open_studies(folder), transform)
 
@@ -299,7 +300,7 @@ def test_supervised_reference_learns_what_can_be_seen_and_repeats_itself(tmp_pat
         return image
     rows = [row(i, positive=["Mass"] * (i % 2), images=[{"bytes": encode_gray(film(i % 2 == 1), "png"), "path": ""}],
                 views=["PA"]) for i in range(60)]
-    folder = studies.write_studies(rows, tmp_path / "studies")
+    folder = shards.write_studies(rows, tmp_path / "studies")
     data = studies.open_studies(folder)
     truth = evaluation.targets(data, ["Mass"])
     before = torch.random.get_rng_state()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cxrclip.data.images import encode_gray
-from cxrclip.studies import open_studies, write_studies
+from cxrclip.data.shards import write_studies
+from cxrclip.studies import open_studies
 
 PREPARE = """
     import sys

@@ -14,8 +14,8 @@ from cxrclip.book import governance
 from cxrclip.book.governance import open_i_sentences, scan
 from cxrclip.data.images import encode_gray, read_gray
 from cxrclip.data.overlap import shared_films, thumbnail
+from cxrclip.data.shards import write_studies
 from cxrclip.errors import InputError
-from cxrclip.studies import write_studies
 
 PROJECT = Path(__file__).resolve().parents[1]
 HEX = "0123456789abcdef"

@@ -13,10 +13,11 @@ import pytest
 
 from cxrclip import studies
 from cxrclip.data.images import encode_gray, read_gray, resize_shorter, store_films
+from cxrclip.data.shards import ResumableStudies, resumable_studies
 from cxrclip.data.sources import intake, pool
 from cxrclip.data.sources.intake import Film, Intake, Study
 from cxrclip.errors import InputError
-from cxrclip.studies import ResumableStudies, resumable_studies, validate
+from cxrclip.studies import validate
 
 PROJECT = Path(__file__).resolve().parents[1]
 

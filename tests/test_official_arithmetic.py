@@ -46,6 +46,7 @@ from torch import nn
 from torchvision.transforms import CenterCrop, ColorJitter, RandomResizedCrop, Resize
 
 from cxrclip import evaluation, metrics, results, studies, training, transforms
+from cxrclip.data import shards
 from cxrclip.data.images import encode_gray, read_gray
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, CXRCLIPOutput, train_tokenizer
 from cxrclip.experiments import Experiment, evaluate, pretrain, total_steps
@@ -185,7 +186,7 @@ def study(i: int, **columns) -> dict:
 
 
 def table(tmp_path, rows: list[dict]):
-    return studies.open_studies(studies.write_studies(rows, tmp_path / "studies"))
+    return studies.open_studies(shards.write_studies(rows, tmp_path / "studies"))
 
 
 def images_of(embeds: np.ndarray) -> evaluation.ImageEmbeddings:

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, BertTokenizer, PreTrainedTokenizerFast, pipeline
 
 from cxrclip import evaluation, studies
+from cxrclip.data import shards
 from cxrclip.data.images import encode_gray, read_gray
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, train_tokenizer
 from cxrclip.errors import InputError
@@ -194,7 +195,7 @@ def by_evaluation(model, film, texts, tmp_path):
     """The probabilities of the texts, from the embeddings of the evaluation code."""
     row = {"study_id": "s", "patient_id": "p", "source": "x", "split": "test", "views": ["PA"],
            "images": [{"bytes": encode_gray(film, "png"), "path": None}]}
-    studies.write_studies([row], tmp_path / "studies")
+    shards.write_studies([row], tmp_path / "studies")
     transform = EvalTransform(64, model.config.image_mean, model.config.image_std)
     images = evaluation.embed_studies(model, studies.open_studies(tmp_path / "studies", "test"), transform)
     embeds = evaluation.embed_texts(model, train_tokenizer(TEXTS), texts, max_tokens=12)

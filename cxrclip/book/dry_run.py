@@ -18,7 +18,7 @@ import yaml
 
 from cxrclip import results, studies, training
 from cxrclip.book import costs
-from cxrclip.data import mixes
+from cxrclip.data import mixes, shards
 from cxrclip.data.phantom import world
 from cxrclip.errors import InputError
 from cxrclip.experiments import IMAGE_ENCODERS, Experiment, Run, Workbench, evaluate, growing_mixtures, pretrain
@@ -102,7 +102,7 @@ def _small_role(role: mixes.Role, profile: str, build: Path) -> dict:
         return spec | {role.filling: role.value}
     if role.filling == "folder":
         folder = build / "first" / role.name
-        studies.write_studies(_first_studies(Path(role.value)), folder)
+        shards.write_studies(_first_studies(Path(role.value)), folder)
         return spec | {"folder": str(folder)}
     institution = role.value if role.filling == "phantom" else role.name
     if institution not in world.INSTITUTIONS:

@@ -27,8 +27,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, 
 from transformers.utils import logging
 
 from cxrclip.data.progress import progress_bar
+from cxrclip.data.shards import read_about, resumable_studies
 from cxrclip.errors import InputError
-from cxrclip.studies import SPLITS, fingerprint, read_about, read_shards, resumable_studies
+from cxrclip.studies import SPLITS, fingerprint, read_shards
 
 THERE, BACK = "Helsinki-NLP/opus-mt-en-it", "Helsinki-NLP/opus-mt-it-en"
 MAX_TOKENS = 4096  # tokens a batch, with its padding
@@ -141,7 +142,7 @@ def augment(
 ) -> dict[str, int]:
     """Write `out`, a copy of the study folder with back-translated sections.
 
-    Interrupted, the same call goes on from the finished shards (see `cxrclip.studies.resumable_studies`).
+    Interrupted, the same call goes on from the finished shards (see `cxrclip.data.shards.resumable_studies`).
 
     Args:
         folder: study folder; it is not changed.

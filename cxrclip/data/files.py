@@ -25,15 +25,16 @@ def writing(place: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path, where: str | Path = "") -> Iterator[Path]:
     """Yield a draft's path beside `path`, with the same ending; it becomes `path` if the block ends well.
 
-    If not, the draft is removed and an older `path` stays as it was. Raises InputError where it cannot be written.
+    If not, the draft is removed and an older `path` stays as it was. Raises InputError, which names `where` (or the
+    path), if it cannot be written.
     """
     path = Path(path)
     draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.draft{path.suffix}")
     try:
-        with writing(path):
+        with writing(where or path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield draft
             flush(draft)

@@ -17,9 +17,9 @@ from pathlib import Path
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from cxrclip import results, studies
+from cxrclip import results
 from cxrclip.book import governance
-from cxrclip.data import mixes
+from cxrclip.data import files, mixes
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, Run, Workbench, evaluate, used_studies
 from cxrclip.hub.processing import CXRCLIPProcessor
@@ -66,7 +66,7 @@ def export(run: Run, folder: str | Path) -> Path:
         raise InputError(f"{run.folder}: trained on data {trained}, but mix {run.data.mix.name} now gives {given}: "
                          "restore the data, or train again")
     rows = evaluate(run)
-    with studies.atomic_folder(folder) as partial:
+    with files.atomic_folder(folder) as partial:
         run.model.save_pretrained(partial)
         CXRCLIPProcessor.of(run.model.config, run.tokenizer).save_pretrained(partial)
         results.write_results(rows, partial / "results.csv")

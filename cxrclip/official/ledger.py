@@ -1,7 +1,8 @@
 """Paper against code: where the released code does not do what it was meant to, row by row.
 
-B rows are behaviour of the released code, D rows disagree about the data. Most have a switch in behaviours.Behaviours; for the
-others it is a source of data, or an option of one. ledger_effects.py and comparisons.ledger measure what each costs.
+B rows are behaviour of the released code, D rows disagree about the data. Most have a switch in
+behaviours.py; for the others it is a source of data, or an option of one. effects.py and comparisons.ledger measure
+what each costs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from cxrclip.errors import InputError
 class Entry:
     """A row of the ledger. B: behaviour of the released code; D: sources that disagree about the data.
 
-    switch: a field of behaviours.Behaviours, or how else the two behaviours are chosen. new: found here, not in the first list.
+    switch: a field of Behaviours, or how else the two behaviours are chosen. new: found here, not in the first list.
     """
 
     id: str

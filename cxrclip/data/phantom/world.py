@@ -25,7 +25,7 @@ from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from cxrclip.data import images
+from cxrclip.data import files, images, shards
 from cxrclip.data.phantom import reports
 from cxrclip.data.phantom.anatomy import Body, Case, Finding, sample_body
 from cxrclip.data.phantom.render import Scanner, render_study
@@ -530,14 +530,14 @@ def generate(
         "image_size": image_size,
         "description": f"Phantom. {INSTITUTIONS[name].about}",
     }
-    with studies.atomic_folder(folder) as whole:
+    with files.atomic_folder(folder) as whole:
         try:
             with (
                 progress_bar(total=len(places), desc=name, unit="study", shown=progress) as bar,
                 pq.ParquetWriter(whole / "truth.parquet", TRUTH) as truth,
                 _drawn(name, chunks, seed, image_size, workers) as drawn,
             ):
-                table = studies.write_studies(_rows(drawn, truth, bar), whole / "table", about=about)
+                table = shards.write_studies(_rows(drawn, truth, bar), whole / "table", about=about)
             for file in table.iterdir():
                 file.rename(whole / file.name)
             table.rmdir()

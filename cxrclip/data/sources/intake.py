@@ -26,18 +26,10 @@ from cxrclip import studies
 from cxrclip.data import images
 from cxrclip.data.images import MIN_SIDE, store_films
 from cxrclip.data.progress import progress_bar
+from cxrclip.data.shards import Rejected, ResumableStudies, refuse_many, resumable_studies
 from cxrclip.data.sources import pool
 from cxrclip.errors import InputError
-from cxrclip.studies import (
-    MAX_AGE,
-    MAX_TEXT,
-    SPLITS,
-    Rejected,
-    ResumableStudies,
-    refuse_many,
-    resumable_studies,
-    summary,
-)
+from cxrclip.studies import MAX_AGE, MAX_TEXT, SPLITS, summary
 
 UNKNOWN = "UNKNOWN"  # the view of a film of which nothing is said
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
