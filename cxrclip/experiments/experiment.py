@@ -31,24 +31,20 @@ from cxrclip.data import mixes
 from cxrclip.data.batches import EpochBatches, arranged, share_of
 from cxrclip.data.dataset import PretrainingDataset, StudyMix, load_batches
 from cxrclip.data.progress import progress_bar
-from cxrclip.encoders import (
-    PUBLISHED_WEIGHTS,
-    SWINS,
-    CXRCLIPConfig,
-    CXRCLIPModel,
-    published_tokenizer,
-    train_tokenizer,
-)
+from cxrclip.encoders import SWINS, CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import oracle
+from cxrclip.experiments.tokenizer import train_tokenizer
 from cxrclip.losses import FALSE_NEGATIVES, CXRCLIPLoss
 from cxrclip.official.probe import adamw_probe
+from cxrclip.official.published import PUBLISHED_WEIGHTS, published_tokenizer, start_from_published
 from cxrclip.official.rules import Rules
 from cxrclip.prompts import PromptBank
 from cxrclip.transforms import EvalTransform, TrainTransform
 
 TRAINING_CODE = ("official/rules.py", "views.py", "transforms.py", "data/dataset.py", "data/batches.py", "prompts.py",
-                 "prompts.yaml", "encoders.py", "losses.py", "training.py", "experiments/oracle.py")
+                 "prompts.yaml", "encoders.py", "losses.py", "training.py", "experiments/oracle.py",
+                 "experiments/tokenizer.py", "official/published.py")
 EVALUATION_CODE = ("official/rules.py", "evaluation.py", "official/probe.py", "metrics.py", "prompts.py",
                    "prompts.yaml", "results/rows.py", "experiments/experiment.py")
 
@@ -331,7 +327,7 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
         torch.manual_seed(experiment.seed)
         model = CXRCLIPModel(model_config(experiment, tokenizer))
         if experiment.published_weights:
-            model.load_published_encoders()
+            start_from_published(model)
         make, validation = batches_for(experiment, data, bank, tokenizer, model.config)
         recipe = training.Recipe(total_steps(experiment, data), experiment.learning_rate, experiment.weight_decay,
                                  experiment.warmup, experiment.seed, experiment.validations, device=bench.device,
@@ -376,7 +372,7 @@ def tokenizer_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank
     if experiment.text_encoder in PUBLISHED_WEIGHTS and experiment.published_weights:
         return published_tokenizer(experiment.text_encoder)
     roles = tuple(role for role in data.mix.pretraining if role in data.folders)
-    key = mixes.digest([data.fingerprints(roles), mixes.code_digest("prompts.yaml", "encoders.py")])
+    key = mixes.digest([data.fingerprints(roles), mixes.code_digest("prompts.yaml", "experiments/tokenizer.py")])
     folder = bench.build / "data" / f"tokenizer-{key}"
     with mixes.exclusive(folder):
         if not folder.is_dir():

@@ -47,8 +47,9 @@ from torchvision.transforms import CenterCrop, ColorJitter, RandomResizedCrop, R
 
 from cxrclip import evaluation, metrics, results, studies, training, transforms
 from cxrclip.data.images import encode_gray, read_gray
-from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, CXRCLIPOutput, train_tokenizer
+from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, CXRCLIPOutput
 from cxrclip.experiments import Experiment, evaluate, pretrain, total_steps
+from cxrclip.experiments.tokenizer import train_tokenizer
 from cxrclip.losses import CXRCLIPLoss
 from cxrclip.prompts import PromptBank
 from cxrclip.transforms import EvalTransform, TrainTransform

@@ -29,7 +29,7 @@ from cxrclip.hub import export as exporting
 from cxrclip.hub.export import card, export, open_run
 from cxrclip.hub.processing import CXRCLIPProcessor
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = {"README.md", "config.json", "model.safetensors", "processor_config.json", "results.csv", "tokenizer.json",
          "tokenizer_config.json"}
 
