@@ -232,14 +232,14 @@ class Swin(nn.Module):
 class ImageEncoder(nn.Module):
     """A network that computes a feature map, and its pooling: (B, 3, S, S) -> (B, F)."""
 
-    def __init__(self, body: nn.Module, pooling: str) -> None:
+    def __init__(self, body: ResNet50 | SmallResNet | Swin, pooling: str) -> None:
         super().__init__()
         self.body, self.pooling, self.features = body, pooling, body.features
 
     @property
     def network(self) -> nn.Module:
         """The torchvision or transformers network inside."""
-        return self.body.network
+        return self.body.get_submodule("network")
 
     def feature_map(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, F, h, w), before pooling."""
@@ -253,10 +253,11 @@ class ImageEncoder(nn.Module):
 
 def build_image_encoder(config: CXRCLIPConfig) -> ImageEncoder:
     """The image encoder that `config` names, with random weights. InputError if its windows need a larger image."""
-    bodies = {"resnet50": ResNet50, "resnet-small": SmallResNet,
-              "resnet-small-groupnorm": partial(SmallResNet, norm=partial(nn.GroupNorm, 8))}
-    body = Swin(config) if config.image_encoder in SWINS else bodies[config.image_encoder]()
-    return ImageEncoder(body, config.image_pooling)
+    bodies: Mapping[str, Callable[[], ResNet50 | SmallResNet | Swin]] = {
+        "resnet50": ResNet50, "resnet-small": SmallResNet,
+        "resnet-small-groupnorm": partial(SmallResNet, norm=partial(nn.GroupNorm, 8)),
+        **dict.fromkeys(SWINS, partial(Swin, config))}
+    return ImageEncoder(bodies[config.image_encoder](), config.image_pooling)
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, norm: Norm) -> nn.Sequential:

@@ -76,10 +76,10 @@ def draw_texts(study: Mapping[str, Any], count: int, bank: PromptBank, rng: np.r
     """
     sections = sections_of(study)
     if not sections:
-        labels = [study[state] for state in STATES]
-        if rules.empty_prompts and not any(labels):
+        positive, negative, uncertain = (study[state] for state in STATES)
+        if rules.empty_prompts and not (positive or negative or uncertain):
             return [""] * count
-        return [bank.report(*labels, rng, max_negatives, details) for _ in range(count)]
+        return [bank.report(positive, negative, uncertain, rng, max_negatives, details) for _ in range(count)]
     if rules.indexed_strings:
         drawn = [sections[rng.integers(len(sections))].text for _ in range(count)]
         return [text[rng.integers(len(text))] for text in drawn]
