@@ -128,7 +128,7 @@ def random_official(path: str | Path, image_encoder: str = "resnet50", seed: int
         width = model.text_encoder.features
         pooler = dict(zip(UNUSED, (torch.randn(width, width) * 0.02, torch.zeros(width)), strict=True))
     tables = {name: table for name, table in model.named_buffers() if name.endswith(TABLES[0::2])}
-    state = {_released_name(name, image_encoder): _halved(tensor)
+    state = {_released_name(name, image_encoder): tensor.half() if tensor.is_floating_point() else tensor
              for name, tensor in {**model.state_dict(), **pooler, **tables}.items()}
     name = {known: name for name, known in IMAGE_NAMES.items()}[image_encoder]
     stored = {"model": state, "optimizer": {}, "scheduler": {}, "epoch": 0, "train_loss": 0.0,
@@ -139,9 +139,6 @@ def random_official(path: str | Path, image_encoder: str = "resnet50", seed: int
     except RuntimeError as fault:  # what torch raises for a full disk
         raise InputError(f"{path}: cannot be written ({_line(fault)}): free space or choose another folder") from fault
     return path
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def _read(path: Path) -> object:
@@ -174,27 +171,24 @@ def _without_prefix(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     return dict(state)
 
 
-# ---- what it is -----------------------------------------------------------------------------------------------------
-
-
 def _config(state: Mapping[str, Tensor], stored: object) -> CXRCLIPConfig:
     """The configuration that names and shapes ask for, with the sizes that the file's config gives."""
-    found = [encoder for encoder, prefix in IMAGE_PREFIXES.items() if any(name.startswith(prefix) for name in state)]
-    if len(found) != 1:
-        what = "both a ResNet and a Swin" if found else f"no image encoder known here ({_some(list(state))})"
+    encoders = [encoder for encoder, prefix in IMAGE_PREFIXES.items() if any(name.startswith(prefix) for name in state)]
+    if len(encoders) != 1:
+        what = "both a ResNet and a Swin" if encoders else f"no image encoder known here ({_some(list(state))})"
         raise InputError(f"holds {what}; a released file has {' or '.join(p + '*' for p in IMAGE_PREFIXES.values())}")
     if stored is not None and not isinstance(stored, dict):
         raise InputError(f"'config' is a {type(stored).__name__}, not the nested dict of a released file")
     named = _entry(stored, str, "model", "image_encoder", "name")
-    if named is not None and IMAGE_NAMES.get(named) != found[0]:
-        raise InputError(f"config names the image encoder {named!r}, the weights look like {found[0]}: "
+    if named is not None and IMAGE_NAMES.get(named) != encoders[0]:
+        raise InputError(f"config names the image encoder {named!r}, the weights look like {encoders[0]}: "
                          f"known are {', '.join(IMAGE_NAMES)}")
     pooling = _entry(stored, str, "model", "text_encoder", "pooling")
     if pooling not in (None, *POOLINGS):
         raise InputError(f"config names the text pooling {pooling!r}: known are {', '.join(POOLINGS)}")
-    weight, asked = state.get("image_projection.projection.weight"), _entry(stored, int, "model", "projection_head",
-                                                                            "proj_dim")
-    width = weight.shape[0] if weight is not None and weight.ndim == 2 else 512  # else it is named as not fitting
+    weight = state.get("image_projection.projection.weight")
+    width = weight.shape[0] if weight is not None and weight.ndim == 2 else 512  # _fitted lists a weight that does not fit
+    asked = _entry(stored, int, "model", "projection_head", "proj_dim")
     if asked not in (None, width):
         raise InputError(f"config says projection to {asked}, the weights project to {width}")
     sizes = {"image_size": _entry(stored, int, "base", "image_size"),
@@ -203,7 +197,7 @@ def _config(state: Mapping[str, Tensor], stored: object) -> CXRCLIPConfig:
         if size is not None and size < 1:
             raise InputError(f"config says {name} {size}: it must be positive")
     given = {name: size for name, size in sizes.items() if size is not None}
-    return _published_config(found[0], text_pooling=POOLINGS[pooling or "eos"], projection_dim=width, **given)
+    return _published_config(encoders[0], text_pooling=POOLINGS[pooling or "eos"], projection_dim=width, **given)
 
 
 def _published_config(image_encoder: str, **changes: Any) -> CXRCLIPConfig:
@@ -220,9 +214,6 @@ def _entry(stored: object, kind: type, *keys: str) -> Any:
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
         raise InputError(f"config entry {'.'.join(keys)} is {value!r}, not of type {kind.__name__}")
     return value
-
-
-# ---- does it fit ----------------------------------------------------------------------------------------------------
 
 
 def _fitted(state: Mapping[str, Tensor], model: CXRCLIPModel) -> dict[str, Tensor]:
@@ -283,10 +274,6 @@ def _replaced(name: str, names: Mapping[str, str]) -> str:
 def _misfit(tensor: Tensor, wanted: Tensor) -> bool:
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     return not plain or tensor.shape != wanted.shape or tensor.is_floating_point() != wanted.is_floating_point()
-
-
-def _halved(tensor: Tensor) -> Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
 
 
 def _some(names: Sequence[object], most: int = 4) -> str:
