@@ -187,7 +187,7 @@ def _config(state: Mapping[str, Tensor], stored: object) -> CXRCLIPConfig:
     if pooling not in (None, *POOLINGS):
         raise InputError(f"config names the text pooling {pooling!r}: known are {', '.join(POOLINGS)}")
     weight = state.get("image_projection.projection.weight")
-    width = weight.shape[0] if weight is not None and weight.ndim == 2 else 512  # a weight that does not fit is listed later
+    width = weight.shape[0] if weight is not None and weight.ndim == 2 else 512  # _fitted lists a misfit
     asked = _entry(stored, int, "model", "projection_head", "proj_dim")
     if asked not in (None, width):
         raise InputError(f"config says projection to {asked}, the weights project to {width}")
