@@ -1,42 +1,27 @@
 """Image and text encoders, pooling, projection, and CXRCLIPModel (paper, section 2.1).
 
-Encoders are chosen by name: "resnet50", "swin-tiny" and "bio-clinical-bert" are the published ones; "resnet-small",
+Encoders are chosen by name. "resnet50", "swin-tiny" and "bio-clinical-bert" are those of the paper; "resnet-small",
 "swin-small" and "bert-small" are the same kinds of network at a size that one CPU core trains in minutes.
-"resnet-small-groupnorm" has no batch statistics: batches of one source need it for a fair test (comparisons.remedies).
+"resnet-small-groupnorm" has no batch statistics, so that the features of an image do not depend on its batch.
 Shapes: B images or texts, S pixels a side, L tokens, F features before projection, D embedding dimensions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from huggingface_hub import constants as hub
-from huggingface_hub.utils import logging as hub_logging
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models import resnet50
 from torchvision.models.resnet import BasicBlock
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    SwinConfig,
-    SwinModel,
-)
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.models.bert import BertConfig, BertModel
+from transformers.models.swin import SwinConfig, SwinModel
 from transformers.utils import ModelOutput
 
 from cxrclip.errors import InputError
@@ -44,39 +29,42 @@ from cxrclip.errors import InputError
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation per channel
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
-# On CPUs, eager attention is as fast as SDPA or faster for so few tokens (benchmarks/bench_encoders.py). The small
-# networks start from wider weights: with the usual 0.02 a layer only 64 wide hardly passes anything on, and the last
-# token does not hear of the others for hundreds of steps. 0.07 is 0.02 scaled by the root of the widths, 768 and 64.
-# They train for minutes, so nothing is dropped at random.
-SWINS: Mapping[str, Mapping] = {
+# The small networks differ from the published ones in three more settings:
+# - Eager attention: with so few tokens, on CPUs, it is at least as fast as SDPA (benchmarks/bench_encoders.py).
+# - A larger initializer_range: with the usual 0.02, attention in a network only 64 wide mixes so little at first that
+#   the last token ignores the rest of its text for hundreds of steps. 0.07 is 0.02 * sqrt(768 / 64).
+# - No dropout, as they train for minutes only.
+SWINS: Mapping[str, Mapping[str, Any]] = {
     "swin-tiny": {},  # the defaults of SwinConfig are microsoft/swin-tiny-patch4-window7-224
     "swin-small": {"embed_dim": 24, "depths": (2, 2, 2), "num_heads": (1, 2, 4), "window_size": 4,
                    "drop_path_rate": 0.0, "initializer_range": 0.1, "attn_implementation": "eager"},
 }
-BERTS: Mapping[str, Mapping] = {
+BERTS: Mapping[str, Mapping[str, Any]] = {
     "bio-clinical-bert": {"vocab_size": 28996},  # the rest is BERT base, the defaults of BertConfig
     "bert-small": {"vocab_size": 2000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
                    "intermediate_size": 128, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
                    "initializer_range": 0.07, "attn_implementation": "eager"},
 }
 Norm = Callable[[int], nn.Module]  # channels -> a normalisation layer
-TEXTS_AT_ONCE = 32  # texts of like length in one pass of BERT
+TEXTS_AT_ONCE = 32  # texts of similar length that go through BERT together
 IMAGE_ENCODERS = ("resnet50", "swin-tiny", "resnet-small", "resnet-small-groupnorm", "swin-small")
 TEXT_ENCODERS = tuple(BERTS)
 IMAGE_POOLINGS = ("mean", "first_token")
 TEXT_POOLINGS = ("last_token", "first_token", "mean")
-PUBLISHED_WEIGHTS = {"resnet50": "IMAGENET1K_V1", "swin-tiny": "microsoft/swin-tiny-patch4-window7-224",
-                     "bio-clinical-bert": "emilyalsentzer/Bio_ClinicalBERT"}
 
 
 class CXRCLIPConfig(PretrainedConfig):
     """What a CXRCLIPModel is made of; the defaults are the published model.
 
-    image_encoder, text_encoder: a name of IMAGE_ENCODERS, TEXT_ENCODERS. image_pooling: "mean" over all places, or
-    "first_token", the top-left patch that the released code takes of Swin (ledger B8). text_pooling: "last_token"
-    (published), "first_token" or "mean". logit_scale_init: initial log of the logit scale. vocab_size, image_mean and
-    image_std default to those of the encoder. image_size: pixels a side.
-    Raises InputError for an unknown name, or an image too small for the encoder's windows.
+    Args:
+        image_encoder, text_encoder: one of IMAGE_ENCODERS and one of TEXT_ENCODERS.
+        image_pooling: "mean" over the feature map; for a Swin also "first_token", its top-left patch.
+        text_pooling: "last_token" (published), "first_token" or "mean".
+        logit_scale_init: the initial log of the logit scale.
+        vocab_size, image_mean, image_std: those of the encoder by default. image_size: pixels a side.
+
+    Raises:
+        InputError: an unknown name.
     """
 
     model_type = "cxrclip"
@@ -85,11 +73,13 @@ class CXRCLIPConfig(PretrainedConfig):
                  projection_dim: int = 512, image_pooling: str = "mean", text_pooling: str = "last_token",
                  logit_scale_init: float = math.log(1 / 0.07), vocab_size: int | None = None, image_size: int = 224,
                  image_mean: Sequence[float] | None = None, image_std: Sequence[float] | None = None,
-                 max_tokens: int = 256, pad_token_id: int = 0, **kwargs: object) -> None:
-        _check_name("image encoder", image_encoder, IMAGE_ENCODERS)
-        _check_name("text encoder", text_encoder, TEXT_ENCODERS)
-        _check_name("image pooling", image_pooling, IMAGE_POOLINGS if image_encoder in SWINS else ("mean",))
-        _check_name("text pooling", text_pooling, TEXT_POOLINGS)
+                 max_tokens: int = 256, pad_token_id: int = 0, **kwargs: Any) -> None:
+        choices = {"image encoder": (image_encoder, IMAGE_ENCODERS), "text encoder": (text_encoder, TEXT_ENCODERS),
+                   "image pooling": (image_pooling, IMAGE_POOLINGS if image_encoder in SWINS else ("mean",)),
+                   "text pooling": (text_pooling, TEXT_POOLINGS)}
+        for what, (name, known) in choices.items():
+            if name not in known:
+                raise InputError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
         mean, std = HALF if image_encoder in SWINS else IMAGENET
         self.image_encoder, self.image_pooling = image_encoder, image_pooling
         self.text_encoder, self.text_pooling = text_encoder, text_pooling
@@ -114,10 +104,7 @@ class CXRCLIPOutput(ModelOutput):
 
 
 class CXRCLIPModel(PreTrainedModel):
-    """Two encoders, two linear projections with bias, one learnable logit scale (paper, section 2.1).
-
-    The parameter `logit_scale` is the log of the multiplier in the output; it is not clamped.
-    """
+    """Two encoders, two linear projections with bias, one learnable logit scale (paper, section 2.1)."""
 
     config_class = CXRCLIPConfig
     base_model_prefix = "cxrclip"
@@ -130,24 +117,32 @@ class CXRCLIPModel(PreTrainedModel):
         self.text_encoder = build_text_encoder(config)
         self.image_projection = nn.Linear(self.image_encoder.features, config.projection_dim)
         self.text_projection = nn.Linear(self.text_encoder.features, config.projection_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))  # log s, not clamped
         self.post_init()
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, F), before projection: what the linear probe sees."""
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, F), pooled, before projection: what a linear probe sees."""
         return self.image_encoder(pixel_values)
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L), (B, L) -> (B, F), before projection."""
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L), (B, L) -> (B, F), pooled, before projection."""
         return self.text_encoder(input_ids, attention_mask)
 
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, D), projected but not normalised, as in transformers' CLIPModel."""
+        return self.image_projection(self.encode_images(pixel_values))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L), (B, L) -> (B, D), projected but not normalised, as in transformers' CLIPModel."""
+        return self.text_projection(self.encode_texts(input_ids, attention_mask))
+
     def embed_images(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, D) unit rows."""
-        return F.normalize(self.image_projection(self.get_image_features(pixel_values)), dim=-1)
+        """(B, 3, S, S) -> (B, D) unit rows: what a cosine compares."""
+        return F.normalize(self.get_image_features(pixel_values), dim=-1)
 
     def embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L), (B, L) -> (B, D) unit rows."""
-        return F.normalize(self.text_projection(self.get_text_features(input_ids, attention_mask)), dim=-1)
+        """(B, L), (B, L) -> (B, D) unit rows: what a cosine compares."""
+        return F.normalize(self.get_text_features(input_ids, attention_mask), dim=-1)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> CXRCLIPOutput:
         """pixel_values (B, 3, S, S), input_ids and attention_mask (B', L) -> CXRCLIPOutput."""
@@ -157,17 +152,6 @@ class CXRCLIPModel(PreTrainedModel):
         logits = scale * image_embeds @ text_embeds.T                 # (B, B')
         return CXRCLIPOutput(image_embeds, text_embeds, logits, logits.T, scale)
 
-    def load_published_encoders(self) -> None:
-        """Start both encoders from the weights that the paper started from (fetched once, then from the cache).
-
-        ResNet-50 and Swin-Tiny: ImageNet; BERT: Bio_ClinicalBERT. Small encoders have none and stay as they are.
-        Raises InputError naming the weights if they are neither here nor can be fetched.
-        """
-        names = {self.config.image_encoder: self.image_encoder, self.config.text_encoder: self.text_encoder}
-        for name, encoder in names.items():
-            if name in PUBLISHED_WEIGHTS:
-                encoder.network.load_state_dict(_published_weights(name))
-
     def parameter_counts(self) -> dict[str, int]:
         """Number of parameters of each part: image_encoder, text_encoder, the projections, logit_scale."""
         counts = {name: sum(p.numel() for p in part.parameters()) for name, part in self.named_children()}
@@ -175,7 +159,7 @@ class CXRCLIPModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Reached for what is ours: projections and ResNets. BERT and Swin bring their own rule.
+        # Called for the projections and ResNets only: BERT and Swin are initialised by their own classes.
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's ResNet
         elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.Linear):
@@ -205,9 +189,9 @@ class ResNet50(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Four stages of one basic block, (B, 3, S, S) -> (B, 192, S / 32, S / 32).
+    """Four stages of one basic block each: (B, 3, S, S) -> (B, 192, S / 32, S / 32).
 
-    The stem is 3 x 3 with stride 2 and no max-pool: a line or a nodule of two pixels survives it.
+    The stem is 3 x 3 with stride 2 and no max-pooling, so that a line or a nodule two pixels wide survives it.
     """
 
     widths = (24, 48, 96, 192)
@@ -246,19 +230,19 @@ class Swin(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """A network that makes a feature map, and its pooling: (B, 3, S, S) -> (B, F)."""
+    """A network that computes a feature map, and its pooling: (B, 3, S, S) -> (B, F)."""
 
-    def __init__(self, body: nn.Module, pooling: str) -> None:
+    def __init__(self, body: ResNet50 | SmallResNet | Swin, pooling: str) -> None:
         super().__init__()
         self.body, self.pooling, self.features = body, pooling, body.features
 
     @property
     def network(self) -> nn.Module:
         """The torchvision or transformers network inside."""
-        return self.body.network
+        return self.body.get_submodule("network")
 
     def feature_map(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, F, h, w), for saliency maps."""
+        """(B, 3, S, S) -> (B, F, h, w), before pooling."""
         return self.body(pixel_values)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -268,11 +252,12 @@ class ImageEncoder(nn.Module):
 
 
 def build_image_encoder(config: CXRCLIPConfig) -> ImageEncoder:
-    """The image encoder that the configuration names, with random weights; `.features` is F."""
-    bodies = {"resnet50": ResNet50, "resnet-small": SmallResNet,
-              "resnet-small-groupnorm": partial(SmallResNet, norm=partial(nn.GroupNorm, 8))}
-    body = Swin(config) if config.image_encoder in SWINS else bodies[config.image_encoder]()
-    return ImageEncoder(body, config.image_pooling)
+    """The image encoder that `config` names, with random weights. InputError if its windows need a larger image."""
+    bodies: Mapping[str, Callable[[], ResNet50 | SmallResNet | Swin]] = {
+        "resnet50": ResNet50, "resnet-small": SmallResNet,
+        "resnet-small-groupnorm": partial(SmallResNet, norm=partial(nn.GroupNorm, 8)),
+        **dict.fromkeys(SWINS, partial(Swin, config))}
+    return ImageEncoder(bodies[config.image_encoder](), config.image_pooling)
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, norm: Norm) -> nn.Sequential:
@@ -286,8 +271,8 @@ def _conv_norm(inputs: int, outputs: int, kernel: int, norm: Norm) -> nn.Sequent
 class TextEncoder(nn.Module):
     """BERT and its pooling: (B, L) token ids and mask -> (B, F).
 
-    Texts of like length go through BERT together, cut to the longest among them: a short impression does not pay for
-    the padding of a long findings section. The features are those of one pass over the whole batch.
+    Texts of similar length go through BERT together, cut to the longest among them, so that no time is spent on the
+    padding of a short impression beside a long findings section. The features are those of one pass over the batch.
     """
 
     def __init__(self, network: BertModel, pooling: str) -> None:
@@ -315,7 +300,7 @@ class TextEncoder(nn.Module):
 
 
 def build_text_encoder(config: CXRCLIPConfig) -> TextEncoder:
-    """The text encoder that the configuration names, with random weights; `.features` is F."""
+    """The text encoder that `config` names, with random weights. InputError if it cannot read max_tokens tokens."""
     settings = dict(BERTS[config.text_encoder]) | {"vocab_size": config.vocab_size, "pad_token_id": config.pad_token_id}
     bert = BertConfig(**settings)
     if config.max_tokens > bert.max_position_embeddings:
@@ -329,119 +314,6 @@ def last_token(tokens: Tensor, attention_mask: Tensor) -> Tensor:
     places = torch.arange(tokens.shape[1], device=tokens.device)
     last = (attention_mask * places).argmax(dim=1)                    # (B,)
     return tokens[torch.arange(len(tokens), device=tokens.device), last]
-
-
-# ---- tokenizers and published weights -------------------------------------------------------------------------------
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedTokenizerFast:
-    """A lower-case WordPiece vocabulary of at most `vocab_size` pieces (but every character), learnt from `texts`.
-
-    As BERT: [CLS] text [SEP], and [PAD] is 0. The same texts, in any order, always give the same vocabulary.
-    Raises InputError if there is no text.
-    """
-    texts = list(texts)
-    if not any(text.strip() for text in texts):
-        raise InputError("train_tokenizer: no text to learn a vocabulary from: look at the pretraining studies")
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-             "mask_token": "[MASK]"}
-    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
-    # The trainer numbers the pieces "##a" in the order of a randomly seeded hash table, and ties go by number. Given
-    # as special tokens they are numbered here; a second tokenizer, below, knows them as ordinary pieces.
-    inner = sorted({f"##{letter}" for word in words for letter in word[1:]})
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer, learner.pre_tokenizer = normalizer, splitter
-    learner.train_from_iterator(texts, trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=[*names.values(), *inner], show_progress=False))
-    tokenizer = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
-    ends = [(name, tokenizer.token_to_id(name)) for name in ("[SEP]", "[CLS]")]
-    tokenizer.post_processor = processors.BertProcessing(*ends)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"],
-                                   **names)
-
-
-def published_tokenizer(text_encoder: str = "bio-clinical-bert") -> PreTrainedTokenizerBase:
-    """The tokenizer of a published text encoder, fetched once. Raises InputError where there is none."""
-    _check_name("published text encoder", text_encoder, [name for name in TEXT_ENCODERS if name in PUBLISHED_WEIGHTS])
-    return _fetch(text_encoder, lambda **where: AutoTokenizer.from_pretrained(PUBLISHED_WEIGHTS[text_encoder], **where))
-
-
-def published_place(name: str) -> tuple[str, Path]:
-    """Where the weights of a published encoder come from, and the file or folder that they belong into here.
-
-    ResNet-50: one file of torch hub (TORCH_HOME moves it). The others: a folder of the Hugging Face cache (HF_HOME).
-    """
-    source = PUBLISHED_WEIGHTS[name]
-    if name == "resnet50":
-        url = ResNet50_Weights[source].url
-        return url, Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    folder = f"models--{source.replace('/', '--')}"
-    return f"{hub.ENDPOINT}/{source}", Path(hub.HF_HUB_CACHE) / folder
-
-
-def published_fetched(image_encoder: str, text_encoder: str) -> None:
-    """Fetch what an experiment with these encoders starts from, so that a fault shows before any work.
-
-    Small encoders start from nothing. Raises InputError naming the weights, their source and their place here.
-    """
-    for name in (image_encoder, text_encoder):
-        if name in PUBLISHED_WEIGHTS:
-            _published_weights(name)
-    if text_encoder in PUBLISHED_WEIGHTS:
-        published_tokenizer(text_encoder)
-
-
-def _published_weights(name: str) -> dict[str, Tensor]:
-    source = PUBLISHED_WEIGHTS[name]
-    if name == "resnet50":
-        weights = _fetch(name, _resnet50_weights)
-        return {key: tensor for key, tensor in weights.items() if not key.startswith("fc.")}
-    kind = SwinModel if name in SWINS else BertModel
-    return _fetch(name, lambda **where: kind.from_pretrained(source, add_pooling_layer=False, **where).state_dict())
-
-
-def _resnet50_weights(local_files_only: bool = False) -> dict[str, Tensor]:
-    _, place = published_place("resnet50")
-    if local_files_only and not place.is_file():
-        raise FileNotFoundError(place)
-    return ResNet50_Weights[PUBLISHED_WEIGHTS["resnet50"]].get_state_dict(check_hash=True)
-
-
-def _fetch(name: str, get: Callable[..., object]) -> object:
-    """What is in the cache, without asking the network; else from the network."""
-    try:
-        with suppress(OSError):
-            return get(local_files_only=True)
-        with _without_retry_lines():
-            return get()
-    except OSError as fault:  # a network that is not there is an OSError, from urllib as from huggingface_hub
-        address, place = published_place(name)
-        how = f"download {address} to {place}" if name == "resnet50" else (
-            f"where there is a network, run `hf download {PUBLISHED_WEIGHTS[name]}` ({address}) and copy what it made "
-            f"to {place}")
-        raise InputError(f"{name}: {PUBLISHED_WEIGHTS[name]} is not on this machine and cannot be fetched: "
-                         f"{how}") from fault
-    except (EOFError, RuntimeError, UnpicklingError) as fault:  # how torch tells of a file that was cut off
-        raise InputError(f"{name}: {published_place(name)[1]} is damaged ({type(fault).__name__}): delete it and fetch "
-                         "it again") from fault
-
-
-@contextmanager
-def _without_retry_lines() -> Iterator[None]:
-    """Keep huggingface_hub from a line for each of its retries: one line, ours, says what failed."""
-    before = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hub_logging.set_verbosity(before)
-
-
-def _check_name(what: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise InputError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
 
 
 AutoConfig.register(CXRCLIPConfig.model_type, CXRCLIPConfig)

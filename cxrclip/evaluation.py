@@ -68,7 +68,7 @@ def embed_studies(model: CXRCLIPModel, studies: Dataset, transform: EvalTransfor
     features, embeds = [], []
     for batch in progress_bar(first_images(studies, transform, batch_size), "images", -(-len(studies) // batch_size),
                       leave=False, shown=progress):
-        feature = model.get_image_features(batch.to(device))                    # (B, F)
+        feature = model.encode_images(batch.to(device))                         # (B, F)
         features.append(feature.float().cpu())
         embeds.append(F.normalize(model.image_projection(feature), dim=-1).float().cpu())   # (B, D)
     if not features:
@@ -106,7 +106,7 @@ def embed_texts(model: CXRCLIPModel, tokenizer: PreTrainedTokenizerBase, texts: 
     for start in range(0, len(distinct), batch_size):
         tokens = tokenizer(distinct[start:start + batch_size], padding=True, truncation=True, max_length=max_tokens,
                            return_tensors="pt").to(device)
-        feature = model.get_text_features(tokens["input_ids"], tokens["attention_mask"])    # (B, F)
+        feature = model.encode_texts(tokens["input_ids"], tokens["attention_mask"])         # (B, F)
         parts.append(F.normalize(model.text_projection(feature), dim=-1).float().cpu())     # (B, D)
     position = {text: i for i, text in enumerate(distinct)}
     return torch.cat(parts).numpy()[[position[text] for text in texts]]

@@ -55,7 +55,7 @@ class EvalTransform:
 
 def random_resized_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """A random part of `image` (H, W) uint8, resized to (size, size)."""
-    top, left, height, width = crop_box(*image.shape, rng)
+    top, left, height, width = crop_box(image.shape[0], image.shape[1], rng)
     method = cv2.INTER_AREA if min(height, width) > size else cv2.INTER_LINEAR
     return cv2.resize(image[top : top + height, left : left + width], (size, size), interpolation=method)
 
@@ -93,8 +93,8 @@ def jitter(image: np.ndarray, rng: np.random.Generator, brightness: float = 0.1,
 
 def to_tensor(image: np.ndarray, tones: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """image (H, W) uint8, drawn in `tones` (256,) -> (3, H, W): (tone / 255 - mean) / std, channel by channel."""
-    mean, std = (np.asarray(values, np.float32).reshape(-1, 1) for values in (mean, std))
-    channels = (tones / np.float32(255) - mean) / std  # (3, 256): arithmetic on 256 tones, not on every pixel
+    shift, scale = (np.asarray(values, np.float32).reshape(-1, 1) for values in (mean, std))
+    channels = (tones / np.float32(255) - shift) / scale  # (3, 256): arithmetic on 256 tones, not on every pixel
     return torch.from_numpy(channels.take(image, axis=1)).expand(3, -1, -1)
 
 

@@ -1,25 +1,18 @@
-"""Shapes, pooling against plain loops, padding, saving and loading, tokenizers."""
+"""Shapes, pooling against plain loops, projected and pooled features told apart by value, saving and loading."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models import ResNet50_Weights, resnet50
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast, SwinConfig, SwinModel
+from torchvision.models import resnet50
+from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, SwinConfig, SwinModel
 
 from cxrclip import encoders
-from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, build_image_encoder, build_text_encoder, train_tokenizer
+from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, build_image_encoder, build_text_encoder
 from cxrclip.errors import InputError
-
-TEXTS = ["No pleural effusion.", "Small left pleural effusion with mild atelectasis.", "The heart is normal in size.",
-         "Right lower zone consolidation, severe.", "Nodule of 12 mm in the left upper zone."] * 4
 
 
 def small_config(**changes):
@@ -50,8 +43,8 @@ def test_forward_shapes_and_unit_rows(image_encoder, features):
     pixels, ids, mask = inputs()
     with torch.no_grad():
         output = model(pixels, ids, mask)
-        assert model.get_image_features(pixels).shape == (3, features)
-        assert model.get_text_features(ids, mask).shape == (5, 64)
+        assert model.encode_images(pixels).shape == (3, features)
+        assert model.encode_texts(ids, mask).shape == (5, 64)
     assert output.image_embeds.shape == (3, 32)
     assert output.text_embeds.shape == (5, 32)
     torch.testing.assert_close(output.image_embeds.norm(dim=1), torch.ones(3))
@@ -70,10 +63,55 @@ def test_embeds_are_the_projected_features():
     pixels, ids, mask = inputs()
     with torch.no_grad():
         output = model(pixels, ids, mask)
-        image = model.get_image_features(pixels) @ model.image_projection.weight.T + model.image_projection.bias
-        text = model.get_text_features(ids, mask) @ model.text_projection.weight.T + model.text_projection.bias
+        image = model.encode_images(pixels) @ model.image_projection.weight.T + model.image_projection.bias
+        text = model.encode_texts(ids, mask) @ model.text_projection.weight.T + model.text_projection.bias
     torch.testing.assert_close(output.image_embeds, image / image.norm(dim=1, keepdim=True))
     torch.testing.assert_close(output.text_embeds, text / text.norm(dim=1, keepdim=True))
+
+
+def test_features_of_equal_width_before_and_after_projection_are_told_apart_by_value():
+    """F = D = 64 for images and texts, as 768 wide Swin and BERT features may be: no shape would betray a mix-up.
+
+    `get_*_features` are projected, as in transformers' CLIPModel; `encode_*` are what is projected.
+    """
+    model = small_model(projection_dim=64)
+    model.image_encoder.body.stages[-1] = nn.Sequential(model.image_encoder.body.stages[-1], nn.Conv2d(192, 64, 1))
+    model.image_projection = nn.Linear(64, 64)
+    pixels, ids, mask = inputs(texts=3)
+    with torch.no_grad():
+        sides = {"image": (model.encode_images(pixels), model.get_image_features(pixels), model.embed_images(pixels)),
+                 "text": (model.encode_texts(ids, mask), model.get_text_features(ids, mask),
+                          model.embed_texts(ids, mask))}
+        cosines = {}
+        for side, (pooled, projected, unit) in sides.items():
+            assert pooled.shape == projected.shape == unit.shape == (3, 64)
+            assert torch.equal(projected, getattr(model, f"{side}_projection")(pooled))
+            assert (projected - pooled).abs().max() > 0.1
+            assert (projected.norm(dim=1) - 1).abs().max() > 1e-3, "not normalised"
+            assert torch.equal(unit, nn.functional.normalize(projected, dim=-1))
+        for k, name in enumerate(("pooled", "projected", "unit")):
+            image, text = (nn.functional.normalize(sides[side][k], dim=-1) for side in ("image", "text"))
+            cosines[name] = image @ text.T
+        torch.testing.assert_close(cosines["projected"], cosines["unit"])
+        torch.testing.assert_close(model(pixels, ids, mask).logits_per_image * 0.07, cosines["unit"])
+        assert (cosines["pooled"] - cosines["unit"]).abs().max() > 0.05
+
+
+def test_the_names_mean_what_they_mean_in_transformers():
+    """CLIPModel and CXRCLIPModel: normalised `get_*_features` are the embeddings of the output."""
+    clip = CLIPModel(CLIPConfig(text_config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                                             "intermediate_size": 32, "vocab_size": 90, "eos_token_id": 1},
+                                vision_config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                                               "intermediate_size": 32, "image_size": 64, "patch_size": 32},
+                                projection_dim=32)).eval()
+    pixels, ids, mask = inputs()
+    for model in (clip, small_model()):
+        with torch.no_grad():
+            output = model(pixel_values=pixels, input_ids=ids, attention_mask=mask)
+            features = model.get_image_features(pixels), model.get_text_features(ids, mask)
+        for feature, embeds in zip(features, (output.image_embeds, output.text_embeds), strict=True):
+            feature = getattr(feature, "pooler_output", feature)
+            torch.testing.assert_close(nn.functional.normalize(feature, dim=-1), embeds)
 
 
 def test_every_parameter_learns():
@@ -96,7 +134,7 @@ def test_group_norm_does_not_know_the_batch(image_encoder, alone):
     """While training, the features of a film depend on the other films of the batch with batch norm only."""
     model, (pixels, _, _) = small_model(image_encoder=image_encoder).train(), inputs()
     with torch.no_grad():
-        together, apart = model.get_image_features(pixels)[:2], model.get_image_features(pixels[:2])
+        together, apart = model.encode_images(pixels)[:2], model.encode_images(pixels[:2])
     assert torch.allclose(together, apart, atol=1e-5) == alone
 
 
@@ -230,8 +268,8 @@ def test_text_pooling_against_a_plain_loop_and_any_padding(pooling):
     model = small_model(text_pooling=pooling)
     _, ids, mask = inputs()
     with torch.no_grad():
-        together = model.get_text_features(ids, mask)
-        padded = model.get_text_features(nn.functional.pad(ids, (0, 7)), nn.functional.pad(mask, (0, 7)))
+        together = model.encode_texts(ids, mask)
+        padded = model.encode_texts(nn.functional.pad(ids, (0, 7)), nn.functional.pad(mask, (0, 7)))
         for i, n in enumerate(mask.sum(dim=1).tolist()):
             tokens = model.text_encoder.network(ids[i:i + 1, :n]).last_hidden_state[0]
             alone = {"last_token": tokens[-1], "first_token": tokens[0], "mean": tokens.mean(dim=0)}[pooling]
@@ -244,80 +282,6 @@ def test_what_the_padding_holds_does_not_matter():
     _, ids, mask = inputs()
     with torch.no_grad():
         assert torch.equal(model.embed_texts(ids, mask), model.embed_texts(ids + (1 - mask) * 7, mask))
-
-
-# ---- tokenizers and published weights -------------------------------------------------------------------------------
-
-TRAIN = """
-import json, sys
-from cxrclip.encoders import train_tokenizer
-print(json.dumps(train_tokenizer(json.load(sys.stdin), vocab_size=120).get_vocab(), sort_keys=True))
-"""
-
-
-def test_vocabulary_is_the_same_in_any_process_and_order():
-    other = subprocess.run([sys.executable, "-c", TRAIN], input=json.dumps(TEXTS[::-1]), capture_output=True, text=True,
-                           check=True, env=os.environ | {"PYTHONHASHSEED": "5"}).stdout
-    for _ in range(3):
-        assert train_tokenizer(iter(TEXTS), 120).get_vocab() == json.loads(other)
-
-
-def test_tokenizer_is_a_berts(tmp_path):
-    tokenizer = train_tokenizer(TEXTS, vocab_size=120)
-    assert tokenizer.convert_ids_to_tokens([0, 1, 2, 3, 4]) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    assert len(tokenizer) <= 120
-    batch = tokenizer(["PLEURAL effusion", "no pleural effusion."], padding=True, return_tensors="pt")
-    assert set(batch) == {"input_ids", "attention_mask"}
-    words = [tokenizer.convert_ids_to_tokens(ids) for ids in batch["input_ids"].tolist()]
-    assert words[0][0] == words[1][0] == "[CLS]"
-    assert words[1][-1] == "[SEP]"
-    assert words[0][-1] == "[PAD]"
-    assert "pleural" in words[0], "lower case, and a frequent word is one piece"
-    assert tokenizer.decode(tokenizer("Left nodule of 12 mm.")["input_ids"], skip_special_tokens=True) == (
-        "left nodule of 12 mm.")
-    assert tokenizer("##a [MASK]é€")["input_ids"][0] == 2
-    tokenizer.save_pretrained(tmp_path)
-    again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    assert again(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
-    assert again.pad_token_id == 0
-
-
-def test_inner_pieces_are_no_special_tokens():
-    tokenizer = train_tokenizer(TEXTS, vocab_size=120)
-    assert set(tokenizer.all_special_tokens) == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
-    ids = tokenizer("noles", add_special_tokens=False)["input_ids"]
-    assert len(tokenizer.decode(ids, skip_special_tokens=True)) == len("noles")
-
-
-def test_no_text_no_vocabulary():
-    with pytest.raises(InputError, match="no text to learn a vocabulary from"):
-        train_tokenizer(["", " "])
-
-
-def test_published_weights_that_cannot_be_fetched_are_named(monkeypatch):
-    def offline(*_, **__):
-        raise OSError("no network")
-    monkeypatch.setattr(encoders.BertModel, "from_pretrained", offline)
-    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", offline)
-    monkeypatch.setattr(encoders.AutoTokenizer, "from_pretrained", offline)
-    with pytest.raises(InputError, match="bio-clinical-bert: emilyalsentzer/Bio_ClinicalBERT is not on this machine"):
-        encoders._published_weights("bio-clinical-bert")
-    with pytest.raises(InputError, match="resnet50: IMAGENET1K_V1 is not on this machine"):
-        encoders._published_weights("resnet50")
-    with pytest.raises(InputError, match="emilyalsentzer/Bio_ClinicalBERT is not on this machine"):
-        encoders.published_tokenizer()
-    with pytest.raises(InputError, match="unknown published text encoder 'bert-small'"):
-        encoders.published_tokenizer("bert-small")
-
-
-def test_published_weights_are_put_where_they_belong(monkeypatch):
-    reference = resnet50()
-    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", lambda *_, **__: reference.state_dict())
-    model = small_model(image_encoder="resnet50")
-    small = model.text_encoder.network.embeddings.word_embeddings.weight.clone()
-    model.load_published_encoders()
-    assert torch.equal(model.image_encoder.network.conv1.weight, reference.conv1.weight)
-    assert torch.equal(model.text_encoder.network.embeddings.word_embeddings.weight, small)
 
 
 def test_projections_start_as_torch_linear_layers():

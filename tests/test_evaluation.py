@@ -11,9 +11,10 @@ from sklearn.preprocessing import StandardScaler
 from cxrclip import evaluation, studies
 from cxrclip.data import shards
 from cxrclip.data.images import encode_gray, read_gray
-from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, train_tokenizer
+from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import checkpoints, oracle
+from cxrclip.experiments.tokenizer import train_tokenizer
 from cxrclip.transforms import EvalTransform
 
 REPORTS = ["The heart is enlarged.", "Clear lungs.", None, "Clear lungs.", "A small left pleural effusion.", "Edema."]
@@ -74,7 +75,7 @@ def test_first_image_of_every_study_is_embedded_whatever_the_batch(model, table,
     assert list(whole.patient_ids) == ["p0", "p0", "p1", "p1", "p2", "p2", "p3"]
     np.testing.assert_allclose(whole.features, parts.features, atol=1e-5)
     with torch.no_grad():
-        alone = model.get_image_features(transform(square(3))[None])[0].numpy()
+        alone = model.encode_images(transform(square(3))[None])[0].numpy()
     np.testing.assert_allclose(whole.features[3], alone, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(whole.embeds, axis=1), 1, atol=1e-5)
 

@@ -90,8 +90,8 @@ def test_normalisation_and_schedule_are_the_published_ones():
 @pytest.fixture
 def offline(tmp_path):
     """What fetching says, in a process with empty caches and no network."""
-    code = ("import sys\nfrom cxrclip import encoders\nfrom cxrclip.errors import InputError\n"
-            "try:\n    encoders.published_fetched(*sys.argv[1:])\n"
+    code = ("import sys\nfrom cxrclip.official import published\nfrom cxrclip.errors import InputError\n"
+            "try:\n    published.published_fetched(*sys.argv[1:])\n"
             "except InputError as error:\n    print(error)\n")
     environment = {"TORCH_HOME": str(tmp_path / "torch"), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1",
                    "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "https_proxy": "http://127.0.0.1:9"}
@@ -143,7 +143,7 @@ def test_random_weights_are_part_of_the_run(tiny_experiment, tiny_bench, monkeyp
     tokenizer = tokenizer_for(paper, data, PromptBank.load(), tiny_bench)
     assert len(tokenizer) <= 2000, "a vocabulary of the mix"
     assert model_config(paper, tokenizer).vocab_size == 28_996, "in a network of the published size"
-    monkeypatch.setattr("cxrclip.experiments.published_tokenizer", lambda name: name)
+    monkeypatch.setattr("cxrclip.experiments.experiment.published_tokenizer", lambda name: name)
     assert tokenizer_for(replace(paper, published_weights=True), data, None, tiny_bench) == "bio-clinical-bert"
 
 

@@ -32,9 +32,9 @@ from papermill.exceptions import PapermillExecutionError
 from cxrclip import results, training
 from cxrclip.book import costs, dry_run
 from cxrclip.data import mixes
-from cxrclip.encoders import published_fetched
 from cxrclip.errors import InputError
 from cxrclip.experiments import IMAGE_ENCODERS, Experiment, Workbench, comparisons, first_process, pretrain, run_all
+from cxrclip.official.published import published_fetched
 
 # The tables that end on the terminal; the others (differences, comparisons) are in the folder.
 SHOWN = ("table1", "table2", "other_sets", "table3", "table4")

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -40,7 +40,8 @@ def atomic_file(path: str | Path, where: str | Path = "") -> Iterator[Path]:
             flush(draft)
             os.replace(draft, path)
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # no draft, or no folder that could hold one
+            draft.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -22,23 +22,18 @@ from cxrclip.data.batches import EpochBatches, share_of
 from cxrclip.data.dataset import Marks, PretrainingDataset, StudyMix, load_batches
 from cxrclip.data.files import atomic_folder, locked, write_text
 from cxrclip.data.progress import progress_bar
-from cxrclip.encoders import (
-    PUBLISHED_WEIGHTS,
-    SWINS,
-    CXRCLIPConfig,
-    CXRCLIPModel,
-    published_tokenizer,
-    train_tokenizer,
-)
+from cxrclip.encoders import SWINS, CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import oracle, remedies
 from cxrclip.experiments.cache import VERSIONS, run_key, tokenizer_key
 from cxrclip.experiments.checkpoints import FolderStore
 from cxrclip.experiments.experiment import Experiment
+from cxrclip.experiments.tokenizer import train_tokenizer
 from cxrclip.experiments.workbench import Run, Workbench, one_thread, software, without_weight_bars
 from cxrclip.losses import CXRCLIPLoss
 from cxrclip.official import behaviours
 from cxrclip.official.behaviours import Behaviours, TrivialValidation
+from cxrclip.official.published import PUBLISHED_WEIGHTS, published_tokenizer, start_from_published
 from cxrclip.prompts import PromptBank
 from cxrclip.transforms import EvalTransform, TrainTransform
 from cxrclip.views import DrawImages, DrawTexts, Study, draw_images, draw_texts, first_image, first_text, sections_of
@@ -100,7 +95,7 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
         torch.manual_seed(experiment.seed)
         model = CXRCLIPModel(model_config(experiment, tokenizer))
         if experiment.published_weights:
-            model.load_published_encoders()
+            start_from_published(model)
         make, validation = batches_for(experiment, data, bank, tokenizer, model.config)
         recipe = training.Recipe(total_steps(experiment, data), experiment.learning_rate, experiment.weight_decay,
                                  experiment.warmup, experiment.seed, experiment.validations, device=bench.device)

@@ -1,1 +1,1 @@
-"""hub"""
+"""A trained model in the form that plain transformers reads."""

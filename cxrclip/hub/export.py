@@ -2,8 +2,8 @@
 
     python -m cxrclip.hub.export --run build/runs/<fingerprint> --out <new folder>
 
-The card (card.md is its text) takes every number from the run's settings, data and tidy results. The folder is what
-`hf upload <name> <folder>` would upload, or `huggingface_hub.upload_folder`; nothing here does so by itself.
+The card (its template is card.md) takes every number from the run's settings, data and results. Nothing is uploaded:
+the folder is what `hf upload <name> <folder>` or `huggingface_hub.upload_folder` takes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from pathlib import Path
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from cxrclip import results
 from cxrclip.book import governance
-from cxrclip.data import files, mixes
+from cxrclip.data import mixes
+from cxrclip.data.files import atomic_folder, write_text
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, Run, Workbench, evaluate, used_studies
 from cxrclip.hub.processing import CXRCLIPProcessor
+from cxrclip.results.rows import LABELS, write_results
 
 TEMPLATE = Path(__file__).parent / "card.md"
 PIPELINE = "zero-shot-image-classification"
@@ -33,7 +34,8 @@ TAGS = ("chest-x-ray", "radiology", "clip", "cxr-clip")
 def open_run(folder: str | Path, data: str = "") -> Run:
     """The finished run in a folder <build>/runs/<fingerprint>; `data` as in Workbench.
 
-    Raises InputError for a folder that is missing, elsewhere or unfinished, or whose run.json this version cannot read.
+    Raises:
+        InputError: a folder that is missing, elsewhere or unfinished, or whose run.json this version cannot read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -52,13 +54,19 @@ def open_run(folder: str | Path, data: str = "") -> Run:
     return Run(experiment, folder.resolve(), Workbench(folder.resolve().parents[1], data))
 
 
-def export(run: Run, folder: str | Path) -> Path:
+def export(run_folder: str | Path, out: str | Path, data: str = "") -> Path:
     """Write model, processor, tokenizer, results.csv and README.md (the card) into a new folder, whole or not at all.
 
-    The run is evaluated first if it was not yet. Raises InputError if the folder holds files already, the run's data
-    are not those it was trained on, or the card would tell what governance.py keeps back.
+    Args:
+        run_folder: the folder of a finished run (see `open_run`); the run is evaluated first if it was not yet.
+        out: the new folder.
+        data: the folder of downloads, for a mix that reads some.
+
+    Raises:
+        InputError: no finished run; `out` holds files already; the run's data are not those it was trained on; or the
+            card would show what governance.py forbids.
     """
-    folder = Path(folder)
+    run, folder = open_run(run_folder, data), Path(out)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"{folder}: there already: choose a new folder, or remove it first")
     trained, given = run.about["data"], run.data.fingerprints(run.experiment.pretraining)
@@ -66,15 +74,15 @@ def export(run: Run, folder: str | Path) -> Path:
         raise InputError(f"{run.folder}: trained on data {trained}, but mix {run.data.mix.name} now gives {given}: "
                          "restore the data, or train again")
     rows = evaluate(run)
-    with files.atomic_folder(folder) as partial:
-        run.model.save_pretrained(partial)
-        CXRCLIPProcessor.of(run.model.config, run.tokenizer).save_pretrained(partial)
-        results.write_results(rows, partial / "results.csv")
-        results.write_atomically(partial / "README.md", f"{card(run, rows)}\n")
-        if found := governance.scan(partial, [partial / "README.md"]):
-            raise InputError(f"{folder}: not exported: {found[0]}")
-        for path in partial.iterdir():
-            path.chmod(0o644)  # weights are written for their owner alone; this folder is for others
+    with atomic_folder(folder) as draft:
+        run.model.save_pretrained(draft)
+        CXRCLIPProcessor.of(run.model.config, run.tokenizer).save_pretrained(draft)
+        write_results(rows, draft / "results.csv")
+        write_text(draft / "README.md", f"{card(run, rows)}\n")
+        if findings := governance.scan(draft, [draft / "README.md"]):
+            raise InputError(f"{folder}: not exported: {findings[0]}")
+        for path in draft.iterdir():
+            path.chmod(0o644)  # transformers writes weights readable by their owner only; this folder is for others
     return folder
 
 
@@ -94,7 +102,7 @@ def card(run: Run, rows: pd.DataFrame) -> ModelCard:
     notes = [f"{_label(mix, row['dataset'])}, {row['task']}: {row['note']}" for row in whole.to_dict("records")
              if row["note"]]
     return ModelCard.from_template(
-        head, template_path=str(TEMPLATE), name=experiment.run_name, simulated=simulated, experiment=run.fingerprint,
+        head, template_path=str(TEMPLATE), name=experiment.run_name, simulated=simulated, experiment=run.key,
         seed=experiment.seed, mix=mix.name, about_mix=" ".join(mix.about.split()).rstrip("."),
         max_tokens=experiment.max_tokens, image_size=experiment.image_size,
         data=_table(_data_rows(run)), training=_table(_training_rows(run)),
@@ -109,15 +117,15 @@ def _filled(mix: mixes.Mix, name: str) -> mixes.Role:
 
 
 def _data_id(mix: mixes.Mix, name: str) -> str:
-    """One word for a role's data, such as phantom-M; of a path only its last part."""
+    """One word for a role's data, such as phantom-M; the last part of a path."""
     role = _filled(mix, name)
     return f"phantom-{role.value}" if role.filling == "phantom" else Path(role.value).name
 
 
 def _label(mix: mixes.Mix, name: str) -> str:
-    """The role as tables name it; never a phantom under the bare name of real data."""
+    """The role as tables name it; simulated data are marked, as they bear the names of real data sets."""
     simulated = _filled(mix, name).filling == "phantom"
-    return f"{results.LABELS.get(name, name)}{' (simulated)' if simulated else ''}"
+    return f"{LABELS.get(name, name)}{' (simulated)' if simulated else ''}"
 
 
 def _eval_result(mix: mixes.Mix, row: dict) -> EvalResult:
@@ -132,7 +140,7 @@ def _eval_result(mix: mixes.Mix, row: dict) -> EvalResult:
 
 
 def _data_rows(run: Run) -> list[dict[str, str]]:
-    """A line a pretraining role: what fills it, its studies, its fingerprint."""
+    """One row per pretraining role: its data, how many studies, their fingerprint."""
     return [{"role": _label(run.data.mix, role), "filled by": f"`{_data_id(run.data.mix, role)}`",
              **{f"{split} studies": f"{len(used_studies(run.experiment, run.data, role, split)):,}"
                 for split in ("train", "valid")},
@@ -140,11 +148,11 @@ def _data_rows(run: Run) -> list[dict[str, str]]:
 
 
 def _training_rows(run: Run) -> list[dict[str, str]]:
-    """A line a setting: all those of the experiment, and what the run itself wrote down."""
+    """One row per setting: those of the experiment, and what the run recorded."""
     about = run.about
     shown = about["experiment"] | {"steps": about["recipe"]["steps"], "parameters": f"{about['parameters']:,}",
                                    "seconds": about["seconds"]}
-    left_out = {"mix", *(["epochs"] if run.experiment.steps else [])}  # a mix may be a path; steps overrule epochs
+    left_out = {"mix", *(["epochs"] if run.experiment.steps else [])}  # a mix may be a path; steps override epochs
     return [{"setting": name, "value": ", ".join(map(str, value)) if isinstance(value, list) else str(value)}
             for name, value in shown.items() if name not in left_out and value is not None]
 
@@ -169,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="", help="folder of downloads, for a mix that reads some")
     options = parser.parse_args(arguments)
     try:
-        print(f"wrote {export(open_run(options.run, options.data), options.out)}: its README.md tells how to use it")
+        print(f"wrote {export(options.run, options.out, options.data)}: its README.md tells how to use it")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

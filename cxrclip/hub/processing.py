@@ -34,7 +34,7 @@ from cxrclip.encoders import IMAGENET, CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.transforms import EvalTransform
 
-TEXT_INPUTS = ["input_ids", "attention_mask"]  # what CXRCLIPModel takes; BERT's own tokenizers make one more
+TEXT_INPUTS = ["input_ids", "attention_mask"]  # what CXRCLIPModel takes; BERT's own tokenizer adds token_type_ids
 
 Film = np.ndarray | torch.Tensor | Image.Image | str | Path
 
@@ -87,7 +87,6 @@ def gray(film: Film, where: str) -> np.ndarray:
             shape = f"{tuple(getattr(film, 'shape', ()))} {getattr(film, 'dtype', type(film).__name__)}"
             raise InputError(f"{where}: {shape} is no film: give a path, a PIL image, or an array (H, W) or "
                              "(H, W, 3) of uint8") from fault
-    # Private there, as a public name would give each prepared data folder another fingerprint (mixes.code_digest).
     return films._to_gray(film, where)
 
 
@@ -112,7 +111,7 @@ class CXRCLIPProcessor(ProcessorMixin):
             raise InputError(f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: "
                              "take the tokenizer that the model was trained with")
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.backend_tokenizer.no_truncation()  # what an earlier call has left behind would be saved, and win
+        tokenizer.backend_tokenizer.no_truncation()  # else the length of an earlier call is saved, and overrides ours
         tokenizer.init_kwargs.pop("max_length", None)
         tokenizer.model_max_length = config.max_tokens
         tokenizer.model_input_names = list(TEXT_INPUTS)

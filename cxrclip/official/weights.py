@@ -2,12 +2,11 @@
 
 A released file is a torch.save dict: `model` (state dict), `optimizer`, `scheduler`, `config` (nested plain dict),
 `epoch`, `train_loss`. It was written with transformers 4.26, whose names of Swin's layers differ from today's.
-The released evaluation loads with strict=False, which hides what does not fit (ledger B10); here nothing is hidden.
+The released evaluation loads with strict=False, which hides what does not fit (ledger B10). Here everything must fit.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import zipfile
@@ -19,8 +18,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cxrclip.encoders import BERTS, PUBLISHED_WEIGHTS, SWINS, CXRCLIPConfig, CXRCLIPModel, published_tokenizer
+from cxrclip.data.files import atomic_file
+from cxrclip.encoders import BERTS, SWINS, CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
+from cxrclip.official.published import PUBLISHED_WEIGHTS, published_tokenizer
 
 # The released files: name without .tar -> image encoder, pretraining data.
 FILES: Mapping[str, tuple[str, str]] = {
@@ -49,8 +50,8 @@ SWIN_NAMES: Mapping[str, str] = {
     ".intermediate.dense.": ".mlp.fc1.",
     ".output.dense.": ".mlp.fc2.",
 }
-# What a file may hold and the model does not take from it. BERT's pooler feeds nothing: the feature is a token. The
-# others are no weights but tables of numbers: they must be the model's own.
+# What a file may hold beside the model's parameters. BERT's pooler (UNUSED) is not read, as the feature is a token.
+# TABLES are constants, not weights: they must equal the model's own.
 UNUSED = ("text_encoder.network.pooler.dense.weight", "text_encoder.network.pooler.dense.bias")
 TABLES = ("position_ids", "token_type_ids", "relative_position_index")
 IMAGE_NAMES: Mapping[str, str] = {"resnet": "resnet50", PUBLISHED_WEIGHTS["swin-tiny"]: "swin-tiny"}  # in the config
@@ -60,13 +61,15 @@ POOLINGS: Mapping[str, str] = {"eos": "last_token", "bos": "first_token", "mean"
 def load_official(path: str | Path) -> CXRCLIPModel:
     """The model of a released .tar, on the CPU, in float32 (half precision is widened) and in evaluation mode.
 
-    Every tensor of the file has its place or stands on the short list UNUSED, TABLES; every parameter of the model
-    comes from the file. Swin's feature is the first patch, as in the released code (ledger B8). From `config` come
-    image_size, max_tokens and the text pooling; without it 224, 256 and the last token. Mean and standard deviation are
-    ImageNet's for ResNet-50, 0.5 for Swin. A "module." prefix of all names (DistributedDataParallel) is taken off.
+    Every tensor of the file has its place or stands in UNUSED or TABLES, and every parameter of the model comes from
+    the file. Swin's feature is the first patch, as in the released code (ledger B8). The file's `config` gives
+    image_size, max_tokens and the text pooling; without it they are 224, 256 and the last token. Mean and standard
+    deviation are ImageNet's for ResNet-50, 0.5 for Swin. A "module." that all names begin with, from
+    DistributedDataParallel, is removed.
 
-    Raises InputError, one line, for a file that is missing, damaged, no torch.save file, of another architecture, that
-    holds code (which is never run), or whose config contradicts its weights.
+    Raises:
+        InputError: a file that is missing, damaged, no torch.save file, of another architecture, that holds code
+            (which is never run), or whose config contradicts its weights.
     """
     path = Path(path)
     stored = _read(path)
@@ -84,7 +87,8 @@ def load_official(path: str | Path) -> CXRCLIPModel:
 def official_tokenizer(folder: str | Path = "") -> PreTrainedTokenizerBase:
     """The tokenizer of the released text encoder: from a local folder, or fetched once if none is given.
 
-    Raises InputError that names what to put where, or for a folder with another vocabulary.
+    Raises:
+        InputError: no tokenizer, or one with another vocabulary; the message says what to put where.
     """
     size = BERTS["bio-clinical-bert"]["vocab_size"]
     what = f"config.json and vocab.txt of huggingface.co/{TOKENIZER}"
@@ -109,8 +113,11 @@ def official_tokenizer(folder: str | Path = "") -> PreTrainedTokenizerBase:
 def random_official(path: str | Path, image_encoder: str = "resnet50", seed: int = 0) -> Path:
     """Write RANDOM weights in the released format, at full size, in float16 (half the space): `path`.
 
-    For trying a pipeline where the released files are not at hand. What such weights yield says nothing about the
-    paper: say "random weights" beside every number. image_encoder: "resnet50" or "swin-tiny".
+    For trying a pipeline without the released files. Its results say nothing about the paper: write "random weights"
+    beside every number. image_encoder: "resnet50" or "swin-tiny".
+
+    Raises:
+        InputError: an unknown image encoder, or a path that cannot be written.
     """
     path = Path(path)
     if image_encoder not in IMAGE_PREFIXES:
@@ -121,22 +128,17 @@ def random_official(path: str | Path, image_encoder: str = "resnet50", seed: int
         width = model.text_encoder.features
         pooler = dict(zip(UNUSED, (torch.randn(width, width) * 0.02, torch.zeros(width)), strict=True))
     tables = {name: table for name, table in model.named_buffers() if name.endswith(TABLES[0::2])}
-    state = {_released_name(name, image_encoder): _halved(tensor)
+    state = {_released_name(name, image_encoder): tensor.half() if tensor.is_floating_point() else tensor
              for name, tensor in {**model.state_dict(), **pooler, **tables}.items()}
     name = {known: name for name, known in IMAGE_NAMES.items()}[image_encoder]
     stored = {"model": state, "optimizer": {}, "scheduler": {}, "epoch": 0, "train_loss": 0.0,
               "config": {"model": {"image_encoder": {"name": name}}, "base": {"image_size": 224}}}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.draft")
-        torch.save(stored, draft)
-        os.replace(draft, path)
-    except (OSError, RuntimeError) as fault:  # RuntimeError is how torch tells of a full disk
-        raise InputError(f"{path}: cannot be written ({_line(fault)}): check folder and free space") from fault
+        with atomic_file(path) as draft:
+            torch.save(stored, draft)
+    except RuntimeError as fault:  # what torch raises for a full disk
+        raise InputError(f"{path}: cannot be written ({_line(fault)}): free space or choose another folder") from fault
     return path
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def _read(path: Path) -> object:
@@ -169,27 +171,24 @@ def _without_prefix(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     return dict(state)
 
 
-# ---- what it is -----------------------------------------------------------------------------------------------------
-
-
 def _config(state: Mapping[str, Tensor], stored: object) -> CXRCLIPConfig:
     """The configuration that names and shapes ask for, with the sizes that the file's config gives."""
-    found = [encoder for encoder, prefix in IMAGE_PREFIXES.items() if any(name.startswith(prefix) for name in state)]
-    if len(found) != 1:
-        what = "both a ResNet and a Swin" if found else f"no image encoder known here ({_some(list(state))})"
+    encoders = [encoder for encoder, prefix in IMAGE_PREFIXES.items() if any(name.startswith(prefix) for name in state)]
+    if len(encoders) != 1:
+        what = "both a ResNet and a Swin" if encoders else f"no image encoder known here ({_some(list(state))})"
         raise InputError(f"holds {what}; a released file has {' or '.join(p + '*' for p in IMAGE_PREFIXES.values())}")
     if stored is not None and not isinstance(stored, dict):
         raise InputError(f"'config' is a {type(stored).__name__}, not the nested dict of a released file")
     named = _entry(stored, str, "model", "image_encoder", "name")
-    if named is not None and IMAGE_NAMES.get(named) != found[0]:
-        raise InputError(f"config names the image encoder {named!r}, the weights look like {found[0]}: "
+    if named is not None and IMAGE_NAMES.get(named) != encoders[0]:
+        raise InputError(f"config names the image encoder {named!r}, the weights look like {encoders[0]}: "
                          f"known are {', '.join(IMAGE_NAMES)}")
     pooling = _entry(stored, str, "model", "text_encoder", "pooling")
     if pooling not in (None, *POOLINGS):
         raise InputError(f"config names the text pooling {pooling!r}: known are {', '.join(POOLINGS)}")
-    weight, asked = state.get("image_projection.projection.weight"), _entry(stored, int, "model", "projection_head",
-                                                                            "proj_dim")
-    width = weight.shape[0] if weight is not None and weight.ndim == 2 else 512  # else it is named as not fitting
+    weight = state.get("image_projection.projection.weight")
+    width = weight.shape[0] if weight is not None and weight.ndim == 2 else 512  # _fitted lists a misfit
+    asked = _entry(stored, int, "model", "projection_head", "proj_dim")
     if asked not in (None, width):
         raise InputError(f"config says projection to {asked}, the weights project to {width}")
     sizes = {"image_size": _entry(stored, int, "base", "image_size"),
@@ -198,7 +197,7 @@ def _config(state: Mapping[str, Tensor], stored: object) -> CXRCLIPConfig:
         if size is not None and size < 1:
             raise InputError(f"config says {name} {size}: it must be positive")
     given = {name: size for name, size in sizes.items() if size is not None}
-    return _published_config(found[0], text_pooling=POOLINGS[pooling or "eos"], projection_dim=width, **given)
+    return _published_config(encoders[0], text_pooling=POOLINGS[pooling or "eos"], projection_dim=width, **given)
 
 
 def _published_config(image_encoder: str, **changes: Any) -> CXRCLIPConfig:
@@ -215,9 +214,6 @@ def _entry(stored: object, kind: type, *keys: str) -> Any:
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
         raise InputError(f"config entry {'.'.join(keys)} is {value!r}, not of type {kind.__name__}")
     return value
-
-
-# ---- does it fit ----------------------------------------------------------------------------------------------------
 
 
 def _fitted(state: Mapping[str, Tensor], model: CXRCLIPModel) -> dict[str, Tensor]:
@@ -278,10 +274,6 @@ def _replaced(name: str, names: Mapping[str, str]) -> str:
 def _misfit(tensor: Tensor, wanted: Tensor) -> bool:
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
     return not plain or tensor.shape != wanted.shape or tensor.is_floating_point() != wanted.is_floating_point()
-
-
-def _halved(tensor: Tensor) -> Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
 
 
 def _some(names: Sequence[object], most: int = 4) -> str:

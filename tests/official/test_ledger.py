@@ -192,7 +192,7 @@ def test_b8_corner_token(tiny_experiment):
     films = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         tokens = model.image_encoder.network(films).last_hidden_state
-        torch.testing.assert_close(model.get_image_features(films), tokens[:, 0])
+        torch.testing.assert_close(model.encode_images(films), tokens[:, 0])
 
 
 def test_b9_decay_on_all():

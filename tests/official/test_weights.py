@@ -16,11 +16,10 @@ from transformers import BertConfig, BertModel, SwinConfig, SwinModel, ViTConfig
 
 from cxrclip import evaluation, metrics
 from cxrclip.data.phantom import world
-from cxrclip.encoders import train_tokenizer
 from cxrclip.errors import InputError
-from cxrclip.experiments.checkpoints import load_official
+from cxrclip.experiments.tokenizer import train_tokenizer
 from cxrclip.official import weights as official
-from cxrclip.official.weights import official_tokenizer, random_official
+from cxrclip.official.weights import load_official, official_tokenizer, random_official
 from cxrclip.studies import open_studies
 from cxrclip.transforms import EvalTransform
 
@@ -151,8 +150,8 @@ def test_features_embeds_and_logits_are_those_of_the_released_model(pair, tokeni
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     tokens = tokenizer(["heart size is normal .", "no pleural effusion", "clear"], padding=True, return_tensors="pt")
     features, texts = released.image_features(pixels), released.text_features(tokens)
-    assert torch.allclose(loaded.get_image_features(pixels), features, rtol=TOLERANCE, atol=TOLERANCE)
-    assert torch.allclose(loaded.get_text_features(**tokens), texts, rtol=TOLERANCE, atol=TOLERANCE)
+    assert torch.allclose(loaded.encode_images(pixels), features, rtol=TOLERANCE, atol=TOLERANCE)
+    assert torch.allclose(loaded.encode_texts(**tokens), texts, rtol=TOLERANCE, atol=TOLERANCE)
     embeds = released.embeds(features, "image"), released.embeds(texts, "text")
     found = loaded(pixels, **tokens)
     assert torch.allclose(found.image_embeds, embeds[0], atol=TOLERANCE)
@@ -444,7 +443,7 @@ def test_without_a_tokenizer_the_message_says_what_to_fetch_and_where_to_put_it(
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"empty: no tokenizer .*: save {wanted} there"):
         official_tokenizer(tmp_path / "empty")
-    monkeypatch.setattr("cxrclip.encoders.AutoTokenizer.from_pretrained", offline)
+    monkeypatch.setattr("cxrclip.official.published.AutoTokenizer.from_pretrained", offline)
     with pytest.raises(InputError, match=f"not on this machine and cannot be fetched.*save {wanted} in a folder"):
         official_tokenizer()
 

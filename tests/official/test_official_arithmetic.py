@@ -48,10 +48,12 @@ from torchvision.transforms import CenterCrop, ColorJitter, RandomResizedCrop, R
 from cxrclip import evaluation, metrics, results, studies, training, transforms
 from cxrclip.data import shards
 from cxrclip.data.images import encode_gray, read_gray
-from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, CXRCLIPOutput, train_tokenizer
+from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, CXRCLIPOutput
 from cxrclip.experiments import Experiment, evaluate, pretrain, total_steps
+from cxrclip.experiments.tokenizer import train_tokenizer
 from cxrclip.losses import CXRCLIPLoss
 from cxrclip.prompts import PromptBank
+from cxrclip.results import rows as results_rows
 from cxrclip.transforms import EvalTransform, TrainTransform
 
 VINDR = ("Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Consolidation", "ILD", "Infiltration",
@@ -275,7 +277,7 @@ def test_retrieval_is_the_place_in_a_sorted_list():
             expected |= {"RSUM": sum(expected.values()), "mean rank": sum(slow) / len(slow)}
             assert dict(zip(found["metric"], found["value"], strict=True)) == pytest.approx(expected, abs=1e-12)
             rows += found.to_dict("records")
-    total = results.rsum_rows(results._tidy(rows)).set_index("task")["value"]
+    total = results.rsum_rows(results_rows._tidy(rows)).set_index("task")["value"]
     for direction, nine in recalls.items():
         assert len(nine) == 9
         assert total[direction] == pytest.approx(sum(nine), abs=1e-12)

@@ -29,7 +29,7 @@ from cxrclip.hub import export as exporting
 from cxrclip.hub.export import card, export, open_run
 from cxrclip.hub.processing import CXRCLIPProcessor
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = {"README.md", "config.json", "model.safetensors", "processor_config.json", "results.csv", "tokenizer.json",
          "tokenizer_config.json"}
 
@@ -46,7 +46,7 @@ def rows(run):
 
 @pytest.fixture(scope="module")
 def folder(run, rows, tmp_path_factory):
-    return export(run, tmp_path_factory.mktemp("export") / "model")
+    return export(run.folder, tmp_path_factory.mktemp("export") / "model")
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def test_runs_that_cannot_be_exported(name, message, tmp_path, run):
 def test_a_folder_with_files_is_left_alone(run, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="there already: choose a new folder"):
-        export(run, tmp_path)
+        export(run.folder, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -282,14 +282,14 @@ def test_other_data_than_trained_on_is_refused(run, tmp_path):
     about = {**run.about, "data": {**run.about["data"], "M": "0" * 16}}
     (tmp_path / "runs" / run.fingerprint / "run.json").write_text(json.dumps(about))
     with pytest.raises(InputError, match=r"trained on data .*0000.*restore the data, or train again"):
-        export(replace(run, folder=tmp_path / "runs" / run.fingerprint), tmp_path / "model")
+        export(tmp_path / "runs" / run.fingerprint, tmp_path / "model")
 
 
 def test_governance_is_heard_and_nothing_is_left(run, rows, tmp_path, monkeypatch):
     told = rows.assign(note=["of patient12345"] * len(rows))
     monkeypatch.setattr(exporting, "evaluate", lambda run: told)
     with pytest.raises(InputError, match=r"model: not exported: README\.md, text: a patient as in CheXpert"):
-        export(run, tmp_path / "model")
+        export(run.folder, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 

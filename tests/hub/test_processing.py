@@ -18,8 +18,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor, BertToken
 from cxrclip import evaluation, studies
 from cxrclip.data import shards
 from cxrclip.data.images import encode_gray, read_gray
-from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, train_tokenizer
+from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
+from cxrclip.experiments.tokenizer import train_tokenizer
 from cxrclip.hub.processing import CXRCLIPImageProcessor, CXRCLIPProcessor
 from cxrclip.transforms import EvalTransform
 
@@ -48,7 +49,7 @@ def model():
     model = CXRCLIPModel(config)
     with torch.no_grad():                       # batch statistics that are not those of an untouched network
         for _ in range(3):
-            model.get_image_features(torch.randn(8, 3, 64, 64))
+            model.encode_images(torch.randn(8, 3, 64, 64))
     return model.eval()
 
 
