@@ -233,7 +233,7 @@ def test_an_older_folder_stays_until_the_new_one_is_whole(root, tmp_path, monkey
     assert content(tmp_path / "out") == whole
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds other files than a study table"):
+    with pytest.raises(InputError, match="holds other files"):
         prepare(root, tmp_path / "other")
 
 

@@ -107,17 +107,6 @@ def test_prepared_data_are_found_again_and_shared_between_roles(tiny_mix, tiny_b
     assert len(first.studies("M", "train")) == 24
 
 
-def test_code_digest_sees_code_but_not_comments_or_docstrings(tmp_path, monkeypatch):
-    monkeypatch.setattr(mixes, "PACKAGE", tmp_path)
-    file = tmp_path / "a.py"
-    file.write_text('def f():\n    """One."""\n    return 1\n')
-    one = mixes.code_digest("a.py")
-    file.write_text('# a comment\ndef f():\n    """Two."""\n\n    return 1\n')
-    assert mixes.code_digest("a.py") == one
-    file.write_text('def f():\n    """One."""\n    return 2\n')
-    assert mixes.code_digest("a.py") != one
-
-
 def test_training_texts_hold_reports_and_prompts(tiny_mix, tiny_bench):
     from cxrclip.prompts import PromptBank
 

@@ -93,10 +93,11 @@ def replace_folder(draft: Path, folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: str | Path, *, wait: bool = True) -> Iterator[None]:
+def locked(path: str | Path, *, wait: bool = True, where: str | Path = "") -> Iterator[None]:
     """Hold the lock of `path`, a file beside it: two processes never make the same thing at once.
 
-    The second waits, then finds what the first made; with wait=False it raises InputError. It ends with its process.
+    The second waits, then finds what the first made; with wait=False it raises InputError, which names
+    `where` (or the path). A lock ends with its process.
     """
     path = Path(path)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0)
@@ -105,7 +106,7 @@ def locked(path: str | Path, *, wait: bool = True) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout as error:
-            raise InputError(f"{path}: another process is making it: wait until it has ended") from error
+            raise InputError(f"{where or path}: another process is preparing it; wait until it has ended") from error
     try:
         yield
     finally:

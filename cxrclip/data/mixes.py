@@ -9,26 +9,23 @@ of the data sets.
 
 from __future__ import annotations
 
-import ast
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 import yaml
 from datasets import Dataset
 
 from cxrclip import studies
+from cxrclip.data.files import locked
 from cxrclip.data.phantom import world
 from cxrclip.data.sources import SOURCES
 from cxrclip.errors import InputError
 from cxrclip.prompts import PromptBank
 
-PACKAGE = Path(__file__).parents[1]
+SOURCES_VERSION = 1  # raised by hand when a source gives other studies of the same files
 FILLINGS = ("phantom", "source", "folder", "role", "missing")
 TASKS = ("zero-shot", "linear-probe", "retrieval")
 _KEYS = {"phantom", "sizes", "source", "root", "needs", "options", "folder", "role", "missing", "max_negatives",
@@ -97,7 +94,7 @@ def load_mix(name: str) -> Mix:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}): mend the file") from error
     if not isinstance(content, dict) or not isinstance(content.get("pretraining"), dict):
-        raise InputError(f"{path}: a mix needs a 'pretraining' and a 'tests' section; see cxrclip/data/mix/phantom.yaml")
+        raise InputError(f"{path}: a mix needs a 'pretraining' and a 'tests' section, as cxrclip/data/mix/phantom.yaml")
     sections = {use: {role: _read_role(path, role, spec) for role, spec in (content.get(use) or {}).items()}
                 for use in ("pretraining", "tests")}
     mix = Mix(path.stem, str(content.get("about", "")).strip(), **sections)
@@ -185,8 +182,8 @@ def check_mix(mix: Mix, profile: str, data: str) -> None:
 def prepare(mix: Mix, profile: str, build: Path, data: str = "", progress: bool = True) -> Prepared:
     """Make every role's study folder below `build`/data, or find it there; validate and check for leakage.
 
-    Folders are found again by a fingerprint of the role's settings, of the code that draws the phantom or
-    reads the source, and of the files read, so that nothing stale is ever used.
+    Folders are found again by a key of the role's settings, of the version of what draws the phantom or reads the
+    source, and of the files read, so that nothing stale is ever used.
     """
     check_mix(mix, profile, data)
     mix = with_downloads(mix, data)
@@ -206,12 +203,11 @@ def _fill(role: Role, profile: str, cache: Path, data: str, progress: bool) -> P
     if role.filling == "folder":
         return Path(role.value)
     if role.filling == "phantom":
-        recipe = [role.value, dict(role.sizes[profile]), code_digest("data/phantom", "data/images.py", "studies.py")]
+        recipe = [role.value, dict(role.sizes[profile]), world.VERSION]
     else:
-        recipe = [role.value, dict(role.options), file_digest(_root(role, data)),
-                  code_digest("data/sources", "data/images.py", "studies.py")]
+        recipe = [role.value, dict(role.options), file_digest(_root(role, data)), SOURCES_VERSION]
     folder = cache / f"{role.name}-{digest(recipe)}"
-    with exclusive(folder):
+    with locked(folder):
         if not (folder / "dataset.json").is_file():
             if role.filling == "phantom":
                 world.generate(role.value, role.sizes[profile], folder, progress=progress)
@@ -275,46 +271,7 @@ def digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def code_digest(*names: str) -> str:
-    """Hash of the library's own code below `names`: comments, docstrings and layout do not count."""
-    parts = []
-    for name in names:
-        path = PACKAGE / name
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        parts += [_meaning(file, file.read_text(encoding="utf-8")) for file in files
-                  if file.suffix in (".py", ".yaml", ".json")]
-    return digest(parts)
-
-
-@lru_cache(maxsize=256)
-def _meaning(file: Path, text: str) -> str:
-    """The code or data in a file's text. Remembered: every run asks for the same files, and parsing takes a second."""
-    if file.suffix == ".py":
-        return ast.dump(_without_docstrings(ast.parse(text)))
-    return json.dumps(yaml.safe_load(text), default=str)
-
-
-def _without_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return tree
-
-
 def file_digest(root: Path) -> str:
     """Hash of the names, sizes and times of all files below a data root: cheap, and changes when they do."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return digest([(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files])
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock beside `path`: two processes never make the same thing at once; the second waits, then finds it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = (path.parent / f".{path.name}.lock").open("w")
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be written ({error.strerror}): free space or set BUILD") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -182,7 +182,7 @@ def resumable_studies(folder: str | Path) -> Iterator[ResumableStudies]:
     """
     folder = Path(folder).absolute()
     place = folder.with_name(f".{folder.name}.partial")
-    with locked(place / "shards", wait=False):
+    with locked(place / "shards", wait=False, where=folder):
         with writing(folder):
             refuse_foreign(folder, MARKER)
             for name in ("table", "notes"):

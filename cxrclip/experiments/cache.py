@@ -12,9 +12,10 @@ from functools import cache
 
 from cxrclip.data import mixes
 from cxrclip.data.mixes import digest
+from cxrclip.data.phantom import world
 from cxrclip.experiments.experiment import Experiment
 
-VERSIONS: Mapping[str, int] = {"phantom": 1, "tokenizer": 1, "training": 1, "evaluation": 1}
+VERSIONS: Mapping[str, int] = {"phantom": world.VERSION, "tokenizer": 1, "training": 1, "evaluation": 1}
 
 NOT_IN_KEY = ("mix", "profile")  # they choose the data, whose content is in the key
 

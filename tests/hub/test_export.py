@@ -128,7 +128,7 @@ def test_the_head_of_the_card(folder, run, rows):
     assert (found.dataset_name, found.dataset_split, found.dataset_revision) == (
         "RSNA (simulated)", "test", row["data"])
     assert found.metric_args == {"low": row["low"], "high": row["high"], "chance": 0.5, "n": 30,
-                                 "experiment": run.fingerprint}
+                                 "experiment": run.key}
 
 
 def test_every_number_of_the_results_is_a_row_of_the_run(folder, run, rows):
@@ -136,7 +136,7 @@ def test_every_number_of_the_results_is_a_row_of_the_run(folder, run, rows):
     text = section((folder / "README.md").read_text(), "Results")
     table = lines_of(text)
     assert len(table) == len(whole) > 10
-    assert run.fingerprint in text
+    assert run.key in text
     for line, (_, row) in zip(table, whole.iterrows(), strict=True):
         value, low, high = map(float, re.fullmatch(r"(\S+) \[(\S+), (\S+)\]", line[3]).groups())
         digits = 1 if row["metric"] == "mean rank" else 3
@@ -247,7 +247,7 @@ def test_push_to_hub_sends_the_same_files_and_keeps_the_card(folder, hub):
 def test_a_run_is_opened_by_its_folder(run, rows):
     again = open_run(run.folder)
     assert again.experiment == run.experiment
-    assert again.fingerprint == run.fingerprint
+    assert again.fingerprint == run.key
     assert again.bench.build == run.bench.build.resolve()
     assert evaluate(again).equals(rows)
 
@@ -278,11 +278,11 @@ def test_a_folder_with_files_is_left_alone(run, tmp_path):
 
 
 def test_other_data_than_trained_on_is_refused(run, tmp_path):
-    shutil.copytree(run.folder, tmp_path / "runs" / run.fingerprint)
+    shutil.copytree(run.folder, tmp_path / "runs" / run.key)
     about = {**run.about, "data": {**run.about["data"], "M": "0" * 16}}
-    (tmp_path / "runs" / run.fingerprint / "run.json").write_text(json.dumps(about))
+    (tmp_path / "runs" / run.key / "run.json").write_text(json.dumps(about))
     with pytest.raises(InputError, match=r"trained on data .*0000.*restore the data, or train again"):
-        export(tmp_path / "runs" / run.fingerprint, tmp_path / "model")
+        export(tmp_path / "runs" / run.key, tmp_path / "model")
 
 
 def test_governance_is_heard_and_nothing_is_left(run, rows, tmp_path, monkeypatch):

@@ -25,12 +25,14 @@ from joblib.externals.loky import get_reusable_executor
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from cxrclip.data import files, images, shards
+from cxrclip.data import files, images
 from cxrclip.data.phantom import reports
 from cxrclip.data.phantom.anatomy import Body, Case, Finding, sample_body
 from cxrclip.data.phantom.render import Scanner, render_study
 from cxrclip.data.progress import progress_bar
 from cxrclip.errors import InputError
+
+VERSION = 1  # of the phantom world: raised by hand when it draws other films or reports (experiments/cache.py)
 
 # What the sick have -----------------------------------------------------------------------------------------
 
@@ -518,7 +520,8 @@ def generate(
     Raises:
         InputError: unknown institution or split, sizes that do not fit, a folder that cannot be written.
     """
-    from cxrclip import studies  # takes seconds to import; the drawing processes do without
+    from cxrclip import studies  # these take seconds to import; the drawing processes do without
+    from cxrclip.data import shards
 
     _check(name, sizes, studies.SPLITS)
     places = [(split, i) for split, n in sizes.items() for i in range(n)]
