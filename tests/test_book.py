@@ -15,7 +15,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 MAX_IGNORED = 20  # cells whose output nbval does not compare, in the whole book: keep it small
-OWN_PARAMETERS = {"14_official_weights": ["weights", "tokenizer", "openi", "limit", "precision"]}  # beside the shared
+OWN_PARAMETERS = {"12_official_weights": ["weights", "tokenizer", "openi", "limit", "precision"]}  # beside the shared
 HEAD = ("**You learn**", "**It needs**", "**It takes**", "**It makes**")
 
 
