@@ -14,7 +14,6 @@ import io
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -196,20 +195,3 @@ def _said(text: str, known: dict[tuple[str, ...], list[tuple[str, ...]]]) -> lis
             if said[i : i + len(sentence)] == sentence:
                 return [f"a sentence of a real report ({len(sentence)} words)"]
     return []
-
-
-def main() -> int:
-    """Scan the current folder; print what was found."""
-    try:
-        found = scan(Path.cwd(), sentences=open_i_sentences())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for one in found:
-        print(one)
-    print(f"governance: {len(found)} findings")
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
