@@ -1,4 +1,4 @@
-"""The one command line: `cxrclip reproduce`, `cxrclip data`, `cxrclip export` and more; `cxrclip --help` lists them.
+"""The command line: `cxrclip reproduce`, `cxrclip data`, `cxrclip export` and more; `cxrclip --help` lists them.
 
 What is heavy is imported inside the commands, so that help comes at once. A fault of the input is one line on stderr
 and exit code 2, Ctrl-C one line and exit code 130.

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxrclip import results, training
 from cxrclip.book import costs, notebooks
 from cxrclip.data import mixes
 from cxrclip.encoders import published_fetched
@@ -34,6 +33,8 @@ from cxrclip.experiments import (
     run_all,
 )
 from cxrclip.results import tables
+from cxrclip.results.rows import merge_results, read_results, write_results
+from cxrclip.training import Recipe, start_accelerator
 
 try:
     from cxrclip.experiments.cache import VERSIONS
@@ -75,9 +76,9 @@ def reproduce(profile: str, mix: str, seed: int, bench: Workbench, folder: Path 
         parameters = {"profile": profile, "seed": seed, **_places(mix, bench, folder)}
         executed = notebooks.execute_all(notebook_keys(pages, parameters, runs), out, parameters, redraw)
         print(f"{executed} executed, {len(pages) - executed} found", flush=True)
-        parts = [results.read_results(path) for path in sorted((out / "results").glob("*.csv"))]
+        parts = [read_results(path) for path in sorted((out / "results").glob("*.csv"))]
         if parts:
-            results.write_results(reduce(results.merge_results, parts), out / "results.csv")
+            write_results(reduce(merge_results, parts), out / "results.csv")
     else:
         _part(3, "notebooks: they come with the repository, not with the package; the tables are written without them")
         write_tables(rows, runs, data, out)
@@ -91,7 +92,7 @@ def check(profile: str, mix: str, seed: int, bench: Workbench) -> None:
     experiment = Experiment.at(profile, mix=mix, seed=seed)
     content = mixes.load_mix(mix)
     mixes.check_mix(content, profile, bench.data)
-    training.start_accelerator(training.Recipe(1, device=bench.device))
+    start_accelerator(Recipe(1, device=bench.device))
     if profile != "paper":
         return
     available = mixes.with_downloads(content, bench.data)
@@ -155,7 +156,7 @@ def write_tables(rows: Sequence[comparisons.Row], runs: Sequence[Run], data: mix
     main = {row: by_experiment[row.experiment] for row in rows if row.comparison == comparisons.MAIN}
     others = {row: by_experiment[row.experiment] for row in rows if row.comparison != comparisons.MAIN}
     tidy = pd.concat([*(evaluate(run) for run in main.values()), comparisons.measured(others)], ignore_index=True)
-    results.write_results(tidy, out / "results.csv")
+    write_results(tidy, out / "results.csv")
     for name in ("table2", "table3", "table3_text_to_image", "table4"):
         tables.write_table(getattr(tables, name)(tidy, data.missing), out / "tables" / name)
 
