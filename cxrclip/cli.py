@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="CXR-CLIP as an executable paper.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False, rich_markup_mode=None)
+# Packages of an extra -> its name, for what to install where one is missing.
+EXTRAS = {"pydicom": "data", "torchxrayvision": "data", "papermill": "book", "nbformat": "book", "matplotlib": "book",
+          "seaborn": "book"}
 
 
 class Split(StrEnum):
@@ -51,24 +54,27 @@ def command(name: str) -> Callable[[Callable], Callable]:
             except KeyboardInterrupt as error:
                 typer.echo("\ninterrupted: the same command goes on where it stopped", err=True)
                 raise typer.Exit(130) from error
-            except OSError as error:
-                reason = (error.strerror or str(error)).splitlines()[0]
-                typer.echo(f"error: {error.filename or 'a file'}: {reason}: free some space or choose a folder that "
-                           "can be read and written", err=True)
-                raise typer.Exit(2) from error
             except Exception as error:
-                if not _says_all(error):
-                    raise
-                typer.echo(f"error: {error}", err=True)
+                if (message := _message(error)) is None:
+                    raise  # a fault of the library: its traceback is wanted
+                typer.echo(f"error: {message}", err=True)
                 raise typer.Exit(2) from error
         return guarded
     return register
 
 
-def _says_all(error: Exception) -> bool:
-    """Does the message of an error say all, so that no traceback is needed?"""
+def _message(error: Exception) -> str | None:
+    """The one line to print for an error of the user's, of the disk or of a run; None for any other."""
     workers = sys.modules.get("cxrclip.data.workers")  # not imported yet: then it has raised nothing
-    return isinstance(error, InputError) or (workers is not None and isinstance(error, workers.WorkFailed))
+    if isinstance(error, InputError) or (workers is not None and isinstance(error, workers.WorkFailed)):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").split(".")[0])):
+        return f"the package {error.name} is not installed: pip install 'cxrclip[{extra}]'"
+    if isinstance(error, OSError):
+        reason = (error.strerror or str(error)).splitlines()[0]
+        return (f"{error.filename or 'a file'}: {reason}: free some space or choose a folder that can be read and "
+                "written")
+    return None
 
 
 def _bench(build: Path, data: str, device: str) -> Workbench:

@@ -9,11 +9,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from cxrclip.data.files import write_text
 from cxrclip.data.progress import progress_bar
 from cxrclip.data.workers import Task, WorkFailed, environment, side_by_side
+from cxrclip.errors import InputError
 
 # Kernels share the cores, and nothing that changes from run to run may get into the outputs.
 KERNEL = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1",
@@ -55,6 +57,8 @@ def _run(notebooks: list[Path], folder: Path | None, more: tuple, finished: Call
     tasks = [Task(f"notebook {path.stem}", (path, target, *more), failed_copy(target))
              for path, target in zip(notebooks, targets, strict=True)]
     if tasks:
+        if find_spec("papermill") is None:
+            raise InputError("notebooks are executed by papermill, which is not installed: pip install 'cxrclip[book]'")
         with environment(KERNEL), progress_bar(total=len(tasks), unit="notebook", desc="notebooks") as bar:
             side_by_side(execute, tasks, os.cpu_count() or 1, bar, finished=finished)
 

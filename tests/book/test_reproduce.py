@@ -176,11 +176,11 @@ def start(mix, build, pages, steps=40, rate=3e-3):
                             stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def in_training(call, build, steps):
-    """Wait until a run has made more than so many steps; returns all processes below the command."""
+def in_training(call, build):
+    """Wait until a run has written its first checkpoint; returns all processes below the command."""
     deadline = time.monotonic() + 120
     while call.poll() is None and time.monotonic() < deadline:
-        if any(log.read_bytes().count(b"\n") > steps for log in build.glob("runs/*/log.jsonl")):
+        if list(build.glob("runs/*/state")):
             return psutil.Process(call.pid).children(recursive=True)
         time.sleep(0.05)
     call.kill()
@@ -190,7 +190,7 @@ def in_training(call, build, steps):
 @pytest.mark.skipif(os.name == "nt", reason="sends signals as a POSIX terminal does")
 def test_ctrl_c_in_training_is_one_line_and_the_next_start_resumes(tiny_mix, tmp_path, pages):
     call = start(tiny_mix, tmp_path / "build", pages, steps=40)
-    children = in_training(call, tmp_path / "build", steps=9)  # a checkpoint is written after 8 steps
+    children = in_training(call, tmp_path / "build")
     os.killpg(call.pid, signal.SIGINT)
     begun = time.monotonic()
     _, complaint = call.communicate(timeout=30)
@@ -200,7 +200,7 @@ def test_ctrl_c_in_training_is_one_line_and_the_next_start_resumes(tiny_mix, tmp
     assert "Traceback" not in complaint
     assert psutil.wait_procs(children, timeout=5)[1] == []
 
-    log = max(tmp_path.glob("build/runs/*/log.jsonl"), key=lambda path: path.stat().st_size)
+    log = next(tmp_path.glob("build/runs/*/state")).parent / "log.jsonl"
     assert not (log.parent / "run.json").exists()
     before = log.read_text().splitlines()
     settings = {"batch_size": 8, "steps": 40, "projection_dim": 16}
