@@ -33,7 +33,7 @@ from cxrclip.prompts import PromptBank
 from cxrclip.results import tables
 from cxrclip.transforms import TrainTransform
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CODE = "official code"
 # Setting -> (value, where it is known from). What the paper does not have is off.
 PUBLISHED = {
@@ -184,7 +184,7 @@ def test_a_start_checks_weights_and_tells_costs_before_any_work(tiny_mix, tiny_b
 def test_all_runs_of_the_plan_can_be_trained_at_once(tiny_mix, tiny_experiment, tiny_bench, monkeypatch):
     row = comparisons.Row("one", "a", "steps", tiny_experiment)
     monkeypatch.setattr(comparisons, "plan", lambda *_: {"one": [row]})
-    assert reproduce.pretrain_all("quick", tiny_mix, 0, tiny_bench) == 0
+    reproduce.pretrain_all("quick", tiny_mix, 0, tiny_bench)
     assert finished_run(tiny_experiment, tiny_bench) is not None
 
 
