@@ -1,4 +1,4 @@
-"""`make dry-run`: the paper's networks through training, evaluation and tables, before anyone spends GPU hours.
+"""`cxrclip dry-run`: the paper's networks through training, evaluation and tables, before anyone spends GPU hours.
 
 The real architectures at their real size, with random weights, make two steps on ten studies a role. Nothing is
 downloaded. A study folder that the mix names gives its own first studies; phantoms stand in for what is not prepared.
@@ -70,13 +70,13 @@ def _one(experiment: Experiment, bench: Workbench) -> pd.DataFrame:
     run = pretrain(experiment, bench)
     shutil.rmtree(run.folder / "state")
     shutil.rmtree(run.folder / "best")
-    _tell(run)
+    _print_run(run)
     tidy = evaluate(run)
     shutil.rmtree(run.folder)
     return tidy.assign(note=[f"dry run of random weights; {note}".rstrip("; ") for note in tidy["note"]])
 
 
-def _tell(run: Run) -> None:
+def _print_run(run: Run) -> None:
     log, experiment = run.log(), run.experiment
     seconds = ", ".join(f"{value:.1f}" for value in log["seconds"])
     print(f"trained: {run.about['parameters']:,} parameters, losses {', '.join(f'{x:.2f}' for x in log['total'])}; "

@@ -197,7 +197,7 @@ def went(tmp_path_factory):
     tmp_path, seen = tmp_path_factory.mktemp("dry"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dry_run, "STUDIES", 5)
-        patch.setattr(dry_run, "_tell", lambda run: seen.append((run.experiment, run.about, run.log())))
+        patch.setattr(dry_run, "_print_run", lambda run: seen.append((run.experiment, run.about, run.log())))
         mix = {"pretraining": {"M": {"source": "mimic-cxr", "root": "nowhere"}},
                "tests": {"rsna": {"phantom": "rsna", "tasks": ["zero-shot", "linear-probe"], "sizes": {}},
                          "vindr-cxr": {"missing": "needs VinDr-CXR: credentialed access"},
