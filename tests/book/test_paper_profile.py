@@ -143,7 +143,7 @@ def test_random_weights_are_part_of_the_run(tiny_experiment, tiny_bench, monkeyp
     tokenizer = tokenizer_for(paper, data, PromptBank.load(), tiny_bench)
     assert len(tokenizer) <= 2000, "a vocabulary of the mix"
     assert model_config(paper, tokenizer).vocab_size == 28_996, "in a network of the published size"
-    monkeypatch.setattr("cxrclip.experiments.published_tokenizer", lambda name: name)
+    monkeypatch.setattr(f"{tokenizer_for.__module__}.published_tokenizer", lambda name: name)
     assert tokenizer_for(replace(paper, published_weights=True), data, None, tiny_bench) == "bio-clinical-bert"
 
 
