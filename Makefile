@@ -3,33 +3,36 @@ PROFILE ?= quick
 MIX     ?= phantom
 SEED    ?= 0
 BUILD   ?= build
-DATA    ?= ../shared/data
+DATA    ?=
 DEVICE  ?= auto
 ALLOW_PARTIAL ?=
 MODELS  ?= models
 GPUS    ?= 1
 PYTHON  ?= python3
 
-VENV   := .venv
-BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
-BOOK   := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/python -m cxrclip.book.reproduce
-LAUNCH := $(BIN)/accelerate launch --num_processes $(GPUS) --num_machines 1 --mixed_precision no --dynamo_backend no
-OPTIONS = --profile $(PROFILE) --mix $(MIX) --seed $(SEED) --build $(BUILD) --data $(DATA) --device $(DEVICE)
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+CXRCLIP := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/cxrclip
+LAUNCH  := $(BIN)/accelerate launch --num_processes $(GPUS) --num_machines 1 --mixed_precision no --dynamo_backend no
+PLACES   = --build "$(BUILD)" --data "$(DATA)" --device $(DEVICE)
+OPTIONS  = --profile $(PROFILE) --mix "$(MIX)" --seed $(SEED) $(PLACES)
+# What `make check` runs: quick tests of the paper's files and of the rules of the house.
+QUICK    = tests/test_losses.py tests/test_metrics.py tests/test_prompts.py tests/test_studies.py tests/test_cli.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env data augment-texts reproduce dry-run pretrain export results tables figures notebooks test lint unit \
-        nbval book lab bench lock clean
+.PHONY: help env data augment-texts reproduce dry-run pretrain export results tables figures notebooks check test lint \
+        unit nbval book lab bench golden lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo "  variables:  PROFILE=$(PROFILE) (quick, standard, paper)  MIX=$(MIX) (phantom, real-sample, paper, or your.yaml)"
-	@echo "              SEED=$(SEED)  BUILD=$(BUILD)  DATA=$(DATA)  DEVICE=$(DEVICE) (auto, cpu, cuda)"
+	@echo "              SEED=$(SEED)  BUILD=$(BUILD)  DATA=<folder of downloads>  DEVICE=$(DEVICE) (auto, cpu, cuda)"
 	@echo "              make data:  ALLOW_PARTIAL=1 takes a partial download; SET=\"image_size=256 seed=1\" sets parameters"
 
 env: $(STAMP)  ## make .venv from requirements.lock (done by itself when needed)
 
-$(STAMP): requirements.lock
+$(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=... (found %d.%d)" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@echo "making $(VENV) from requirements.lock (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
@@ -37,53 +40,62 @@ $(STAMP): requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
-reproduce: $(STAMP)  ## run the notebooks in order: tables, figures and results.csv in build/<mix>-<profile>/
-	@$(BOOK) $(OPTIONS)
+reproduce: $(STAMP)  ## data, runs, notebooks: tables, figures and results.csv in build/<mix>-<profile>/
+	@$(CXRCLIP) reproduce $(OPTIONS)
 
 dry-run: $(STAMP)  ## the paper's networks on a few studies, random weights: training, evaluation, tables, and what it costs
-	@$(BOOK) $(OPTIONS) --profile paper --dry-run
+	@$(CXRCLIP) dry-run --profile paper --mix "$(MIX)" --seed $(SEED) $(PLACES)
 
 pretrain: $(STAMP)  ## GPUS=8: train the runs of PROFILE and MIX on that many GPUs; make reproduce then finds them
-	@$(LAUNCH) $(if $(filter-out 1,$(GPUS)),--multi_gpu) -m cxrclip.book.reproduce $(OPTIONS) --pretrain
+	@$(LAUNCH) $(if $(filter-out 1,$(GPUS)),--multi_gpu) -m cxrclip.cli pretrain $(OPTIONS)
 
-results:  ## PROFILE=standard on the phantom world (two hours), then results/standard.csv and all that is drawn from it
+results:  ## PROFILE=standard on the phantom world (hours), then the committed results and all that is drawn from them
 	@$(MAKE) --no-print-directory reproduce PROFILE=standard MIX=phantom SEED=0
 	@cp $(BUILD)/phantom-standard/results.csv results/standard.csv
 	@$(MAKE) --no-print-directory tables figures
 
 data: $(STAMP)  ## SOURCE=<name> ROOT=<download> OUT=<folder>: a public data set becomes a study folder
 	@$(if $(and $(SOURCE),$(ROOT),$(OUT)),,$(error make data needs SOURCE=<name> ROOT=<download> OUT=<folder>))
-	@$(BIN)/python -m cxrclip.data.sources --source "$(SOURCE)" --root "$(ROOT)" --out "$(OUT)" \
+	@$(CXRCLIP) data --source "$(SOURCE)" --root "$(ROOT)" --out "$(OUT)" \
 		$(if $(filter 1,$(ALLOW_PARTIAL)),--allow-partial) $(foreach pair,$(SET),--option '$(pair)')
 
 augment-texts: $(STAMP)  ## STUDIES=<folder> OUT=<new folder>: back-translated report sections, by models in MODELS=models
 	@$(if $(and $(STUDIES),$(OUT)),,$(error make augment-texts needs STUDIES=<folder> OUT=<new folder>))
-	@$(BIN)/python -m cxrclip.data.augment --studies "$(STUDIES)" --out "$(OUT)" --models "$(MODELS)" --device $(DEVICE) \
+	@$(CXRCLIP) augment-texts --studies "$(STUDIES)" --out "$(OUT)" --models "$(MODELS)" --device $(DEVICE) \
 		$(if $(THERE),--there "$(THERE)") $(if $(BACK),--back "$(BACK)")
 
-tables: $(STAMP)  ## results/tables/ and the README's tables and verdicts, from results/standard.csv alone
-	@$(BIN)/python -m cxrclip.book.render tables
+tables: $(STAMP)  ## tables and verdicts from the committed results alone
+	@$(CXRCLIP) tables
 
-figures: $(STAMP)  ## figures/*.png, *.svg, *.json from results/standard.csv alone
-	@$(BIN)/python -m cxrclip.book.render figures
+figures: $(STAMP)  ## figures/*.png, *.svg, *.json from the committed results alone
+	@$(CXRCLIP) figures
 
-export: $(STAMP)  ## RUN=build/runs/<fingerprint> OUT=<new folder>: a trained model for plain transformers, with its card
-	@$(if $(and $(RUN),$(OUT)),,$(error make export needs RUN=build/runs/<fingerprint> OUT=<new folder>))
-	@$(BIN)/python -m cxrclip.hub.export --run "$(RUN)" --out "$(OUT)" --data "$(DATA)"
+export: $(STAMP)  ## RUN=build/runs/<key> OUT=<new folder>: a trained model for plain transformers, with its card
+	@$(if $(and $(RUN),$(OUT)),,$(error make export needs RUN=build/runs/<key> OUT=<new folder>))
+	@$(CXRCLIP) export --run "$(RUN)" --out "$(OUT)" --data "$(DATA)"
 
 notebooks: $(STAMP)  ## execute the committed notebooks in place (quick profile, phantom world)
-	@$(BOOK) --in-place
+	@$(CXRCLIP) notebooks
+
+check: $(STAMP)  ## in a minute: ruff, import direction, types of the paper's files, quick tests
+	@$(MAKE) --no-print-directory lint
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(wildcard $(QUICK))
 
 test: lint unit nbval  ## ruff, pytest, and nbval over the committed notebooks
 
-lint: $(STAMP)  ## ruff over library, tests and notebooks
+lint: $(STAMP)  ## ruff over library, tests and notebooks; import direction and types where they are set up
 	@$(BIN)/ruff check .
+	@if grep -q '^\[tool.importlinter\]' pyproject.toml; then $(BIN)/lint-imports; fi
+	@if grep -q '^\[tool.mypy\]' pyproject.toml; then $(BIN)/mypy; fi
 
 unit: $(STAMP)  ## pytest, on all cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 nbval: $(STAMP)  ## rerun the committed notebooks and compare their outputs
 	@TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=1500 -p no:cacheprovider notebooks
+
+golden: $(STAMP)  ## record the golden numbers anew, after a version was raised (CONTRIBUTING.md)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_golden.py --record
 
 book: $(STAMP)  ## the committed notebooks as a web site: build/book/index.html
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html notebooks $(BUILD)/book
@@ -94,6 +106,14 @@ lab: $(STAMP)  ## JupyterLab on the notebooks
 
 bench: $(STAMP)  ## measured ratios against obvious alternatives
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+lock:  ## requirements.lock anew: the newest packages that pyproject.toml allows, as a fresh environment resolves them
+	@rm -rf $(BUILD)/lock
+	@$(PYTHON) -m venv $(BUILD)/lock
+	@$(BUILD)/lock/bin/python -m pip install --quiet setuptools wheel -e '.[data,book,test,translate]'
+	@$(BUILD)/lock/bin/python .ci/lock.py > $(BUILD)/lock.txt
+	@mv $(BUILD)/lock.txt requirements.lock
+	@rm -rf $(BUILD)/lock
 
 clean:  ## remove build/ (prepared data, runs, results); .venv stays
 	rm -rf $(BUILD)

@@ -12,7 +12,7 @@ Everything is counted on torch's meta device: the real networks run through thei
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,11 +20,11 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cxrclip import results
 from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import IMAGE_ENCODERS, Experiment, growing_mixtures
+from cxrclip.results.rows import published
 
 # Peak dense FLOP/s in fp16 or bf16 with float32 accumulation, from the makers' data sheets.
 PEAKS: Mapping[str, float] = {"V100": 125e12, "A100": 312e12, "H100": 989e12}
@@ -99,7 +99,7 @@ def costs(experiment: Experiment, studies: Mapping[str, int], tokens: int | None
 
 def _counted(model: CXRCLIPModel, images: Tensor, texts: Tensor) -> tuple[int, int, int]:
     """FLOPs of the forward pass and of both passes, and the bytes kept between them."""
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}  # the tensors themselves, so that no address is used twice
 
     def keep(tensor: Tensor) -> Tensor:
@@ -112,31 +112,33 @@ def _counted(model: CXRCLIPModel, images: Tensor, texts: Tensor) -> tuple[int, i
             # TextEncoder.forward sorts texts by length, which needs numbers; all lengths are equal here.
             tokens = model.text_encoder.network(texts).last_hidden_state
             total = image_embeds.sum() + model.text_projection(tokens[:, -1]).sum()
-        size = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+        size = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
         total.backward()
     return forward.get_total_flops(), both.get_total_flops(), size
 
 
-def table(found: Sequence[Costs], gpus: Sequence[int] = (1, 4, 8)) -> str:
-    """A plain table for a terminal, one column for each of `found`, and the assumptions below it."""
-    rows = [["training studies", *(f"{cost.studies:,}" for cost in found)],
-            ["steps of a batch", *(f"{cost.steps:,} of {cost.experiment.batch_size}" for cost in found)]]
-    for part in found[0].parameters:
-        rows.append([f"parameters, {part.replace('_', ' ')}", *(f"{cost.parameters[part]:,}" for cost in found)])
-    rows += [["parameters in all", *(f"{cost.total_parameters:,}" for cost in found)],
-             ["GFLOPs a study, forward", *(f"{cost.forward_flops / 1e9:.1f}" for cost in found)],
-             ["GFLOPs a study, training", *(f"{cost.training_flops / 1e9:.1f}" for cost in found)]]
-    for name in ("weights", "gradients", "AdamW moments"):
-        rows.append([f"GiB a GPU, {name}", *(f"{cost.memory(1)[name] / GIB:.1f}" for cost in found)])
-    for n in gpus:
-        rows.append([f"GiB a GPU, activations, {_gpus(n)}",
-                     *(f"{cost.memory(n)['activations'] / GIB:.0f}" for cost in found)])
-    for device in PEAKS:
-        for n in gpus:
-            rows.append([f"hours, {n} x {device}", *(_hours(cost.hours(device, n)) for cost in found)])
-    heads = ["", *(f"{cost.experiment.image_encoder}\n{','.join(cost.experiment.pretraining)}\n{cost.tokens} tokens"
-                   for cost in found)]
-    return f"{tabulate(rows, heads, tablefmt='simple', disable_numparse=True, colalign=_aligned(found))}\n{_notes()}"
+def table(counted: Sequence[Costs], gpus: Sequence[int] = (1, 4, 8)) -> str:
+    """A plain table for a terminal, one column for each of `counted`, and the assumptions below it."""
+    def line(name: str, cell: Callable[[Costs], str]) -> list[str]:
+        return [name, *map(cell, counted)]
+
+    rows = [line("training studies", lambda cost: f"{cost.studies:,}"),
+            line("steps of a batch", lambda cost: f"{cost.steps:,} of {cost.experiment.batch_size}")]
+    rows += [line(f"parameters, {part.replace('_', ' ')}", lambda cost, part=part: f"{cost.parameters[part]:,}")
+             for part in counted[0].parameters]
+    rows += [line("parameters in all", lambda cost: f"{cost.total_parameters:,}"),
+             line("GFLOPs a study, forward", lambda cost: f"{cost.forward_flops / 1e9:.1f}"),
+             line("GFLOPs a study, training", lambda cost: f"{cost.training_flops / 1e9:.1f}")]
+    rows += [line(f"GiB a GPU, {name}", lambda cost, name=name: f"{cost.memory(1)[name] / GIB:.1f}")
+             for name in ("weights", "gradients", "AdamW moments")]
+    rows += [line(f"GiB a GPU, activations, {_gpus(n)}",
+                  lambda cost, n=n: f"{cost.memory(n)['activations'] / GIB:.0f}") for n in gpus]
+    rows += [line(f"hours, {n} x {device}", lambda cost, n=n, device=device: _hours(cost.hours(device, n)))
+             for device in PEAKS for n in gpus]
+    heads = line("", lambda cost: f"{cost.experiment.image_encoder}\n{','.join(cost.experiment.pretraining)}\n"
+                                  f"{cost.tokens} tokens")
+    alignment = ("left", *("right" for _ in counted))
+    return f"{tabulate(rows, heads, tablefmt='simple', disable_numparse=True, colalign=alignment)}\n{_notes()}"
 
 
 def announced(experiment: Experiment, mix: mixes.Mix) -> str:
@@ -145,22 +147,18 @@ def announced(experiment: Experiment, mix: mixes.Mix) -> str:
     Once with texts of the longest length, an upper bound, and once with SHORT tokens. Data sets that are not read yet
     count with the paper's own sizes (Table 1).
     """
-    sizes = results.published().query("task == 'size' and metric == 'train'")
+    sizes = published().query("task == 'size' and metric == 'train'")
     studies = mixes.training_studies(mix, experiment.profile, dict(zip(sizes["dataset"], sizes["value"].astype(int),
                                                                        strict=True)))
     roles = tuple(role for role in growing_mixtures(mix)[-1] if role in studies)
     if not roles:
         return "Costs are not counted: no pretraining role has a known number of studies before it is prepared."
-    found = [costs(replace(experiment, image_encoder=family[experiment.profile], pretraining=roles), studies, tokens)
-             for family in IMAGE_ENCODERS.values() for tokens in (experiment.max_tokens, SHORT)]
+    counted = [costs(replace(experiment, image_encoder=family[experiment.profile], pretraining=roles), studies, tokens)
+               for family in IMAGE_ENCODERS.values() for tokens in (experiment.max_tokens, SHORT)]
     gpus = torch.cuda.device_count()
-    here = f"This machine has {_gpus(gpus)}." if gpus else "This machine has no GPU that torch can use."
+    machine = f"This machine has {_gpus(gpus)}." if gpus else "This machine has no GPU that torch can use."
     return "\n".join([f"One run on {','.join(roles)} (data sets that are not read yet: sizes of the paper's Table 1).",
-                      here, "", table(found, tuple(sorted({1, 4, 8} | {gpus or 1})))])
-
-
-def _aligned(found: Sequence[Costs]) -> tuple[str, ...]:
-    return ("left", *("right" for _ in found))
+                      machine, "", table(counted, tuple(sorted({1, 4, 8} | {gpus or 1})))])
 
 
 def _gpus(n: int) -> str:

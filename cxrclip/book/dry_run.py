@@ -1,4 +1,4 @@
-"""`make dry-run`: the paper's networks through training, evaluation and tables, before anyone spends GPU hours.
+"""`cxrclip dry-run`: the paper's networks through training, evaluation and tables, before anyone spends GPU hours.
 
 The real architectures at their real size, with random weights, make two steps on ten studies a role. Nothing is
 downloaded. A study folder that the mix names gives its own first studies; phantoms stand in for what is not prepared.
@@ -16,13 +16,16 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from cxrclip import results, studies, training
+from cxrclip import studies
 from cxrclip.book import costs
 from cxrclip.data import mixes, shards
+from cxrclip.data.files import write_text
 from cxrclip.data.phantom import world
 from cxrclip.errors import InputError
 from cxrclip.experiments import IMAGE_ENCODERS, Experiment, Run, Workbench, evaluate, growing_mixtures, pretrain
 from cxrclip.results import tables
+from cxrclip.results.rows import write_results
+from cxrclip.training import start_accelerator
 
 STUDIES = 10  # a multiple of five: CheXpert 5x200 has five classes
 SETTINGS: Mapping[str, object] = {"batch_size": 4, "steps": 2, "validations": 1, "published_weights": False}
@@ -43,7 +46,7 @@ def dry_run(profile: str, mix: str, seed: int, bench: Workbench, settings: Mappi
     content = mixes.load_mix(mix)
     real = Experiment.at(profile, mix=mix, seed=seed)
     out = bench.build / f"{content.name}-{profile}-dry-run"
-    training.start_accelerator(bench.device)
+    start_accelerator(bench.device)
     print(costs.announced(real, _as_published(content)), flush=True)
     shutil.rmtree(out, ignore_errors=True)
     small = replace(bench, build=out / "work")
@@ -67,13 +70,13 @@ def _one(experiment: Experiment, bench: Workbench) -> pd.DataFrame:
     run = pretrain(experiment, bench)
     shutil.rmtree(run.folder / "state")
     shutil.rmtree(run.folder / "best")
-    _tell(run)
+    _print_run(run)
     tidy = evaluate(run)
     shutil.rmtree(run.folder)
     return tidy.assign(note=[f"dry run of random weights; {note}".rstrip("; ") for note in tidy["note"]])
 
 
-def _tell(run: Run) -> None:
+def _print_run(run: Run) -> None:
     log, experiment = run.log(), run.experiment
     seconds = ", ".join(f"{value:.1f}" for value in log["seconds"])
     print(f"trained: {run.about['parameters']:,} parameters, losses {', '.join(f'{x:.2f}' for x in log['total'])}; "
@@ -91,7 +94,9 @@ def _small_mix(mix: mixes.Mix, profile: str, build: Path) -> Path:
     sections = {use: {role.name: _small_role(role, profile, build) for role in roles.values()}
                 for use, roles in (("pretraining", mix.pretraining), ("tests", mix.tests))}
     text = yaml.safe_dump({"about": WARNING, **sections}, sort_keys=False)
-    return results.write_atomically(build / "dry-run.yaml", text)
+    path = build / "dry-run.yaml"
+    write_text(path, text)
+    return path
 
 
 def _small_role(role: mixes.Role, profile: str, build: Path) -> dict:
@@ -122,7 +127,7 @@ def _first_studies(folder: Path) -> Iterator[dict]:
 
 def _written(tidy: pd.DataFrame, missing: Mapping[str, str], out: Path) -> Path:
     """Write results and marked tables, and print the tables."""
-    results.write_results(tidy, out / "results.csv")
+    write_results(tidy, out / "results.csv")
     for name, make in {"table2": tables.table2, "table3": tables.table3}.items():
         table = marked(make(tidy, missing))
         tables.write_table(table, out / "tables" / name)

@@ -1,11 +1,9 @@
 """What must not get into a repository: ids of credentialed data sets, real report text, real films.
 
-    python -m cxrclip.book.governance          scans the committed notebooks, figures, results and pages
-
-exits with status 1 and a line a finding, which names file and place but does not repeat what it found.
-It knows the shapes of the ids, the reports of Open-I (which torchxrayvision carries), and the ways in which films
-get in: files of images or study tables, and pictures of notebooks that ran on other data than the phantom. It
-cannot tell a real film from a phantom inside a picture, nor know reports that it was not given.
+`cxrclip scan` searches the committed notebooks, figures, results and pages. A finding names file and place, and never
+repeats what stands there. The scanner knows the shapes of the ids, the reports of Open-I (which torchxrayvision
+carries), and the ways in which films get in: files of images or study tables, and pictures of notebooks that ran on
+other data than the phantom. It cannot tell a real film from a phantom inside a picture, nor know other reports.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import io
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -41,7 +38,7 @@ _FILMS = (".dcm", ".dicom", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".parquet"
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+")
 
 
-class Found(NamedTuple):
+class Finding(NamedTuple):
     """One thing that must not be there."""
 
     file: str
@@ -64,7 +61,7 @@ def committed(root: str | Path) -> list[Path]:
     return [Path(root) / name for name in listed.stdout.split("\0") if name]
 
 
-def scan(root: str | Path, files: Iterable[Path] | None = None, sentences: Collection[str] = ()) -> list[Found]:
+def scan(root: str | Path, files: Iterable[Path] | None = None, sentences: Collection[str] = ()) -> list[Finding]:
     """Search files for what must not be published.
 
     Args:
@@ -77,20 +74,18 @@ def scan(root: str | Path, files: Iterable[Path] | None = None, sentences: Colle
         InputError: `root` is no git repository, or a notebook is no JSON.
     """
     root, known = Path(root), _by_start(sentences)
-    found: list[Found] = []
+    findings: list[Finding] = []
     for path in committed(root) if files is None else files:
         name = path.relative_to(root)
         if path.suffix.lower() in _FILMS and name.parts[0] != "tests":
-            found.append(Found(str(name), "the file itself", "a film or a study table"))
+            findings.append(Finding(str(name), "the file itself", "a film or a study table"))
         elif name.parts[0] in FOLDERS or path.suffix == ".md":
             for place, content in _contents(path):
-                if isinstance(content, str):
-                    whats = [*_ids(content), *_said(content, known)]
-                else:
-                    whats = _picture(content)
-                found += [Found(str(name), place, what) for what in whats]
-            found += [Found(str(name), "its pictures", what) for what in _provenance(path)]
-    return found
+                is_text = isinstance(content, str)
+                faults = [*_ids(content), *_report_text(content, known)] if is_text else _picture(content)
+                findings += [Finding(str(name), place, fault) for fault in faults]
+            findings += [Finding(str(name), "its pictures", fault) for fault in _provenance(path)]
+    return findings
 
 
 def _contents(path: Path) -> Iterator[tuple[str, str | bytes]]:
@@ -142,8 +137,8 @@ def _provenance(path: Path) -> list[str]:
     if path.suffix == ".ipynb":
         cells = _notebook(path)["cells"]
         pictures = any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", ()))
-        mixes = [found[1] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", ())
-                 if (found := re.search(r"^mix = [\"'](.*)[\"']", _joined(cell["source"]), re.M))]  # fmt: skip
+        mixes = [match[1] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", ())
+                 if (match := re.search(r"^mix = [\"'](.*)[\"']", _joined(cell["source"]), re.M))]
         return [f"pictures of a run with mix {mixes or 'unknown'}"] if pictures and mixes != ["phantom"] else []
     if path.parent.name == "figures" and path.suffix in (".png", ".svg"):
         facts = path.with_suffix(".json")
@@ -152,9 +147,6 @@ def _provenance(path: Path) -> list[str]:
         mix = json.loads(facts.read_text(encoding="utf-8")).get("mix", "phantom")
         return [] if mix == "phantom" else [f"drawn from mix {mix!r}"]
     return []
-
-
-# ------------------------------------------------------------------------------------------------------ report text
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -171,45 +163,28 @@ def open_i_sentences() -> frozenset[str]:
     """
     from cxrclip.data.sources import public
 
-    own = " ".join(words((Path(__file__).parents[1] / "data" / "phantom" / "reports.yaml").read_text(encoding="utf-8")))
+    lexicon = (Path(__file__).parents[1] / "data" / "phantom" / "reports.yaml").read_text(encoding="utf-8")
+    phantom = " ".join(words(lexicon))
     reports = public.open_i()
     texts = [*reports["findings"], *reports["impression"]]
     real = {" ".join(words(sentence)) for text in texts for sentence in _SENTENCE_ENDS.split(text)}
-    return frozenset(text for text in real if len(text.split()) >= MIN_WORDS and text not in own)
+    return frozenset(text for text in real if len(text.split()) >= MIN_WORDS and text not in phantom)
 
 
 def _by_start(sentences: Collection[str]) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+    """The long sentences as words, under their first MIN_WORDS words."""
     known: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for sentence in sentences:
-        said = words(sentence)
-        if len(said) >= MIN_WORDS:
-            known.setdefault(said[:MIN_WORDS], []).append(said)
+    for sentence in map(words, sentences):
+        if len(sentence) >= MIN_WORDS:
+            known.setdefault(sentence[:MIN_WORDS], []).append(sentence)
     return known
 
 
-def _said(text: str, known: dict[tuple[str, ...], list[tuple[str, ...]]]) -> list[str]:
-    if not known:
-        return []
-    said = words(text)
-    for i in range(len(said) - MIN_WORDS + 1):
-        for sentence in known.get(said[i : i + MIN_WORDS], ()):
-            if said[i : i + len(sentence)] == sentence:
+def _report_text(text: str, known: dict[tuple[str, ...], list[tuple[str, ...]]]) -> list[str]:
+    """The first known sentence in a text, told by its length alone."""
+    spoken = words(text) if known else ()
+    for i in range(len(spoken) - MIN_WORDS + 1):
+        for sentence in known.get(spoken[i : i + MIN_WORDS], ()):
+            if spoken[i : i + len(sentence)] == sentence:
                 return [f"a sentence of a real report ({len(sentence)} words)"]
     return []
-
-
-def main() -> int:
-    """Scan the current folder; print what was found."""
-    try:
-        found = scan(Path.cwd(), sentences=open_i_sentences())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for one in found:
-        print(one)
-    print(f"governance: {len(found)} findings")
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

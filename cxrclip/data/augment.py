@@ -1,6 +1,6 @@
 """Back-translation as a prepared step: report sections go to another language and return in other words.
 
-    python -m cxrclip.data.augment --studies data/M --out data/M-aug
+    cxrclip augment-texts --studies data/M --out data/M-aug
 
 The paper replaces a section by its translation from English to Italian and back with probability 0.5 while it trains.
 This writes these texts once, into the columns findings_aug and impression_aug of a new study folder. Any pair of
@@ -12,17 +12,14 @@ reports, and no section is cut at a model's limit.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -218,36 +215,18 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m cxrclip.data.augment", description=__doc__.split("\n")[0])
-    parser.add_argument("--studies", required=True, help="study folder with reports")
-    parser.add_argument("--out", help="new study folder (default: <studies>-aug)")
-    parser.add_argument("--there", default=THERE, help="model from English: name or folder (%(default)s)")
-    parser.add_argument("--back", default=BACK, help="model to English: name or folder (%(default)s)")
-    parser.add_argument("--there-prefix", default="", help="text before each sentence, as T5 wants it")
-    parser.add_argument("--back-prefix", default="", help="the same on the way back")
-    parser.add_argument("--models", default="models", help="where model folders lie (%(default)s)")
-    parser.add_argument("--split", default="train", choices=(*SPLITS, "all"), help="whose reports (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
-    given = parser.parse_args(arguments)
-    device = given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    models, out = Path(given.models), given.out or f"{given.studies.rstrip('/')}-aug"
-    try:
-        fingerprint(given.studies)  # before models load
-        there = Translator.load(given.there, models, device, given.there_prefix)
-        back = Translator.load(given.back, models, device, given.back_prefix)
-        about = {"there": model_facts(given.there, models), "back": model_facts(given.back, models),
-                 "prefixes": [given.there_prefix, given.back_prefix]}  # fmt: skip
-        counts = augment(given.studies, out, there, back, about=about,
-                         split=None if given.split == "all" else given.split)  # fmt: skip
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    said = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    tqdm.write(f"{out}: {said}", file=sys.stderr)
-    return 0
+def augment_with_models(folder: str | Path, out: str | Path, there: str = THERE, back: str = BACK, *,
+                        there_prefix: str = "", back_prefix: str = "", models: Path = Path("models"),
+                        split: str | None = "train", device: str = "auto") -> dict[str, int]:
+    """`augment` with two translation models by name or folder (`Translator.load`), and a prefix for each.
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        InputError: as `augment`, and where a model is not on this machine.
+    """
+    fingerprint(folder)  # before models load
+    device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    outward = Translator.load(there, models, device, there_prefix)
+    homeward = Translator.load(back, models, device, back_prefix)
+    about = {"there": model_facts(there, models), "back": model_facts(back, models),
+             "prefixes": [there_prefix, back_prefix]}
+    return augment(folder, out, outward, homeward, about=about, split=split)

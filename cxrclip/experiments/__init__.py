@@ -2,7 +2,7 @@
 
 from cxrclip.experiments.evaluate import evaluate, prompts_of
 from cxrclip.experiments.experiment import IMAGE_ENCODERS, PROFILES, SWITCHES, Experiment
-from cxrclip.experiments.schedule import run_all
+from cxrclip.experiments.schedule import missing_runs, run_all
 from cxrclip.experiments.train import (
     batches_for,
     finished_run,
@@ -21,6 +21,7 @@ from cxrclip.experiments.workbench import Run, Workbench, origin, software
 
 __all__ = [
     "IMAGE_ENCODERS", "PROFILES", "SWITCHES", "Experiment", "Run", "Workbench", "batches_for", "evaluate",
-    "finished_run", "first_process", "growing_mixtures", "model_config", "origin", "pretrain", "pretraining_studies",
-    "prompts_of", "run_all", "runnable", "seen_studies", "software", "tokenizer_for", "total_steps", "used_studies",
+    "finished_run", "first_process", "growing_mixtures", "missing_runs", "model_config", "origin", "pretrain",
+    "pretraining_studies", "prompts_of", "run_all", "runnable", "seen_studies", "software", "tokenizer_for",
+    "total_steps", "used_studies",
 ]

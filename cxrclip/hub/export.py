@@ -1,6 +1,6 @@
 """A trained run as a folder that plain transformers reads: model, processor, tokenizer, and a model card.
 
-    python -m cxrclip.hub.export --run build/runs/<fingerprint> --out <new folder>
+    cxrclip export --run build/runs/<fingerprint> --out <new folder>
 
 The card (its template is card.md) takes every number from the run's settings, data and results. Nothing is uploaded:
 the folder is what `hf upload <name> <folder>` or `huggingface_hub.upload_folder` takes.
@@ -8,10 +8,7 @@ the folder is what `hf upload <name> <folder>` or `huggingface_hub.upload_folder
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -167,22 +164,3 @@ def _result_row(mix: mixes.Mix, row: dict) -> dict[str, str]:
 
 def _table(rows: list[dict[str, str]]) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line. Returns 0, or 2 after one line that says what was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m cxrclip.hub.export", description=__doc__.split("\n")[0])
-    parser.add_argument("--run", required=True, help="folder of a finished run: <build>/runs/<fingerprint>")
-    parser.add_argument("--out", required=True, help="new folder for the model")
-    parser.add_argument("--data", default="", help="folder of downloads, for a mix that reads some")
-    options = parser.parse_args(arguments)
-    try:
-        print(f"wrote {export(options.run, options.out, options.data)}: its README.md tells how to use it")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -33,7 +33,7 @@ from cxrclip.prompts import PromptBank
 from cxrclip.results import tables
 from cxrclip.transforms import TrainTransform
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CODE = "official code"
 # Setting -> (value, where it is known from). What the paper does not have is off.
 PUBLISHED = {
@@ -143,7 +143,7 @@ def test_random_weights_are_part_of_the_run(tiny_experiment, tiny_bench, monkeyp
     tokenizer = tokenizer_for(paper, data, PromptBank.load(), tiny_bench)
     assert len(tokenizer) <= 2000, "a vocabulary of the mix"
     assert model_config(paper, tokenizer).vocab_size == 28_996, "in a network of the published size"
-    monkeypatch.setattr("cxrclip.experiments.experiment.published_tokenizer", lambda name: name)
+    monkeypatch.setattr("cxrclip.experiments.train.published_tokenizer", lambda name: name)
     assert tokenizer_for(replace(paper, published_weights=True), data, None, tiny_bench) == "bio-clinical-bert"
 
 
@@ -184,7 +184,7 @@ def test_a_start_checks_weights_and_tells_costs_before_any_work(tiny_mix, tiny_b
 def test_all_runs_of_the_plan_can_be_trained_at_once(tiny_mix, tiny_experiment, tiny_bench, monkeypatch):
     row = comparisons.Row("one", "a", "steps", tiny_experiment)
     monkeypatch.setattr(comparisons, "plan", lambda *_: {"one": [row]})
-    assert reproduce.pretrain_all("quick", tiny_mix, 0, tiny_bench) == 0
+    assert reproduce.pretrain_all("quick", tiny_mix, 0, tiny_bench) is None
     assert finished_run(tiny_experiment, tiny_bench) is not None
 
 
@@ -197,7 +197,7 @@ def went(tmp_path_factory):
     tmp_path, seen = tmp_path_factory.mktemp("dry"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dry_run, "STUDIES", 5)
-        patch.setattr(dry_run, "_tell", lambda run: seen.append((run.experiment, run.about, run.log())))
+        patch.setattr(dry_run, "_print_run", lambda run: seen.append((run.experiment, run.about, run.log())))
         mix = {"pretraining": {"M": {"source": "mimic-cxr", "root": "nowhere"}},
                "tests": {"rsna": {"phantom": "rsna", "tasks": ["zero-shot", "linear-probe"], "sizes": {}},
                          "vindr-cxr": {"missing": "needs VinDr-CXR: credentialed access"},

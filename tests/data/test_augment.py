@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from cxrclip.data import augment as module
-from cxrclip.data.augment import Translator, augment, batches, main, split_sentences
+from cxrclip.data.augment import Translator, augment, augment_with_models, batches, split_sentences
 from cxrclip.data.images import encode_gray
 from cxrclip.data.shards import Rejected, write_studies
 from cxrclip.errors import InputError
@@ -153,21 +153,21 @@ def test_real_model_classes_translate_whatever_the_batches(tiny, monkeypatch):
         assert translate([]) == []
 
 
-def test_the_command_line_writes_a_folder(tiny, folder, capsys):
-    out = f"{folder}-aug"
-    command = ["--studies", str(folder), "--models", str(tiny), "--device", "cpu", "--back-prefix", "no "]
-    assert main(command) == 0
-    assert "12 studies, 16 sections, 12 sentences" in capsys.readouterr().err
+def test_two_models_write_a_folder(tiny, folder):
+    out = folder.with_name("studies-aug")
+    counts = augment_with_models(folder, out, models=tiny, device="cpu", back_prefix="no ")
+    assert (counts["studies"], counts["sections"], counts["sentences"]) == (12, 16, 12)
     validate(out)
-    augmented = json.loads((folder.parent / "studies-aug" / "dataset.json").read_text())["about"]["augmented"]
+    augmented = json.loads((out / "dataset.json").read_text())["about"]["augmented"]
     assert augmented["models"]["there"]["name"] == "Helsinki-NLP/opus-mt-en-it"
+    assert augmented["models"]["prefixes"] == ["", "no "]
     assert all(row["findings_aug"] for row in open_studies(out, "train") if row["findings"])
 
 
-def test_without_the_models_one_line_says_what_to_fetch(folder, tmp_path, capsys):
-    assert main(["--studies", str(folder), "--models", str(tmp_path / "models")]) == 2
-    said = capsys.readouterr().err.strip()
-    assert "\n" not in said
-    assert f"hf download Helsinki-NLP/opus-mt-en-it --local-dir {tmp_path}/models/opus-mt-en-it" in said
-    assert main(["--studies", str(tmp_path / "none")]) == 2
-    assert "not a study folder" in capsys.readouterr().err
+def test_without_the_models_one_line_says_what_to_fetch(folder, tmp_path):
+    with pytest.raises(InputError) as error:
+        augment_with_models(folder, tmp_path / "out", models=tmp_path / "models")
+    assert "\n" not in str(error.value)
+    assert f"hf download Helsinki-NLP/opus-mt-en-it --local-dir {tmp_path}/models/opus-mt-en-it" in str(error.value)
+    with pytest.raises(InputError, match="not a study folder"):
+        augment_with_models(tmp_path / "none", tmp_path / "out")

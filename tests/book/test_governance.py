@@ -1,4 +1,4 @@
-"""cxrclip.book.governance and cxrclip.data.overlap: nothing real is committed, and the scanner bites on planted examples."""
+"""book.governance and data.overlap: nothing real is committed, and the scanner bites on planted examples."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from cxrclip.data.overlap import shared_films, thumbnail
 from cxrclip.data.shards import write_studies
 from cxrclip.errors import InputError
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 HEX = "0123456789abcdef"
 
 
@@ -137,16 +137,6 @@ def test_films_are_found_in_every_way_they_may_come(tmp_path):
         ("notebooks/02_jpeg.ipynb", "image/jpeg: a photograph's format; figures are PNG or SVG"),
         ("notebooks/03_real.ipynb", "pictures of a run with mix ['mine']"),
     ]
-
-
-def test_the_command_line_says_what_and_where(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert governance.main() == 2
-    monkeypatch.setattr(governance, "committed", lambda root: [root / "page.md"])
-    monkeypatch.setattr(governance, "open_i_sentences", frozenset)
-    (tmp_path / "page.md").write_text(PLANTED["chexpert"])
-    assert governance.main() == 1
-    assert "page.md, text: a patient as in CheXpert\ngovernance: 1 findings" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------------- overlap
