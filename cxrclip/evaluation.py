@@ -11,6 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,7 +65,7 @@ def embed_studies(model: CXRCLIPModel, studies: Dataset, transform: EvalTransfor
 
     Raises InputError naming the study for an image that cannot be read, and for a table without studies.
     """
-    model = model.to(device).eval()
+    model.to(device=torch.device(device)).eval()
     features, embeds = [], []
     for batch in progress_bar(first_images(studies, transform, batch_size), "images", -(-len(studies) // batch_size),
                       leave=False, shown=progress):
@@ -100,7 +101,7 @@ def embed_texts(model: CXRCLIPModel, tokenizer: PreTrainedTokenizerBase, texts: 
     """
     if not texts or not all(text.strip() for text in texts):
         raise InputError("embed_texts: no text, or an empty one: leave out studies without a report")
-    model = model.to(device).eval()
+    model.to(device=torch.device(device)).eval()
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     parts = []
     for start in range(0, len(distinct), batch_size):
@@ -113,7 +114,7 @@ def embed_texts(model: CXRCLIPModel, tokenizer: PreTrainedTokenizerBase, texts: 
 
 
 def embed_prompts(model: CXRCLIPModel, tokenizer: PreTrainedTokenizerBase,
-                  prompts: Mapping[str, tuple[Sequence[str], Sequence[str]]], **options: object) -> Prompts:
+                  prompts: Mapping[str, tuple[Sequence[str], Sequence[str]]], **options: Any) -> Prompts:
     """Embed a zero-shot task of PromptBank.zero_shot: class -> (negative (P, D), positive (Q, D)); P may be 0."""
     texts = [text for sides in prompts.values() for side in sides for text in side]
     embeds = iter(embed_texts(model, tokenizer, texts, **options))
@@ -216,7 +217,7 @@ def choose_probe_c(train_features: np.ndarray, train_targets: np.ndarray, valid_
                                            valid_targets)) for c in grid], columns=["c", "auroc"])
 
 
-def score_frame(images: ImageEmbeddings | Mapping[str, np.ndarray], classes: Sequence[str], scores: np.ndarray,
+def score_frame(images: ImageEmbeddings, classes: Sequence[str], scores: np.ndarray,
                 test_targets: np.ndarray) -> pd.DataFrame:
     """Per-sample frame: study_id, patient_id, class, score, target, and draw where scores have draws.
 

@@ -188,6 +188,22 @@ def accuracy(scores: ArrayLike | Tensor, targets: ArrayLike | Tensor) -> float:
     return float(np.mean(_array(scores).argmax(axis=1) == _array(targets)))
 
 
+# ---- texts that say the same ----------------------------------------------------------------------------------------
+
+
+def collision_probability(contents: Sequence[Hashable]) -> float:
+    """Probability that two random studies carry the same content: sum_k n_k (n_k - 1) / (N (N - 1))."""
+    n = len(contents)
+    if n < 2:
+        raise InputError(f"collision_probability: {n} contents: give at least two")
+    return sum(count * (count - 1) for count in Counter(contents).values()) / (n * (n - 1))
+
+
+def false_negatives_per_batch(contents: Sequence[Hashable], batch_size: int) -> float:
+    """Expected number of the B - 1 negatives of a row that carry the row's own content, in a batch drawn at random."""
+    return (batch_size - 1) * collision_probability(contents)
+
+
 # ---- intervals ------------------------------------------------------------------------------------------------------
 
 

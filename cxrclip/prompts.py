@@ -202,10 +202,10 @@ def _read(path: Path) -> dict[str, object]:
 
 
 def _from_official(content: Mapping[str, object], path: Path) -> dict[str, object]:
-    prompts = {}
-    for name, states in content.items():
+    prompts: dict[str, object] = {}
+    for name, entry in content.items():
         where = f"{path}: {name}"
-        states = _mapping(states, where)
+        states = _mapping(entry, where)
         if unknown := sorted(set(states) - set(OFFICIAL_STATES)):
             raise InputError(f"{where}: unknown key {unknown[0]!r}; the keys are pos, neg, unc")
         # An empty "unc" means that the class is never uncertain.
@@ -246,8 +246,8 @@ def _task(spec: object, where: str) -> Task:
     if isinstance(classes, list):
         classes = {name: name for name in _sentences(classes, f"{where}: classes")}
     wordings = _mapping(classes, f"{where}: classes")
-    _sentences(list(wordings.values()), f"{where}: classes")
-    return {name: (_fill(negative, wording), _fill(positive, wording)) for name, wording in wordings.items()}
+    texts = _sentences(list(wordings.values()), f"{where}: classes")
+    return {name: (_fill(negative, text), _fill(positive, text)) for name, text in zip(wordings, texts, strict=True)}
 
 
 def _fill(templates: Texts, wording: str) -> Texts:

@@ -203,7 +203,9 @@ def validate(folder: str | Path, vocabulary: Iterable[str] | None = None) -> Non
         InputError: names the first faults by row (counted from 1), column and value, and counts the others.
     """
     folder, names = Path(folder), None if vocabulary is None else set(vocabulary)
-    digest, seen, faults, count = hashlib.sha256(), set(), [], 0
+    digest, count = hashlib.sha256(), 0
+    seen: set[str] = set()
+    faults: list[str] = []
     for count, row in enumerate(_rows(folder), 1):
         found = list(faults_of(row, seen, names))
         faults += [f"row {count} ({row['study_id']}), {fault}" for fault in found]

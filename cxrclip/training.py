@@ -165,13 +165,18 @@ def checkpoint(accelerator: Accelerator, model: CXRCLIPModel, optimizer: AdamW, 
     if accelerator.is_main_process:
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
         info = {"step": step, "best": best if math.isfinite(best) else None, "scaler": scaler}
-        store.save(name, model, optimizer.optimizer, info)
+        store.save(name, model, unwrapped(optimizer), info)
     accelerator.wait_for_everyone()
+
+
+def unwrapped(optimizer: AdamW) -> AdamW:
+    """The optimiser inside the one that accelerate prepared."""
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 def resume(accelerator: Accelerator, model: CXRCLIPModel, optimizer: AdamW, store: Store) -> tuple[int, float]:
     """Load the last whole checkpoint, if any. Returns (finished steps, best validation loss)."""
-    info = store.load("state", model, optimizer.optimizer)
+    info = store.load("state", model, unwrapped(optimizer))
     if info is None:
         return 0, math.inf
     if info["scaler"]:

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from cxrclip import evaluation, studies
+from cxrclip import evaluation, metrics, studies
 from cxrclip.data import shards
 from cxrclip.data.images import encode_gray, read_gray
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
@@ -369,11 +369,11 @@ def test_random_embeddings_are_right_as_often_as_chance_says():
 def test_collisions_by_hand_and_by_drawing_batches():
     contents = ["normal"] * 30 + ["edema"] * 8 + [f"only {i}" for i in range(22)]
     pairs = [contents[i] == contents[j] for i in range(60) for j in range(60) if i != j]
-    assert oracle.collision_probability(contents) == pytest.approx(np.mean(pairs))
+    assert metrics.collision_probability(contents) == pytest.approx(np.mean(pairs))
     rng, drawn = np.random.default_rng(0), []
     for _ in range(2000):
         batch = [contents[i] for i in rng.permutation(60)[:16]]
         drawn.append(sum(other == batch[0] for other in batch[1:]))
-    assert oracle.false_negatives_per_batch(contents, 16) == pytest.approx(np.mean(drawn), rel=0.06)
+    assert metrics.false_negatives_per_batch(contents, 16) == pytest.approx(np.mean(drawn), rel=0.06)
     with pytest.raises(InputError, match="give at least two"):
-        oracle.collision_probability(["one"])
+        metrics.collision_probability(["one"])

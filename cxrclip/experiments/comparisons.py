@@ -372,7 +372,7 @@ def collisions(data: mixes.Prepared, profile: str) -> pd.DataFrame:
             if len(contents) > 1:
                 tidy.append({"run": "collisions", "profile": profile, "mix": data.mix.name, "origin": "measured",
                              "dataset": role, "task": "collision", "metric": "collision probability", "class": what,
-                             "value": oracle.collision_probability(contents), "n": len(contents),
+                             "value": metrics.collision_probability(contents), "n": len(contents),
                              "data": data.fingerprints((role,))[role]})
     frame = pd.DataFrame(tidy, columns=list(results.COLUMNS))
     return frame.fillna(dict.fromkeys((name for name in results.COLUMNS if name not in results.NUMBERS), ""))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,16 +173,3 @@ def _value_counts(known: Mapping, studies: Iterable[str], matter: str) -> Mappin
         for finding, truth in known[study].items():
             counts[finding][truth[matter]] += 1
     return counts
-
-
-def collision_probability(contents: Sequence[Hashable]) -> float:
-    """Probability that two random studies carry the same content: sum_k n_k (n_k - 1) / (N (N - 1))."""
-    n = len(contents)
-    if n < 2:
-        raise InputError(f"collision_probability: {n} contents: give at least two")
-    return sum(count * (count - 1) for count in Counter(contents).values()) / (n * (n - 1))
-
-
-def false_negatives_per_batch(contents: Sequence[Hashable], batch_size: int) -> float:
-    """Expected number of the B - 1 negatives of a row that carry the row's own content, in a batch drawn at random."""
-    return (batch_size - 1) * collision_probability(contents)

@@ -234,7 +234,7 @@ def collisions() -> pd.DataFrame:
     kind (the "triplet" of positive, negative and uncertain); Open-I reports that have both sections by impression,
     and by the longer section.
     """
-    from cxrclip.evaluation import collision_probability  # torch is needed for nothing else here
+    from cxrclip.metrics import collision_probability  # torch is needed for nothing else here
 
     labels = chexpert()[list(CHEXPERT_LABELS)]
     reports = open_i()
