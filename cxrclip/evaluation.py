@@ -65,7 +65,7 @@ def embed_studies(model: CXRCLIPModel, studies: Dataset, transform: EvalTransfor
 
     Raises InputError naming the study for an image that cannot be read, and for a table without studies.
     """
-    model.to(device=torch.device(device)).eval()
+    model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` and loses its types
     features, embeds = [], []
     for batch in progress_bar(first_images(studies, transform, batch_size), "images", -(-len(studies) // batch_size),
                       leave=False, shown=progress):
@@ -101,7 +101,7 @@ def embed_texts(model: CXRCLIPModel, tokenizer: PreTrainedTokenizerBase, texts: 
     """
     if not texts or not all(text.strip() for text in texts):
         raise InputError("embed_texts: no text, or an empty one: leave out studies without a report")
-    model.to(device=torch.device(device)).eval()
+    model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` and loses its types
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     parts = []
     for start in range(0, len(distinct), batch_size):

@@ -9,7 +9,7 @@ import cxrclip
 PACKAGE = Path(cxrclip.__file__).parent
 PAPER = {"errors", "metrics", "prompts", "losses", "encoders", "transforms", "views", "studies", "training",
          "evaluation"}
-APPARATUS = ("official", "remed", "cache", "ledger", "behaviour")  # words of what the paper's files do not hold
+APPARATUS = ("official", "remed", "experiments", "ledger", "behaviour")  # words of what the paper's files do not hold
 
 
 def lines(path):
