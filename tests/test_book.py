@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 MAX_IGNORED = 20  # cells whose output nbval does not compare, in the whole book: keep it small
 OWN_PARAMETERS = {"12_official_weights": ["weights", "tokenizer", "openi", "limit", "precision"]}  # beside the shared
+PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "DATA.md", "notebooks/index.md",
+         "notebooks/paper_size.md", "notebooks/glossary.md")
 HEAD = ("**You learn**", "**It needs**", "**It takes**", "**It makes**")
 
 
@@ -25,8 +27,8 @@ def source(path):
     return "\n".join("".join(cell.source) for cell in cells(path, "code"))
 
 
-def test_the_first_eight_notebooks_are_there():
-    assert [path.name[:2] for path in NOTEBOOKS][:8] == [f"{i:02d}" for i in range(8)]
+def test_the_notebooks_are_there():
+    assert len(NOTEBOOKS) >= 13
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -104,9 +106,51 @@ def test_the_installed_versions_are_those_of_the_lock():
         assert version(name).split("+")[0] == line.split("==")[1].split(" ")[0]
 
 
-def test_readme_and_makefile_agree():
+def make_targets_in(page):
+    """Targets that a page tells its reader to make, in running text or in a block of commands."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return set(re.findall(r"`make\s+([a-z-]+)", text)) | set(re.findall(r"^make +([a-z-]+)", text, re.M))
+
+
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "CONTRIBUTING.md", "DATA.md", "notebooks/paper_size.md"])
+def test_named_make_targets_exist(page):
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M))
-    named = set(re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M))
-    named = {name for pair in named for name in pair if name}
-    assert {"reproduce", "test", "data", "augment-texts"} <= named
-    assert named <= targets, named - targets
+    assert make_targets_in(page) <= targets, make_targets_in(page) - targets
+
+
+def test_readme_names_the_main_targets():
+    assert {"reproduce", "test", "data", "augment-texts", "export"} <= make_targets_in("README.md")
+
+
+def test_readme_stays_short_and_says_what_it_is_not_for():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert any("not for diagnosis" in line.lower() for line in lines[:20])
+
+
+def test_readme_maps_every_notebook_and_every_file_of_the_paper():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in [*NOTEBOOKS, *(ROOT / "cxrclip").glob("[a-z]*.py")]:
+        name = path.relative_to(ROOT).as_posix()
+        assert f"]({name})" in text or path.stem == "cli", f"README.md: no line for {name}"
+
+
+def test_notebooks_are_numbered_without_gaps():
+    assert [path.name[:3] for path in NOTEBOOKS] == [f"{number:02d}_" for number in range(len(NOTEBOOKS))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_resolve(page):
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    broken = [link for link in links if not re.match(r"[a-z]+:|#", link)
+              and not (path.parent / link.split("#")[0]).exists()]
+    assert not broken
+
+
+def test_words_of_the_glossary_are_in_alphabetical_order():
+    lines = (ROOT / "notebooks" / "glossary.md").read_text(encoding="utf-8").splitlines()
+    words = [line.split("|")[1].strip().lower() for line in lines if line.startswith("| ")][1:]
+    order = [re.sub(r"[^a-z0-9]", "", word.split(",")[0]) for word in words]
+    assert len(words) > 40
+    assert order == sorted(order)

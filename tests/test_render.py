@@ -36,7 +36,8 @@ def test_the_pages_follow_from_the_committed_results():
 
 def test_without_results_every_part_says_not_run_yet(root):
     assert render.NOT_RUN in render.write_tables(root)
-    text = (root / "README.md").read_text()
+    assert (root / "README.md").read_text().count("Not run yet") == 1
+    text = (root / "RESULTS.md").read_text()
     assert text.count("Not run yet") == 2
     assert "70.0 [" not in text
     assert render.write_figures(root) == [render.NOT_RUN]
@@ -45,15 +46,18 @@ def test_without_results_every_part_says_not_run_yet(root):
 
 def test_with_results_the_pages_hold_tables_and_verdicts_and_go_stale_with_them(root, full):
     results.write_results(full, root / "results" / "standard.csv")
-    before = (root / "README.md").read_text()
-    assert render.pages(root)[root / "README.md"] != before           # stale until it is rendered
+    before = (root / "RESULTS.md").read_text()
+    assert render.pages(root)[root / "RESULTS.md"] != before           # stale until it is rendered
     written = render.write_tables(root)
-    text = (root / "README.md").read_text()
-    assert text == render.pages(root)[root / "README.md"]
+    text = (root / "RESULTS.md").read_text()
+    assert text == render.pages(root)[root / "RESULTS.md"]
     assert "Not run yet" not in text
     assert "**Table 4: ablation**" in text
     assert "| 5 | The enlarged data" in text
-    assert text.split("<!-- begin: claims -->")[0] == before.split("<!-- begin: claims -->")[0]
+    assert text.split("<!-- claims -->")[0] == before.split("<!-- claims -->")[0]
+    first_page = (root / "README.md").read_text()
+    lines = first_page.split("<!-- verdicts -->")[1].split("<!-- /verdicts -->")[0].strip().splitlines()
+    assert [line[:5] for line in lines] == [f"{number}. **" for number in range(1, 6)]
     assert "results/tables/table3_text_to_image.md" in written
     assert "results/tables/loss_weights.txt" in written
     assert "-1.0 [-3.0, +1.0], p 0.4" in (root / "results" / "tables" / "paper_against_code.md").read_text()
@@ -61,7 +65,7 @@ def test_with_results_the_pages_hold_tables_and_verdicts_and_go_stale_with_them(
     changed = full.copy()
     changed.loc[changed["dataset"] == "rsna", "value"] += 0.01
     results.write_results(changed, root / "results" / "standard.csv")
-    assert render.pages(root)[root / "README.md"] != text
+    assert render.pages(root)[root / "RESULTS.md"] != text
 
 
 def test_figures_are_drawn_from_the_results_alone_with_their_origin(root, full):
@@ -85,7 +89,7 @@ def test_a_figure_without_rows_is_named_and_not_drawn(root, full):
 
 
 def test_unknown_and_open_blocks_are_refused():
-    for text in ("<!-- begin: table 9 -->\n<!-- end: table 9 -->", "<!-- begin: claims -->\n"):
+    for text in ("<!-- table 9 -->\n<!-- /table 9 -->", "<!-- claims -->\n"):
         with pytest.raises(InputError, match="unknown or has no end"):
             render.filled(text, {"claims": ""}, "README.md")
 

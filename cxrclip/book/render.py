@@ -1,10 +1,11 @@
-"""`make tables figures`: tables, verdicts, the first page's parts and the figures, from results/standard.csv alone.
+"""`make tables figures`: tables, verdicts, the pages' generated parts and the figures, from results/standard.csv alone.
 
     python -m cxrclip.book.render tables
     python -m cxrclip.book.render figures
 
-Text between `<!-- begin: NAME -->` and `<!-- end: NAME -->` in README.md and notebooks/index.md is written here and
-nowhere else; a test fails when it does not follow from the results. Without results the parts say "not run yet".
+Text between `<!-- NAME -->` and `<!-- /NAME -->` in README.md (verdicts), RESULTS.md (claims, tables) and
+notebooks/index.md (claims) is written here and nowhere else; a test fails when it does not follow from the results.
+Without results the parts say "not run yet".
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path("results") / "standard.csv"
-PAGES = (Path("README.md"), Path("notebooks") / "index.md")
+PAGES = (Path("README.md"), Path("RESULTS.md"), Path("notebooks") / "index.md")
 NOT_RUN = (f"Not run yet: there is no `{RESULTS}`. `make reproduce PROFILE=standard` measures; `make tables figures` "
            "then fills this place.")
 TABLES: Mapping[str, Callable[[pd.DataFrame], tables.Table]] = {
     "table1": tables.table1, "table2": tables.table2, "table3": tables.table3,
     "table3_text_to_image": tables.table3_text_to_image, "table4": tables.table4,
 }
-BLOCK = re.compile(r"(<!-- begin: (?P<name>[^>]+?) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (?P<name>[^/>][^>]*?) -->\n).*?(<!-- /(?P=name) -->)", re.DOTALL)
 
 
 class Drawing(NamedTuple):
@@ -72,15 +73,23 @@ def standard_results(root: Path = ROOT) -> pd.DataFrame | None:
 def blocks(results: pd.DataFrame | None) -> dict[str, str]:
     """Name of a block -> its Markdown."""
     if results is None:
-        return {"claims": NOT_RUN + "\n", "tables": "Not run yet either.\n"}
+        return {"verdicts": NOT_RUN + "\n", "claims": NOT_RUN + "\n", "tables": "Not run yet either.\n"}
     drawn = [draw(results).markdown() for draw in TABLES.values()]
-    return {"claims": claims.markdown(claims.verdicts(results), results) + "\n", "tables": "\n".join(drawn)}
+    verdicts = claims.verdicts(results)
+    return {"verdicts": one_line_each(verdicts), "claims": claims.markdown(verdicts, results) + "\n",
+            "tables": "\n".join(drawn)}
+
+
+def one_line_each(verdicts: pd.DataFrame) -> str:
+    """The verdicts for the first page: a numbered line a claim, with what the paper says and the verdict."""
+    return "".join(f"{claim['claim']}. **{claim['verdict'].capitalize()}:** {claim['text'].strip()}\n"
+                   for claim in verdicts.to_dict("records"))
 
 
 def filled(text: str, parts: Mapping[str, str], where: str) -> str:
     """The page with each block replaced. Raises InputError for a block that nobody renders or that does not end."""
     names = [match["name"] for match in BLOCK.finditer(text)]
-    begun = re.findall(r"<!-- begin: (.+?) -->", text)
+    begun = re.findall(r"<!-- ([^/].*?) -->", text)
     if wrong := [name for name in begun if name not in names or name not in parts]:
         raise InputError(f"{where}: block {wrong[0]!r} is unknown or has no end: known are {', '.join(parts)}")
     return BLOCK.sub(lambda match: f"{match[1]}\n{parts[match['name']]}\n{match[3]}", text)
