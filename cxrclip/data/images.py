@@ -12,7 +12,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -115,26 +115,22 @@ def encode_gray(image: np.ndarray, format: Literal["jpeg", "png"] = "jpeg") -> b
     return cv2.imencode(f".{format}", image, options)[1].tobytes()
 
 
-def store_films(films: Sequence[tuple[Path, str]], size: int) -> list[bytes | InputError]:
-    """Films as a study table stores them: gray, shorter side at most `size` pixels, encoded as JPEG.
+def store_film(path: Path, where: str, size: int) -> bytes | InputError:
+    """A film as a study table stores it: gray, shorter side at most `size` pixels, encoded as JPEG.
 
     Args:
-        films: path and name for messages of each.
+        where: how the message names the film.
 
     Returns:
-        For each film its bytes, or why it cannot be used.
+        Its bytes, or why it cannot be used.
     """
-
-    def stored(path: Path, where: str) -> bytes | InputError:
-        try:
-            gray = read_gray(path, where, at_least=size)
-        except InputError as error:
-            return error
-        while min(gray.shape) >= 4 * size:  # as for JPEG, and six times as fast as to average all in one step
-            gray = cv2.resize(gray, (gray.shape[1] // 2, gray.shape[0] // 2), interpolation=cv2.INTER_AREA)
-        return encode_gray(resize_shorter(gray, size) if min(gray.shape) > size else gray)
-
-    return [stored(path, where) for path, where in films]
+    try:
+        gray = read_gray(path, where, at_least=size)
+    except InputError as error:
+        return error
+    while min(gray.shape) >= 4 * size:  # as for JPEG, and six times as fast as to average all in one step
+        gray = cv2.resize(gray, (gray.shape[1] // 2, gray.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    return encode_gray(resize_shorter(gray, size) if min(gray.shape) > size else gray)
 
 
 def resize_shorter(image: np.ndarray, size: int) -> np.ndarray:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxrclip.data.sources.intake import Unusable, read_table, records, to_text
 from cxrclip.data.sources.report_text import Sections, parse_report
+from cxrclip.data.sources.tables import Unusable, read_table, records, to_text
 from cxrclip.errors import InputError
 
 TABLES = ("mimic_cxr_sectioned.csv", "mimic_cxr_sections.csv")

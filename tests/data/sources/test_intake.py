@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from cxrclip.data.sources.intake import Film, Intake, Study
 
 from cxrclip import studies
 from cxrclip.data.images import encode_gray, read_gray, resize_shorter, store_films
 from cxrclip.data.sources import intake, pool
-from cxrclip.data.sources.intake import Film, Intake, Study
 from cxrclip.errors import InputError
 from cxrclip.studies import ResumableStudies, resumable_studies, validate
 
