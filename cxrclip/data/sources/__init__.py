@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,35 +35,37 @@ _SHOWN = ("split", "studies", "patients", "images", "two_views", "findings", "im
 
 
 def prepare_from_text(
-    source: str, root: str | Path, out: str | Path, allow_partial: bool, options: Mapping[str, str]
-) -> pd.DataFrame:
-    """Prepare a source and validate the folder; the values of its options are text, as on a command line.
+    source: str, root: str | Path, out: str | Path, allow_partial: bool, options: Sequence[str] = ()
+) -> str:
+    """Prepare a source, validate the folder and report on it; options are text, as on a command line.
 
     Args:
         source: a name in `SOURCES`.
         root: folder of the download.
         out: study folder to write.
         allow_partial: go on where the counts are not those of the release.
-        options: name -> value in YAML ("512", "true", "{train: 0.8, test: 0.2}").
+        options: "name=value" each, the value in YAML ("image_size=512", "shares={train: 0.8, test: 0.2}").
 
     Returns:
-        `cxrclip.studies.summary` of the folder.
+        What the folder holds, against what the release should, and what was set aside and why.
 
     Raises:
         InputError: an unknown source or option, a value of another type, and all that `Source` raises.
     """
     if source not in SOURCES:
         raise InputError(f"unknown source {source!r}: choose one of {', '.join(SOURCES)}")
-    values = {"allow_partial": allow_partial} | parse_options(source, options)
-    summary = SOURCES[source](root, out, **values)
+    summary = SOURCES[source](root, out, **{"allow_partial": allow_partial} | parse_options(source, options))
     validate(out)
-    return summary
+    return _report(Path(out), summary)
 
 
-def parse_options(source: str, options: Mapping[str, str]) -> dict[str, Any]:
-    """The options of a source from their text, each in its type; raises InputError as `prepare_from_text`."""
+def parse_options(source: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """The options of a source from "name=value", each in its type; raises InputError as `prepare_from_text`."""
     known, values = SOURCES[source].options(), {}
-    for name, text in options.items():
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"option {pair!r}: write NAME=VALUE")
         if name not in known:
             raise InputError(f"option {name!r}: {source} has no such option; it has {', '.join(sorted(known))}")
         values[name] = _value(f"option {name}", text, TypeAdapter(known[name]))
@@ -83,14 +85,7 @@ def _value(option: str, text: str, kind: TypeAdapter) -> Any:
     raise InputError(f"{option}: {text!r} cannot be used: {fault}")
 
 
-def report(folder: str | Path, summary: pd.DataFrame) -> str:
-    """What a prepared folder holds, against what the release should, and what was set aside and why, as text.
-
-    Args:
-        folder: the study folder.
-        summary: as `SOURCES[name]` or `prepare_from_text` returned it.
-    """
-    folder = Path(folder)
+def _report(folder: Path, summary: pd.DataFrame) -> str:
     facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     about, lines = facts["about"], [summary[list(_SHOWN)].to_string(index=False), ""]
     if counts := about.get("counts"):

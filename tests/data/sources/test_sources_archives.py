@@ -19,7 +19,6 @@ from cxrclip.data.sources import (
     openi,
     parse_options,
     prepare_from_text,
-    report,
     rsna,
     siim,
     vindr,
@@ -816,11 +815,10 @@ def test_a_source_is_prepared_from_text_and_reported_with_its_counts(siim_root, 
     next(siim_root.rglob("1.2.7.dcm")).write_bytes(b"")
     call = ("siim", siim_root, tmp_path / "out")
     with pytest.raises(InputError, match=r": a partial download of siim: rows 25 of 12,954, ") as caught:
-        prepare_from_text(*call, False, {})
+        prepare_from_text(*call, False)
     assert str(caught.value).startswith(str(siim_root))
     assert not (tmp_path / "out").exists()
-    summary = prepare_from_text(*call, True, {"max_rejected": "0.2", "image_size": "16", "progress": "false"})
-    text = report(tmp_path / "out", summary)
+    text = prepare_from_text(*call, True, ["max_rejected=0.2", "image_size=16", "progress=false"])
     assert "The download is NOT the whole release:" in text
     assert [line.split() for line in text.splitlines() if "split train" in line] == [
         ["split", "train", "8,432", "14", "-8,418"]]
@@ -833,13 +831,14 @@ def test_a_source_is_prepared_from_text_and_reported_with_its_counts(siim_root, 
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("padchest", {"seed": "1"}, "unknown source 'padchest': choose one of mimic-cxr, chexpert"),
-        ("siim", {"seeds": "1"}, "option 'seeds': siim has no such option; it has allow_partial, file, image_size"),
-        ("siim", {"file": "["}, "option file: '[' is not YAML"),
-        ("siim", {"image_size": "large"}, "option image_size: 'large' cannot be used: .* valid integer"),
-        ("table", {"images": "a"}, "option 'images': table has no such option; it has age, allow_partial, expected"),
-        ("table", {"file": "t.csv", "image": "a"}, "table: option 'patient' is needed"),
-        ("table", {"image": "a", "patient": "b"}, "table: option 'file' is needed"),
+        ("padchest", ["seed=1"], "unknown source 'padchest': choose one of mimic-cxr, chexpert"),
+        ("siim", ["seed"], "option 'seed': write NAME=VALUE"),
+        ("siim", ["seeds=1"], "option 'seeds': siim has no such option; it has allow_partial, file, image_size"),
+        ("siim", ["file=["], r"option file: '\[' is not YAML"),
+        ("siim", ["image_size=large"], "option image_size: 'large' cannot be used: .* valid integer"),
+        ("table", ["images=a"], "option 'images': table has no such option; it has age, allow_partial, expected"),
+        ("table", ["file=t.csv", "image=a"], "table: option 'patient' is needed"),
+        ("table", ["image=a", "patient=b"], "table: option 'file' is needed"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path, source, options, message):
@@ -849,16 +848,15 @@ def test_bad_options_are_one_line(tmp_path, source, options, message):
 
 
 def test_every_source_takes_the_shared_options_and_each_its_own_types():
-    shared = {"allow_partial": "true", "image_size": "64", "max_rejected": "0.5", "progress": "false"}
     for name in SOURCES:
-        assert parse_options(name, shared) == {
+        assert parse_options(name, ["allow_partial=true", "image_size=64", "max_rejected=0.5", "progress=false"]) == {
             "allow_partial": True, "image_size": 64, "max_rejected": 0.5, "progress": False}
-    columns = {"image": "[f, l]", "patient": "1", "mapping": "{NORMAL: [No Finding]}", "shares": "{train: 1}",
-               "values": "{positive: yes, negative: 0}", "study": "id"}
+    columns = ["image=[f, l]", "patient=1", "mapping={NORMAL: [No Finding]}", "shares={train: 1}",
+               "values={positive: yes, negative: 0}", "study=id"]
     assert parse_options("table", columns) == {
         "image": ["f", "l"], "patient": "1", "mapping": {"NORMAL": ["No Finding"]}, "shares": {"train": 1},
         "values": {"positive": True, "negative": 0}, "study": "id"}
-    assert parse_options("chestxray14", {"images": "[images_001]"}) == {"images": ["images_001"]}
+    assert parse_options("chestxray14", ["images=[images_001]"]) == {"images": ["images_001"]}
 
 
 # ------------------------------------------------------------------------------------------------ downloads to tables
