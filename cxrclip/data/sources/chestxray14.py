@@ -21,29 +21,13 @@ from cxrclip.data.sources.tables import Cells, Unusable, read_table, records, to
 from cxrclip.errors import InputError
 
 FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Hernia",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pleural Effusion",
-    "Pleural Thickening",
-    "Pneumonia",
-    "Pneumothorax",
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Hernia", "Infiltration", "Mass",
+    "Nodule", "Pleural Effusion", "Pleural Thickening", "Pneumonia", "Pneumothorax",
 )
 NO_FINDING = "No Finding"
 RENAMED = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Thickening"}
 EXPECTED = {
-    "rows": 112_120,
-    "patients": 30_805,
-    "images": 112_120,
-    "in train_val_list.txt": 86_524,
-    "in test_list.txt": 25_596,
+    "rows": 112_120, "patients": 30_805, "images": 112_120, "in train_val_list.txt": 86_524, "in test_list.txt": 25_596,
 }
 # The header's "OriginalImage[Width,Height]" holds commas, so a reader sees 11 columns; these need no bracket.
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
@@ -142,16 +126,11 @@ def _study(row: int, cells: Cells, films: Mapping[str, Path]) -> Study | None:
         raise Unusable("Patient ID", "is empty")
     if cells["View Position"] not in ("PA", "AP"):
         raise Unusable("View Position", f"{cells['View Position']!r} is not PA or AP")
-    return Study(
-        row=row,
-        study_id=cells["Image Index"].removesuffix(".png"),
-        patient_id=cells["Patient ID"],
-        films=[Film(films[cells["Image Index"]], cells["View Position"])],
-        positive=names,
-        negative=[name for name in FINDINGS if name not in names],
-        sex=to_sex("Patient Gender", cells["Patient Gender"]),
-        age=to_age("Patient Age", cells["Patient Age"]),
-    )
+    return Study(row=row, study_id=cells["Image Index"].removesuffix(".png"), patient_id=cells["Patient ID"],
+                 films=[Film(films[cells["Image Index"]], cells["View Position"])], positive=names,
+                 negative=[name for name in FINDINGS if name not in names],
+                 sex=to_sex("Patient Gender", cells["Patient Gender"]),
+                 age=to_age("Patient Age", cells["Patient Age"]))
 
 
 def _official_lists(root: Path) -> dict[str, str] | None:

@@ -34,11 +34,8 @@ from cxrclip.data.sources.tables import Cells, Rows, Unusable, grouped, to_age, 
 from cxrclip.errors import InputError
 
 EXPECTED = {
-    "rows of train.csv": 223_414,
-    "patients of train.csv": 64_540,
-    "rows of valid.csv": 234,
-    "patients of valid.csv": 200,
-    "images": 223_648,
+    "rows of train.csv": 223_414, "patients of train.csv": 64_540, "rows of valid.csv": 234,
+    "patients of valid.csv": 200, "images": 223_648,
 }
 # What is left of train.csv without the patients of a test list; the second was computed from the public label table.
 REMAINING = {
@@ -122,14 +119,5 @@ def _study(number: int, group: Rows, *, file: Path, intake: Intake, texts: Mappi
     findings, impression = texts.get(place.study_id, (None, None))
     if not (findings or impression or shared["positive"] or shared["negative"] or shared["uncertain"]):
         raise Unusable("No Finding to Support Devices", "no label is set and there is no report: it would say nothing")
-    return Study(
-        row=number,
-        study_id=place.study_id,
-        patient_id=place.patient,
-        films=films,
-        split=place.split,
-        findings=findings,
-        impression=impression,
-        **shared,
-        file=file.name,
-    )
+    return Study(row=number, study_id=place.study_id, patient_id=place.patient, films=films, split=place.split,
+                 findings=findings, impression=impression, **shared, file=file.name)

@@ -143,15 +143,8 @@ def _study(row: int, cells: Cells) -> Study | None:
     view = view_of(cells)
     if not cells["film"]:
         return None
-    return Study(
-        row=row,
-        study_id=f"{place.study_id}/{place.view}",
-        patient_id=place.patient,
-        films=[Film(Path(cells["film"]), view)],
-        split="test",
-        findings=to_text("Report Findings", cells.get("Report Findings", "")),
-        impression=to_text("Report Impression", cells.get("Report Impression", "")),
-        positive=labels["positive"],
-        sex=to_sex("Sex", cells["Sex"]),
-        age=to_age("Age", cells["Age"]),
-    )
+    return Study(row=row, study_id=f"{place.study_id}/{place.view}", patient_id=place.patient,
+                 films=[Film(Path(cells["film"]), view)], split="test",
+                 findings=to_text("Report Findings", cells.get("Report Findings", "")),
+                 impression=to_text("Report Impression", cells.get("Report Impression", "")),
+                 positive=labels["positive"], sex=to_sex("Sex", cells["Sex"]), age=to_age("Age", cells["Age"]))

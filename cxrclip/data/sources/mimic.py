@@ -25,17 +25,9 @@ from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, grouped
 from cxrclip.errors import InputError
 
 EXPECTED = {
-    "rows": 377_110,
-    "images": 377_110,
-    "studies": 227_835,
-    "patients": 65_379,
-    "reports": 227_835,
-    "train images": 368_960,
-    "valid images": 2_991,
-    "test images": 5_159,
-    "train studies": 222_758,
-    "valid studies": 1_808,
-    "test studies": 3_269,
+    "rows": 377_110, "images": 377_110, "studies": 227_835, "patients": 65_379, "reports": 227_835,
+    "train images": 368_960, "valid images": 2_991, "test images": 5_159, "train studies": 222_758,
+    "valid studies": 1_808, "test studies": 3_269,
 }
 SPLIT_NAMES = {"train": "train", "validate": "valid", "test": "test"}
 VIEWS = {"LL": "LATERAL", "": UNKNOWN}  # the rest as written: AP, PA, LATERAL, and rare ones

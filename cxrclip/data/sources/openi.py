@@ -140,15 +140,9 @@ def _study(row: int, report: Report, films: list[Film], split: str | None) -> St
     findings, impression = to_text("findings", report.findings), to_text("impression", report.impression)
     if findings is None and impression is None:
         raise Unusable("findings, impression", f"report {report.uid} has no text")
-    return Study(
-        row=row,
-        study_id=f"CXR{report.uid}",
-        patient_id=f"CXR{report.uid}",
-        films=sorted(films, key=lambda film: film.view != FRONTAL),
-        split=split or "",
-        findings=findings,
-        impression=impression,
-    )
+    return Study(row=row, study_id=f"CXR{report.uid}", patient_id=f"CXR{report.uid}",
+                 films=sorted(films, key=lambda film: film.view != FRONTAL), split=split or "", findings=findings,
+                 impression=impression)
 
 
 def _key(name: str) -> str:

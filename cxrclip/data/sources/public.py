@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -209,8 +210,6 @@ def collisions() -> pd.DataFrame:
     kind (the "triplet" of positive, negative and uncertain); Open-I reports that have both sections by impression,
     and by the longer section.
     """
-    from cxrclip.evaluation import collision_probability  # torch is needed for nothing else here
-
     labels = chexpert()[list(CHEXPERT_LABELS)]
     reports = open_i()
     both = reports[(reports["findings"] != "") & (reports["impression"] != "")]
@@ -223,5 +222,8 @@ def collisions() -> pd.DataFrame:
             max(pair, key=len) for pair in zip(both["findings"], both["impression"], strict=True)
         ],
     }
-    lines = [(table, what, collision_probability(texts), len(texts)) for (table, what), texts in contents.items()]
+    lines = []
+    for (table, what), texts in contents.items():
+        pairs = sum(count * (count - 1) for count in Counter(texts).values())
+        lines.append((table, what, pairs / (len(texts) * (len(texts) - 1)), len(texts)))
     return pd.DataFrame(lines, columns=["table", "content", "probability", "n"])

@@ -30,16 +30,9 @@ MEANING = {
     "Normal": ([NORMAL], [PNEUMONIA]),
 }
 EXPECTED = {
-    f"rows of {LABELS}": 30_227,
-    f"rows of {CLASSES}": 30_227,
-    "patients": 26_684,
-    "images": 26_684,
-    "Lung Opacity": 6_012,
-    "No Lung Opacity / Not Normal": 11_821,
-    "Normal": 8_851,
-    "split train": 18_678,
-    "split valid": 4_003,
-    "split test": 4_003,
+    f"rows of {LABELS}": 30_227, f"rows of {CLASSES}": 30_227, "patients": 26_684, "images": 26_684,
+    "Lung Opacity": 6_012, "No Lung Opacity / Not Normal": 11_821, "Normal": 8_851, "split train": 18_678,
+    "split valid": 4_003, "split test": 4_003,
 }
 
 
@@ -118,12 +111,5 @@ def _study(
         intake.tally("not_downloaded")
         return None
     positive, negative = MEANING[kind]
-    return Study(
-        row=row,
-        study_id=patient,
-        patient_id=patient,
-        split=splits[patient],
-        positive=positive,
-        negative=negative,
-        **film_of(films[patient], intake),
-    )
+    return Study(row=row, study_id=patient, patient_id=patient, split=splits[patient], positive=positive,
+                 negative=negative, **film_of(films[patient], intake))

@@ -28,13 +28,8 @@ COLUMNS = ["ImageId", "EncodedPixels"]
 PNEUMOTHORAX = "Pneumothorax"
 NO_MASK = "-1"
 EXPECTED = {
-    "rows": 12_954,
-    "images listed": 12_047,
-    "images": 12_047,
-    "rows without mask": 9_378,
-    "split train": 8_432,
-    "split valid": 1_808,
-    "split test": 1_807,
+    "rows": 12_954, "images listed": 12_047, "images": 12_047, "rows without mask": 9_378, "split train": 8_432,
+    "split valid": 1_808, "split test": 1_807,
 }
 
 

@@ -163,18 +163,11 @@ def _study(row: int, cells: Cells, columns: Columns, intake: Intake) -> Study:
     sections = _sections(cells, columns, intake)
     if columns.supervision and not any(sections) and not any(labels.values()):
         raise Unusable(", ".join(columns.supervision), "neither a text nor a label")
-    return Study(
-        row=row,
-        study_id=cell(columns.study) or name_in(intake.root, films[0].path.with_suffix("")),
-        patient_id=cells[columns.patient],
-        films=films,
-        split=SPLIT_NAMES[cells[columns.split].lower()] if columns.split else "",
-        findings=sections[0],
-        impression=sections[1],
-        **labels,
-        sex=to_sex(str(columns.sex), cell(columns.sex)),
-        age=to_age(str(columns.age), cell(columns.age)),
-    )
+    return Study(row=row, study_id=cell(columns.study) or name_in(intake.root, films[0].path.with_suffix("")),
+                 patient_id=cells[columns.patient], films=films,
+                 split=SPLIT_NAMES[cells[columns.split].lower()] if columns.split else "", findings=sections[0],
+                 impression=sections[1], **labels, sex=to_sex(str(columns.sex), cell(columns.sex)),
+                 age=to_age(str(columns.age), cell(columns.age)))
 
 
 def _sections(cells: Cells, columns: Columns, intake: Intake) -> list[str | None]:

@@ -22,46 +22,18 @@ from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, grouped
 from cxrclip.errors import InputError
 
 FINDINGS = (
-    "Aortic enlargement",
-    "Atelectasis",
-    "Calcification",
-    "Cardiomegaly",
-    "Clavicle fracture",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Enlarged PA",
-    "ILD",
-    "Infiltration",
-    "Lung Opacity",
-    "Lung cavity",
-    "Lung cyst",
-    "Mediastinal shift",
-    "Nodule/Mass",
-    "Pleural effusion",
-    "Pleural thickening",
-    "Pneumothorax",
-    "Pulmonary fibrosis",
-    "Rib fracture",
-    "Other lesion",
-    "COPD",
-    "Lung tumor",
-    "Pneumonia",
-    "Tuberculosis",
-    "Other diseases",
+    "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Clavicle fracture", "Consolidation", "Edema",
+    "Emphysema", "Enlarged PA", "ILD", "Infiltration", "Lung Opacity", "Lung cavity", "Lung cyst", "Mediastinal shift",
+    "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumothorax", "Pulmonary fibrosis", "Rib fracture",
+    "Other lesion", "COPD", "Lung tumor", "Pneumonia", "Tuberculosis", "Other diseases",
 )
 NO_FINDING = "No finding"
 RENAMED = {"Other disease": "Other diseases"}  # written so in some copies
 READERS = 3
 TRAIN, TEST = "image_labels_train.csv", "image_labels_test.csv"
 EXPECTED = {
-    f"rows of {TRAIN}": 45_000,
-    f"rows of {TEST}": 3_000,
-    "train films listed": 15_000,
-    "images": 18_000,
-    "split train": 12_000,
-    "split valid": 3_000,
-    "split test": 3_000,
+    f"rows of {TRAIN}": 45_000, f"rows of {TEST}": 3_000, "train films listed": 15_000, "images": 18_000,
+    "split train": 12_000, "split valid": 3_000, "split test": 3_000,
 }
 
 
@@ -135,16 +107,10 @@ def _study(
         intake.tally("not_downloaded")
         return None
     positive = [name for name in FINDINGS if seen[name]]
-    return Study(
-        row=row,
-        study_id=image,
-        patient_id=image,
-        split=splits[image],
-        positive=positive or [NO_FINDING] * seen[NO_FINDING],
-        negative=[name for name in FINDINGS if not seen[name]],
-        **film_of(films[image], intake, view="PA"),
-        file=file,
-    )
+    return Study(row=row, study_id=image, patient_id=image, split=splits[image],
+                 positive=positive or [NO_FINDING] * seen[NO_FINDING],
+                 negative=[name for name in FINDINGS if not seen[name]], **film_of(films[image], intake, view="PA"),
+                 file=file)
 
 
 def _is_positive(row: int, name: str, cells: Cells) -> bool:

@@ -53,7 +53,8 @@ def release(root, n=60, progress=False):
 
 
 def prepare(root, out, progress=False, **options):
-    return release(root, progress=progress).write(out, **{"image_size": 16, "max_rejected": 0.2, "workers": 1} | options)
+    options = {"image_size": 16, "max_rejected": 0.2, "workers": 1} | options
+    return release(root, progress=progress).write(out, **options)
 
 
 def content(folder):
@@ -132,7 +133,8 @@ prepare(Path(sys.argv[1]), Path(sys.argv[2]), workers=2)
 
 def test_a_killed_preparation_goes_on_from_its_finished_shards(root, tmp_path, whole, decoded):
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-c", KILLED, str(root), str(tmp_path / "out"), str(Path(__file__).parent), str(PROJECT / "tests")]
+    folders = (root, tmp_path / "out", Path(__file__).parent, PROJECT / "tests")
+    command = [sys.executable, "-c", KILLED, *map(str, folders)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout.readline() == b"ready\n"
         with pytest.raises(InputError, match="another process is preparing it"):
