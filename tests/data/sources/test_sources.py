@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from downloads import about, edit, film, partial, real, rejections, studies_of
+from downloads import about, edit, film, partial, quick_decoding, real, rejections, studies_of  # noqa: F401
 
 from cxrclip.data.images import read_gray
 from cxrclip.data.sources import SOURCES, chestxray14
@@ -14,6 +14,8 @@ from cxrclip.data.sources.chestxray14 import FINDINGS
 from cxrclip.data.sources.splits import split_patients
 from cxrclip.errors import InputError
 from cxrclip.studies import check_leakage, open_studies, validate
+
+pytestmark = pytest.mark.usefixtures("quick_decoding")
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"

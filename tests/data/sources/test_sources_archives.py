@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from downloads import about, dicom, edit, film, partial, public_table, rejections, studies_of
+from downloads import about, dicom, edit, film, partial, public_table, quick_decoding, rejections, studies_of  # noqa: F401
 
 from cxrclip.data.sources import (
     SOURCES,
@@ -32,6 +32,8 @@ from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, Workbench, evaluate, pretrain
 from cxrclip.results import tables
 from cxrclip.studies import check_leakage, open_studies, validate
+
+pytestmark = pytest.mark.usefixtures("quick_decoding")
 
 
 def one_rejection(folder):
