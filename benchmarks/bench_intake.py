@@ -27,8 +27,8 @@ from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from timing import compare, median_seconds
 
-from cxrclip.data.images import decode_gray, encode_gray, read_gray, resize_shorter, store_films
-from cxrclip.data.sources.intake import Film, Intake, Study
+from cxrclip.data.images import decode_gray, encode_gray, read_gray, resize_shorter, store_film
+from cxrclip.data.sources.prepare import Film, Intake, Study
 
 SIZE = 512
 FILMS = 6
@@ -104,15 +104,15 @@ def throughput(folder):
         for i, path in enumerate(paths):
             path.write_bytes(encode(film(*shape, seed=i)))
         films = [(path, path.name) for path in paths]
-        ours = median_seconds(lambda films=films: store_films(films, SIZE), 3) / FILMS
+        ours = median_seconds(lambda films=films: [store_film(*film, SIZE) for film in films], 3) / FILMS
         table = pd.DataFrame({"path": [str(path) for path in paths]})
         for title, loop in loops.items():
             plain = median_seconds(lambda loop=loop, table=table: loop(table, folder), 3) / FILMS
             compare(f"{name}, CPU a film ({1 / ours:.0f} films/s a core)", ours, f"plain loop, {title}", plain)
         exact = [resize_shorter(read_gray(path, "film"), SIZE) for path in paths]
         stored = [decode_gray(encode_gray(image), "film") for image in exact]
-        found = [decode_gray(data, "film") for data in store_films(films, SIZE)]
-        print(f"  off an exact area average, in gray levels: {difference(exact, found)}, "
+        prepared = [decode_gray(store_film(*film, SIZE), "film") for film in films]
+        print(f"  off an exact area average, in gray levels: {difference(exact, prepared)}, "
               f"of which storing as JPEG {difference(exact, stored)}")  # fmt: skip
 
 
@@ -123,13 +123,13 @@ def difference(first, second):
 
 def prepare(folder, studies, workers):
     """One preparation in this process: seconds, and the peak memory of this process and of its largest child."""
-    taken = Intake("bench", folder, "list.csv", {})
+    taken = Intake("bench", folder, "list.csv", progress=False)
     text = "The lungs are clear, there is no effusion. " * 14
     for i in range(studies):
         films = [Film(folder / f"{(i + k) % 200}.jpg", "PA") for k in range(1 + i % 2)]
         taken.studies.append(Study(i + 1, f"s{i}", f"p{i}", films, "train", f"{text}{i}", f"Normal {i}."))
     peak, start = Peak(), time.perf_counter()
-    taken.write(folder / "out", {}, image_size=64, max_rejected=0, progress=False, workers=workers)
+    taken.write(folder / "out", image_size=64, max_rejected=0, workers=workers)
     seconds = time.perf_counter() - start
     print(f"{studies:>7,} studies: {seconds:6.1f} s; most memory {peak.megabytes[0]:.0f} MB, "
           f"with its workers {peak.megabytes[1]:.0f} MB", flush=True)  # fmt: skip

@@ -132,9 +132,7 @@ def data(source: Annotated[str, typer.Option(help="mimic-cxr, chexpert, chestxra
     if prepare := getattr(sources, "prepare_from_text", None):
         typer.echo(prepare(source, root, out, allow_partial, option or []))
         return
-    from cxrclip.data.sources import __main__ as present  # TODO-INTEGRATE: goes when prepare_from_text is there
-    arguments = ["--source", source, "--root", str(root), "--out", str(out), *["--allow-partial"] * allow_partial]
-    raise typer.Exit(present.main([*arguments, *(word for pair in option or [] for word in ("--option", pair))]))
+    print(sources.prepare_from_text(source, root, out, allow_partial, option or []))
 
 
 @command("augment-texts")

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 
 from cxrclip.data.images import encode_gray
 from cxrclip.data.sources import SOURCES
+from cxrclip.data.sources import prepare as driver
 from cxrclip.studies import open_studies
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -33,6 +35,17 @@ def public_table(name):
     if not path or not path.is_file():
         pytest.skip(f"no public table: {name} is not in the torchxrayvision package")
     return path
+
+
+@contextmanager
+def _in_this_process(function, calls, workers, seconds):
+    yield (function(*arguments) for arguments in calls)
+
+
+@pytest.fixture
+def quick_decoding(monkeypatch):
+    """Decode films without worker processes, whose start takes a second; test_intake.py and test_pool.py use them."""
+    monkeypatch.setattr(driver, "in_order", _in_this_process)
 
 
 def partial(name, *args, **options):

@@ -12,7 +12,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -115,26 +115,22 @@ def encode_gray(image: np.ndarray, format: Literal["jpeg", "png"] = "jpeg") -> b
     return cv2.imencode(f".{format}", image, options)[1].tobytes()
 
 
-def store_films(films: Sequence[tuple[Path, str]], size: int) -> list[bytes | InputError]:
-    """Films as a study table stores them: gray, shorter side at most `size` pixels, encoded as JPEG.
+def store_film(path: Path, where: str, size: int) -> bytes | InputError:
+    """A film as a study table stores it: gray, shorter side at most `size` pixels, encoded as JPEG.
 
     Args:
-        films: path and name for messages of each.
+        where: how the message names the film.
 
     Returns:
-        For each film its bytes, or why it cannot be used.
+        Its bytes, or why it cannot be used.
     """
-
-    def stored(path: Path, where: str) -> bytes | InputError:
-        try:
-            gray = read_gray(path, where, at_least=size)
-        except InputError as error:
-            return error
-        while min(gray.shape) >= 4 * size:  # as for JPEG, and six times as fast as to average all in one step
-            gray = cv2.resize(gray, (gray.shape[1] // 2, gray.shape[0] // 2), interpolation=cv2.INTER_AREA)
-        return encode_gray(resize_shorter(gray, size) if min(gray.shape) > size else gray)
-
-    return [stored(path, where) for path, where in films]
+    try:
+        gray = read_gray(path, where, at_least=size)
+    except InputError as error:
+        return error
+    while min(gray.shape) >= 4 * size:  # as for JPEG, and six times as fast as to average all in one step
+        gray = cv2.resize(gray, (gray.shape[1] // 2, gray.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    return encode_gray(resize_shorter(gray, size) if min(gray.shape) > size else gray)
 
 
 def resize_shorter(image: np.ndarray, size: int) -> np.ndarray:
@@ -161,28 +157,26 @@ def _read_file(path: Path, where: str) -> bytes:
 
 
 def _read_image(data: bytes, where: str, at_least: int | None) -> np.ndarray:
-    image = _open(data, where)
-    try:
+    with _damage_reported(where):
+        with _OPENING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)  # the header; what is no film is refused by it
+            _refuse_size(*image.size, where)
+            if image.format == "TIFF":
+                if image.n_frames > 1:
+                    raise InputError(f"{where}: {image.n_frames} pages in one file; export one film per file")
+                image.load()  # this decoder warns while it loads, too
         if at_least is not None:
             image.draft("L", (2 * at_least, 2 * at_least))  # JPEG only; does nothing to the other formats
         image.load()
         return _to_gray(image, where)
-    except InputError:
-        raise
-    except _DAMAGE as error:
-        raise InputError(f"{where}: the image is cut or damaged ({_line(error)}); download it again") from error
 
 
-def _open(data: bytes, where: str) -> Image.Image:
-    """Read the header, and refuse what is no film before its pixels are decoded."""
+@contextmanager
+def _damage_reported(where: str) -> Iterator[None]:
+    """Turn what Pillow raises on damaged files into one InputError."""
     try:
-        with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _refuse(image, where)
-            if image.format == "TIFF":  # this decoder warns while it loads, too
-                image.load()
-            return image
+        yield
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -190,13 +184,8 @@ def _open(data: bytes, where: str) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         raise InputError(f"{where}: not a readable {', '.join(FORMATS)} image; download or convert it") from error
     except _DAMAGE as error:
-        raise InputError(f"{where}: the image is cut or damaged ({_line(error)}); download it again") from error
-
-
-def _refuse(image: Image.Image, where: str) -> None:
-    _refuse_size(*image.size, where)
-    if image.format == "TIFF" and image.n_frames > 1:
-        raise InputError(f"{where}: {image.n_frames} pages in one file; export one film per file")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{where}: the image is cut or damaged ({reason}); download it again") from error
 
 
 def _refuse_size(width: int, height: int, where: str) -> None:
@@ -334,8 +323,3 @@ def _stretch(values: np.ndarray, where: str) -> np.ndarray:
         raise InputError(f"{where}: pixels that are no number (NaN or infinite); export the film again")
     low, high = values.min(), values.max()
     return np.round((values - low) * (255.0 / max(high - low, 1e-12))).astype(np.uint8)
-
-
-def _line(error: Exception) -> str:
-    """The first line of a decoder's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,24 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from cxrclip.data.sources import chestxray14, chexpert, chexpert5x200, mimic, openi, rsna, siim, table, vindr
+from cxrclip.data.sources.counts import compared
+from cxrclip.data.sources.prepare import COUNTED, Source
+from cxrclip.errors import InputError
+from cxrclip.studies import validate
 
-SOURCES: dict[str, Callable[..., pd.DataFrame]] = {
-    "mimic-cxr": mimic.prepare,
-    "chexpert": chexpert.prepare,
-    "chexpert5x200": chexpert5x200.prepare,
-    "chexpert5x200-mgca": chexpert5x200.prepare_mgca,
-    "chestxray14": chestxray14.prepare,
-    "vindr-cxr": vindr.prepare,
-    "rsna": rsna.prepare,
-    "siim": siim.prepare,
-    "openi": openi.prepare,
-    "table": table.prepare,
+SOURCES: dict[str, Source] = {
+    "mimic-cxr": mimic.SOURCE,
+    "chexpert": chexpert.SOURCE,
+    "chexpert5x200": chexpert5x200.SOURCE,
+    "chexpert5x200-mgca": chexpert5x200.MGCA,
+    "chestxray14": chestxray14.SOURCE,
+    "vindr-cxr": vindr.SOURCE,
+    "rsna": rsna.SOURCE,
+    "siim": siim.SOURCE,
+    "openi": openi.SOURCE,
+    "table": table.SOURCE,
 }
-"""Name -> `prepare(root, out, *, allow_partial=False, image_size=512, max_rejected=0.05, progress=True, ...)`, which
-reads the download in `root`, writes the study folder `out` and returns its summary. Where the counts are not the public
-ones of the release, it goes on only with `allow_partial`."""
+"""Name -> `prepare(root, out, *, allow_partial=False, image_size=512, max_rejected=0.05, progress=True, workers=None,
+...)`, which reads the download in `root`, writes the study folder `out` and returns its summary (see `Source`)."""
+_SHOWN = ("split", "studies", "patients", "images", "two_views", "findings", "impression", "labelled")
+
+
+def prepare_from_text(
+    source: str, root: str | Path, out: str | Path, allow_partial: bool, options: Sequence[str] = ()
+) -> str:
+    """Prepare a source, validate the folder and report on it; options are text, as on a command line.
+
+    Args:
+        source: a name in `SOURCES`.
+        root: folder of the download.
+        out: study folder to write.
+        allow_partial: go on where the counts are not those of the release.
+        options: "name=value" each, the value in YAML ("image_size=512", "shares={train: 0.8, test: 0.2}").
+
+    Returns:
+        What the folder holds, against what the release should, and what was set aside and why.
+
+    Raises:
+        InputError: an unknown source or option, a value of another type, and all that `Source` raises.
+    """
+    if source not in SOURCES:
+        raise InputError(f"unknown source {source!r}: choose one of {', '.join(SOURCES)}")
+    summary = SOURCES[source](root, out, **{"allow_partial": allow_partial} | parse_options(source, options))
+    validate(out)
+    return _report(Path(out), summary)
+
+
+def parse_options(source: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """The options of a source from "name=value", each in its type; raises InputError as `prepare_from_text`."""
+    known, values = SOURCES[source].options(), {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"option {pair!r}: write NAME=VALUE")
+        if name not in known:
+            raise InputError(f"option {name!r}: {source} has no such option; it has {', '.join(sorted(known))}")
+        values[name] = _value(f"option {name}", text, TypeAdapter(known[name]))
+    return values
+
+
+def _value(option: str, text: str, kind: TypeAdapter) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{option}: {text!r} is not YAML ({' '.join(str(error).split())})") from error
+    for candidate in (value, text):  # the text itself where YAML reads a name as a number: image=1
+        try:
+            return kind.validate_python(candidate)
+        except ValidationError as error:
+            fault = error.errors()[0]["msg"]
+    raise InputError(f"{option}: {text!r} cannot be used: {fault}")
+
+
+def _report(folder: Path, summary: pd.DataFrame) -> str:
+    facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    about, lines = facts["about"], [summary[list(_SHOWN)].to_string(index=False), ""]
+    if counts := about.get("counts"):
+        whole = "the whole release" if counts["whole"] else "NOT the whole release"
+        lines += [f"The download is {whole}:", compared(counts["expected"], counts["found"]).to_string(index=False), ""]
+    lines += [f"{about[name]:,} {name.replace('_', ' ')}" for name in COUNTED if about.get(name)]
+    lines += _set_aside(folder / "rejected.csv") if facts["rejected"] else ["nothing set aside"]
+    return "\n".join([*lines, f"{facts['studies']:,} studies are in {folder}"])
+
+
+def _set_aside(path: Path) -> list[str]:
+    """How many rows of which file and column were set aside, each with its first reason."""
+    aside = pd.read_csv(path, dtype=str, keep_default_na=False)
+    lines = [f"{len(aside):,} set aside, listed in {path}:"]
+    for (file, column), reasons in aside.groupby(["file", "column"], sort=False)["reason"]:
+        lines.append(f"  {len(reasons):,} in {file}, column {column}, the first: {reasons.iloc[0]}")
+    return lines

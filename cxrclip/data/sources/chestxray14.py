@@ -12,129 +12,89 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
 
 import pandas as pd
 
-from cxrclip.data.sources.counts import check_counts
-from cxrclip.data.sources.intake import (
-    SHARES,
-    Cells,
-    Film,
-    Intake,
-    Study,
-    Unusable,
-    Writing,
-    existing,
-    read_table,
-    records,
-    split_patients,
-    to_age,
-    to_sex,
-)
+from cxrclip.data.sources.prepare import Film, Intake, Source, Study
+from cxrclip.data.sources.splits import SHARES, split_patients
+from cxrclip.data.sources.tables import Cells, Unusable, read_table, records, to_age, to_sex
 from cxrclip.errors import InputError
 
-RELEASE = "https://nihcc.app.box.com/v/ChestXray-NIHCC, provided by the NIH Clinical Center, unrestricted use"
 FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Hernia",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pleural Effusion",
-    "Pleural Thickening",
-    "Pneumonia",
-    "Pneumothorax",
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Hernia", "Infiltration", "Mass",
+    "Nodule", "Pleural Effusion", "Pleural Thickening", "Pneumonia", "Pneumothorax",
 )
 NO_FINDING = "No Finding"
 RENAMED = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Thickening"}
 EXPECTED = {
-    "rows": 112_120,
-    "patients": 30_805,
-    "images": 112_120,
-    "in train_val_list.txt": 86_524,
-    "in test_list.txt": 25_596,
+    "rows": 112_120, "patients": 30_805, "images": 112_120, "in train_val_list.txt": 86_524, "in test_list.txt": 25_596,
 }
 # The header's "OriginalImage[Width,Height]" holds commas, so a reader sees 11 columns; these need no bracket.
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
 
 
-def prepare(
-    root: str | Path,
-    out: str | Path,
+def read(
+    intake: Intake,
     *,
     images: Sequence[str] | None = None,
     shares: Mapping[str, float] = SHARES,
     seed: int = 0,
     official_lists: bool = True,
-    allow_partial: bool = False,
-    progress: bool = True,
-    **writing: Unpack[Writing],
-) -> pd.DataFrame:
-    """Turn an NIH download, whole or partial, into a study table: one film is one study.
+) -> None:
+    """Read the folder with Data_Entry_2017*.csv and the image folders: a film is a study.
 
     Positive are the film's Finding Labels. Negative are the rest of the 14: the miner looked for all of them in every
     report, so a name that is absent means "not found", and the paper draws its negative prompts from these.
 
     Splits: by the official lists where both are present (test_list.txt is test; train_val_list.txt is cut by patient in
-    the ratio of the train and valid `shares`), else by patient in the given shares.
+    the ratio of the train and valid `shares`), else by patient in the given shares. `dataset.json` also counts films
+    in two folders and films without a row.
 
     Args:
-        root: folder with Data_Entry_2017*.csv and the image folders.
-        out: study folder to write.
         images: image folders to take (a name relative to `root`); None takes every folder "images*". A film
             that lies in two folders is taken from the first.
         shares: split -> share of the patients.
         seed: of the split.
         official_lists: False splits by `shares` alone. Table 1 of the paper has 89,696 training films, four fifths of
             all 112,120: so its training set holds most of the official test list (ledger D1).
-        allow_partial: go on where the counts are not those of the full release (`EXPECTED`). Rows whose film is
-            not there are then not unusable: they count as not downloaded.
-        progress: show the counts and a bar.
-        **writing: image_size, max_rejected, workers: see `Intake.write`.
-
-    Returns:
-        `cxrclip.studies.summary` of the folder. `dataset.json` also counts rows without a film in the
-        folders taken ("not downloaded"), films in two folders and films without a row.
-
-    Raises:
-        InputError: as `Intake.write`; also a missing table, column or image folder, no film, or a partial download.
     """
-    root = existing(root, "the NIH download, with Data_Entry_2017_v2020.csv")
-    tables = sorted(root.glob("Data_Entry_2017*.csv"))
+    tables = sorted(intake.root.glob("Data_Entry_2017*.csv"))
     if not tables:
-        raise InputError(f"{root}: no Data_Entry_2017_v2020.csv; download it from the NIH release")
+        raise InputError(f"{intake.root}: no Data_Entry_2017_v2020.csv; download it from the NIH release")
     table = read_table(tables[-1], COLUMNS)
-    films, repeated = _find_films(root, images)
-    here = table["Image Index"].isin(films.keys())
-    if not here.any():
-        raise InputError(f"{root}: none of the {len(table):,} listed films is in its image folders; download some")
-    lists = _official_lists(root)
-    counts = check_counts("chestxray14", root, EXPECTED, _found(table, here, lists), allow_partial=allow_partial,
-                          progress=progress)
-    facts = {"release": RELEASE, "counts": counts, "seed": seed, "shares": dict(shares)}
+    films, repeated = _find_films(intake.root, images)
+    present = table["Image Index"].isin(films.keys())
+    if not present.any():
+        raise InputError(f"{intake.root}: none of the {len(table):,} listed films is in its image folders; "
+                         "download some")
+    lists = _official_lists(intake.root)
+    intake.file = tables[-1].name
+    intake.count(EXPECTED, counts(table, present, lists))
     used = lists if official_lists else None
-    facts |= {"splits": "official lists" if used else "seeded by patient", "folders": list(images or ["all"])}
-    facts |= {"not_downloaded": int((~here).sum()), "in_two_folders": repeated}
-    facts["without_row"] = len(films.keys() - set(table["Image Index"]))
-    intake = Intake("chestxray14", root, tables[-1].name, facts)
-    intake.take_numbered(records(table), lambda row, cells: _study(row, cells, films))
-    splits = _splits(intake.studies, used, shares, seed)
-    return intake.write(out, splits, progress=progress, **writing)
+    intake.facts |= {
+        "seed": seed,
+        "shares": dict(shares),
+        "splits": "official lists" if used else "seeded by patient",
+        "folders": list(images or ["all"]),
+        "not_downloaded": int((~present).sum()),
+        "in_two_folders": repeated,
+        "without_row": len(films.keys() - set(table["Image Index"])),
+    }
+    intake.take(records(table), lambda row, cells: _study(row, cells, films))
+    intake.splits = _splits(intake.studies, used, shares, seed)
 
 
-def _found(table: pd.DataFrame, here: pd.Series, lists: Mapping[str, str] | None) -> dict[str, int]:
+SOURCE = Source("chestxray14", "the NIH download, with Data_Entry_2017_v2020.csv", read,
+                "https://nihcc.app.box.com/v/ChestXray-NIHCC, provided by the NIH Clinical Center, unrestricted use")
+
+
+def counts(table: pd.DataFrame, present: pd.Series, lists: Mapping[str, str] | None) -> dict[str, int]:
     """The counts of `EXPECTED` in this download."""
     listed = pd.Series((lists or {}).values(), dtype=object).value_counts()
     return {
         "rows": len(table),
         "patients": table["Patient ID"].nunique(),
-        "images": int(here.sum()),
+        "images": int(present.sum()),
         "in train_val_list.txt": int(listed.get("train", 0)),
         "in test_list.txt": int(listed.get("test", 0)),
     }
@@ -145,12 +105,14 @@ def _find_films(root: Path, folders: Sequence[str] | None) -> tuple[dict[str, Pa
     if folders is None:
         places = sorted(path for path in root.glob("images*") if path.is_dir())
     else:
-        places = [existing(root / name, f"images named in images={list(folders)}") for name in folders]
-    found: dict[str, Path] = {}
+        places = [root / name for name in folders]
+        if absent := [place for place in places if not place.is_dir()]:
+            raise InputError(f"{absent[0]}: no such folder; give folders of images in images={list(folders)}")
+    films: dict[str, Path] = {}
     files = [path for place in places for path in sorted(place.rglob("*.png"))]
     for path in files:
-        found.setdefault(path.name, path)
-    return found, len(files) - len(found)
+        films.setdefault(path.name, path)
+    return films, len(files) - len(films)
 
 
 def _study(row: int, cells: Cells, films: Mapping[str, Path]) -> Study | None:
@@ -164,16 +126,11 @@ def _study(row: int, cells: Cells, films: Mapping[str, Path]) -> Study | None:
         raise Unusable("Patient ID", "is empty")
     if cells["View Position"] not in ("PA", "AP"):
         raise Unusable("View Position", f"{cells['View Position']!r} is not PA or AP")
-    return Study(
-        row=row,
-        study_id=cells["Image Index"].removesuffix(".png"),
-        patient_id=cells["Patient ID"],
-        films=[Film(films[cells["Image Index"]], cells["View Position"])],
-        positive=names,
-        negative=[name for name in FINDINGS if name not in names],
-        sex=to_sex("Patient Gender", cells["Patient Gender"]),
-        age=to_age("Patient Age", cells["Patient Age"]),
-    )
+    return Study(row=row, study_id=cells["Image Index"].removesuffix(".png"), patient_id=cells["Patient ID"],
+                 films=[Film(films[cells["Image Index"]], cells["View Position"])], positive=names,
+                 negative=[name for name in FINDINGS if name not in names],
+                 sex=to_sex("Patient Gender", cells["Patient Gender"]),
+                 age=to_age("Patient Age", cells["Patient Age"]))
 
 
 def _official_lists(root: Path) -> dict[str, str] | None:

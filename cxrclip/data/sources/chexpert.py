@@ -13,45 +13,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
 
 import pandas as pd
 
 from cxrclip.data.sources import chexpert5x200
 from cxrclip.data.sources.chexpert_format import (
     FINDINGS,
-    Place,
+    RELEASE,
+    Sections,
     label_table,
     labels_of,
     patients_of,
     place_of,
     plus_reports,
-    reports_path,
+    train_table,
     view_of,
 )
-from cxrclip.data.sources.counts import check_counts
-from cxrclip.data.sources.intake import (
-    Cells,
-    Film,
-    Intake,
-    Rows,
-    Study,
-    Unusable,
-    Writing,
-    existing,
-    grouped,
-    to_age,
-    to_sex,
-)
+from cxrclip.data.sources.prepare import Film, Intake, Source, Study
+from cxrclip.data.sources.tables import Cells, Rows, Unusable, grouped, to_age, to_sex
 from cxrclip.errors import InputError
 
-RELEASE = "https://stanfordmlgroup.github.io/competitions/chexpert, Stanford research use agreement"
 EXPECTED = {
-    "rows of train.csv": 223_414,
-    "patients of train.csv": 64_540,
-    "rows of valid.csv": 234,
-    "patients of valid.csv": 200,
-    "images": 223_648,
+    "rows of train.csv": 223_414, "patients of train.csv": 64_540, "rows of valid.csv": 234,
+    "patients of valid.csv": 200, "images": 223_648,
 }
 # What is left of train.csv without the patients of a test list; the second was computed from the public label table.
 REMAINING = {
@@ -59,77 +43,37 @@ REMAINING = {
     "mgca": {"rows left": 216_180, "patients left": 63_571},
 }
 SHARED = ("Sex", "Age", *FINDINGS)  # what the films of one study have in common
-Sections = tuple[str | None, str | None]
+Tables = list[tuple[Path, pd.DataFrame]]
 
 
-class _Row(NamedTuple):
-    """One film of train.csv or valid.csv."""
-
-    place: Place
-    film: Film | None
-    shared: dict[str, Any]
-
-
-def prepare(
-    root: str | Path,
-    out: str | Path,
-    *,
-    test_list: str | None = None,
-    reports: str | None = None,
-    allow_partial: bool = False,
-    progress: bool = True,
-    **writing: Unpack[Writing],
-) -> pd.DataFrame:
-    """Turn a CheXpert download into a study table: train.csv is the split train, valid.csv the split valid.
+def read(intake: Intake, *, test_list: str | None = None, reports: str | None = None) -> None:
+    """Read the folder with train.csv and valid.csv, or the one above it: these two tables are the splits.
 
     Args:
-        root: the folder with train.csv and valid.csv, or the one above it.
-        out: study folder to write.
         test_list: whose patients are left out of train, as the paper does: the path of GLoRIA's chexpert_5x200.csv
             (absolute, or relative to `root`), or "mgca", the list drawn by MGCA's rule. None takes
             chexpert_5x200.csv where it lies in `root`, else nothing is left out.
         reports: CheXpert Plus' table (path as above, or "auto" to find it in `root`): its findings and impressions
             are added. None leaves them out: the paper uses CheXpert as label data, and a study with a report is
             trained on its report.
-        allow_partial: go on where the counts are not those of the full release (`EXPECTED`, `REMAINING`). Films
-            which are not there then count as not downloaded.
-        progress: show the counts and a bar.
-        **writing: image_size, max_rejected, workers: see `Intake.write`.
-
-    Returns:
-        `cxrclip.studies.summary` of the folder.
-
-    Raises:
-        InputError: as `Intake.write`; also a missing table or column, a list that is not 5x200, or a partial download.
     """
-    root = existing(root, "the CheXpert download, with train.csv")
-    intake = _gather(root, test_list, reports, allow_partial, progress)  # the tables it read are free again
-    return intake.write(out, {}, progress=progress, **writing)
-
-
-def _gather(root: Path, test_list: str | None, reports: str | None, allow_partial: bool, progress: bool) -> Intake:
-    """Read the tables and reports: every study of the download, without its films."""
-    if (train := label_table(root, "train.csv")) is None:
-        raise InputError(f"{root}: no train.csv here nor in CheXpert-v1.0*/; give the folder of the download")
-    tables = [train] + [table for table in (label_table(root, "valid.csv"),) if table]
+    train = train_table(intake.root)
+    tables = [train] + [table for table in (label_table(intake.root, "valid.csv"),) if table]
     if not any((table["film"] != "").any() for _, table in tables):
-        raise InputError(f"{root}: none of the {len(train[1]):,} listed films is here; unpack train/ and valid/")
-    rule, removed = _test_patients(root, train, test_list)
+        raise InputError(f"{intake.root}: none of the {len(train[1]):,} listed films is here; unpack train/ and valid/")
+    rule, removed = _test_patients(intake.root, train, test_list)
     keep = ~patients_of(train[1]["Path"]).isin(removed)
-    expected = EXPECTED | REMAINING.get(rule, {})
-    counts = check_counts("chexpert", root, expected, _found(tables, keep, bool(rule)), allow_partial=allow_partial,
-                          progress=progress)
-    facts = {"release": RELEASE, "counts": counts, "test_list": rule, "test_patients_removed": len(removed)}
-    facts |= {"not_downloaded": 0, "reports": "CheXpert Plus" if reports else None}
-    intake = Intake("chexpert", root, train[0].name, facts)
-    texts: dict[str, Sections] = {}
-    if reports:
-        known = {"/".join(study.split("/")[-2:]) for _, table in tables for study in table["study"]}
-        texts = plus_reports(reports_path(root, None if reports == "auto" else reports), intake, known)
+    intake.file = train[0].name
+    intake.count(EXPECTED | REMAINING.get(rule, {}), counts(tables, keep, bool(rule)))
+    intake.facts |= {"test_list": rule, "test_patients_removed": len(removed), "not_downloaded": 0}
+    intake.facts["reports"] = "CheXpert Plus" if reports else None
+    listed = (study for _, table in tables for study in table["study"])
+    texts = plus_reports(intake, reports, listed) if reports else {}
     for path, table in [(train[0], train[1][keep]), *tables[1:]]:
-        parse = partial(_study, file=path, intake=intake, texts=texts)
-        intake.take_groups(grouped(table, "study"), parse, path.name)
-    return intake
+        intake.take(grouped(table, "study"), partial(_study, file=path, intake=intake, texts=texts), path.name)
+
+
+SOURCE = Source("chexpert", "the CheXpert download, with train.csv", read, RELEASE)
 
 
 def _test_patients(root: Path, train: tuple[Path, pd.DataFrame], test_list: str | None) -> tuple[str, set[str]]:
@@ -140,55 +84,40 @@ def _test_patients(root: Path, train: tuple[Path, pd.DataFrame], test_list: str 
     return ("gloria", set(patients_of(chexpert5x200.read_list(path)["Path"]))) if path else ("", set())
 
 
-def _found(tables: list[tuple[Path, pd.DataFrame]], keep: pd.Series, listed: bool) -> dict[str, int]:
-    """The counts of `EXPECTED` and `REMAINING` in this download."""
-    found = {}
+def counts(tables: Tables, keep: pd.Series, listed: bool) -> dict[str, int]:
+    """The counts of `EXPECTED` and, where patients are `listed` for removal, `REMAINING` in this download."""
+    measured = {}
     for path, table in tables:
-        found |= {f"rows of {path.name}": len(table), f"patients of {path.name}": patients_of(table["Path"]).nunique()}
-    found["images"] = sum(int((table["film"] != "").sum()) for _, table in tables)
+        patients = patients_of(table["Path"]).nunique()
+        measured |= {f"rows of {path.name}": len(table), f"patients of {path.name}": patients}
+    measured["images"] = sum(int((table["film"] != "").sum()) for _, table in tables)
     if listed:
         left = tables[0][1][keep]
-        found |= {"rows left": len(left), "patients left": patients_of(left["Path"]).nunique()}
-    return found
+        measured |= {"rows left": len(left), "patients left": patients_of(left["Path"]).nunique()}
+    return measured
 
 
-def _row(cells: Cells, split: str) -> _Row:
+def _film(cells: Cells, split: str) -> tuple[str, Film | None]:
     place = place_of("Path", cells["Path"])
     if place.split != split:
         raise Unusable("Path", f"{cells['Path']!r} stands in {split}.csv")
-    shared = labels_of(cells) | {"sex": to_sex("Sex", cells["Sex"]), "age": to_age("Age", cells["Age"])}
+    _labels_sex_age(cells)  # a row that cannot be read is no film of the study
     view = view_of(cells)
-    return _Row(place, Film(Path(cells["film"]), view) if cells["film"] else None, shared)
+    return place.view, Film(Path(cells["film"]), view) if cells["film"] else None
+
+
+def _labels_sex_age(cells: Cells) -> dict:
+    return labels_of(cells) | {"sex": to_sex("Sex", cells["Sex"]), "age": to_age("Age", cells["Age"])}
 
 
 def _study(number: int, group: Rows, *, file: Path, intake: Intake, texts: Mapping[str, Sections]) -> Study | None:
-    rows = intake.usable(group, partial(_row, split=file.stem), file.name)
-    films, seen, cells = [], {}, dict(group)
-    for row, read in rows:
-        first = rows[0][0]
-        if seen.setdefault(read.place.view, row) != row:
-            reason = f"{read.place.view} stands already in row {seen[read.place.view]}; the first is kept"
-            intake.set_aside(row, "Path", reason, file.name)
-        elif column := next((name for name in SHARED if cells[row][name] != cells[first][name]), ""):
-            intake.set_aside(row, column, f"differs from row {first}, a film of the same study", file.name)
-        elif read.film is None:
-            intake.facts["not_downloaded"] += 1
-        else:
-            films.append(read.film)
+    parse = partial(_film, split=file.stem)
+    films, first = intake.usable_films(group, parse, unique="Path", shared=SHARED, file=file.name)
     if not films:
         return None
-    place, shared = rows[0][1].place, rows[0][1].shared
+    place, shared = place_of("Path", first["Path"]), _labels_sex_age(first)
     findings, impression = texts.get(place.study_id, (None, None))
     if not (findings or impression or shared["positive"] or shared["negative"] or shared["uncertain"]):
         raise Unusable("No Finding to Support Devices", "no label is set and there is no report: it would say nothing")
-    return Study(
-        row=number,
-        study_id=place.study_id,
-        patient_id=place.patient,
-        films=films,
-        split=place.split,
-        findings=findings,
-        impression=impression,
-        **shared,
-        file=file.name,
-    )
+    return Study(row=number, study_id=place.study_id, patient_id=place.patient, films=films, split=place.split,
+                 findings=findings, impression=impression, **shared, file=file.name)

@@ -1,4 +1,4 @@
-"""The public counts of a release against those of a download: which one is this, and is it whole?"""
+"""The published counts of a release against those of a download: which one is this, and is it whole?"""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from tqdm import tqdm
 
 from cxrclip.errors import InputError
 
-GO_ON = "set ALLOW_PARTIAL=1 (allow_partial=True) to go on"
+GO_ON = "set --allow-partial (allow_partial=True) to go on"
 
 
 def check_counts(
     name: str,
     root: Path,
-    expected: Mapping[str, int],
-    found: Mapping[str, int],
+    published: Mapping[str, int],
+    measured: Mapping[str, int],
     *,
     allow_partial: bool,
     progress: bool,
 ) -> dict[str, Any]:
-    """Compare what a download holds with the public counts of its release, before any film is read.
+    """Compare what a download holds with the published counts of its release, before any film is read.
 
     Args:
         name: of the source, for the message.
         root: folder of the download.
-        expected: what is counted -> the public count.
-        found: the same counts here; may hold others, which are only reported.
+        published: what is counted -> the published count.
+        measured: the same counts here; may hold others, which are only reported.
         allow_partial: go on where counts differ.
         progress: print the two side by side.
 
@@ -38,25 +38,25 @@ def check_counts(
         What `dataset.json` keeps: {"whole": bool, "expected": {...}, "found": {...}}.
 
     Raises:
-        InputError: counts differ and `allow_partial` is off. Fewer than expected is a partial download, more is
+        InputError: counts differ and `allow_partial` is off. Fewer than published is a partial download, more is
             another version of the release.
     """
     if progress:
-        tqdm.write(f"{name}:\n{compared(expected, found).to_string(index=False)}", file=sys.stderr)
-    differing = {what: (found.get(what, 0), count) for what, count in expected.items() if found.get(what, 0) != count}
+        tqdm.write(f"{name}:\n{compared(published, measured).to_string(index=False)}", file=sys.stderr)
+    differing = {what: (measured.get(what, 0), n) for what, n in published.items() if measured.get(what, 0) != n}
     if differing and not allow_partial:
-        said = ", ".join(f"{what} {here:,} of {count:,}" for what, (here, count) in differing.items())
-        if any(here > count for here, count in differing.values()):
-            raise InputError(f"{root}: not the {name} release known here: {said}; check its version, or {GO_ON}")
-        raise InputError(f"{root}: a partial download of {name}: {said}; fetch the rest, or {GO_ON}")
-    return {"whole": not differing, "expected": dict(expected), "found": dict(found)}
+        listed = ", ".join(f"{what} {count:,} of {n:,}" for what, (count, n) in differing.items())
+        if any(count > n for count, n in differing.values()):
+            raise InputError(f"{root}: not the {name} release known here: {listed}; check its version, or {GO_ON}")
+        raise InputError(f"{root}: a partial download of {name}: {listed}; fetch the rest, or {GO_ON}")
+    return {"whole": not differing, "expected": dict(published), "found": dict(measured)}
 
 
-def compared(expected: Mapping[str, int], found: Mapping[str, int]) -> pd.DataFrame:
-    """Columns count, expected, found, and a remark where they differ; counts without a public number last."""
+def compared(published: Mapping[str, int], measured: Mapping[str, int]) -> pd.DataFrame:
+    """Columns count, expected, found, and a remark where they differ; counts without a published number last."""
     lines = []
-    for what in [*expected, *(what for what in found if what not in expected)]:
-        public, here = expected.get(what), found.get(what, 0)
-        remark = "" if public in (None, here) else f"{here - public:+,}"
-        lines.append((what, "-" if public is None else f"{public:,}", f"{here:,}", remark))
+    for what in [*published, *(what for what in measured if what not in published)]:
+        expected, count = published.get(what), measured.get(what, 0)
+        remark = "" if expected in (None, count) else f"{count - expected:+,}"
+        lines.append((what, "-" if expected is None else f"{expected:,}", f"{count:,}", remark))
     return pd.DataFrame(lines, columns=["count", "expected", "found", ""])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cxrclip.data.sources.intake import UNKNOWN, Film
+from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake
 from cxrclip.studies import MAX_AGE, SEXES
 
 SUFFIXES = (".dicom", ".dcm", ".png", ".jpg")  # the release's own first, then films converted by hand
@@ -31,14 +30,14 @@ class Header(NamedTuple):
 
 def find_films(folder: Path) -> dict[str, Path]:
     """File name without suffix -> path, for every film below `folder`; empty where there is no such folder."""
-    found: dict[str, tuple[int, Path]] = {}
+    best: dict[str, tuple[int, Path]] = {}
     for place, _, names in os.walk(folder):
         for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in SUFFIXES:
-                one = (SUFFIXES.index(suffix.lower()), Path(place) / name)
-                found[stem] = min(found.get(stem, one), one)
-    return {stem: path for stem, (_, path) in found.items()}
+                film = (SUFFIXES.index(suffix.lower()), Path(place) / name)
+                best[stem] = min(best.get(stem, film), film)
+    return {stem: path for stem, (_, path) in best.items()}
 
 
 def read_header(path: Path) -> Header:
@@ -69,8 +68,11 @@ def _years(age: str) -> float | None:
     return years if years is not None and years <= MAX_AGE else None
 
 
-def described(path: Path, facts: dict[str, Any], view: str = UNKNOWN) -> Mapping[str, Any]:
-    """The fields films, sex and age of a study with one film; `view` where its header names none."""
+def film_of(path: Path, intake: Intake, view: str = UNKNOWN) -> dict[str, Any]:
+    """The fields films, sex and age of a study with one film; `view` where its header names none.
+
+    Values of the header that make no sense are counted ("odd_headers").
+    """
     header = read_header(path)
-    facts["odd_headers"] = facts.get("odd_headers", 0) + header.odd
+    intake.tally("odd_headers", header.odd)
     return {"films": [Film(path, header.view or view)], "sex": header.sex, "age": header.age}

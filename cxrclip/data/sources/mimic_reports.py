@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxrclip.data.sources.intake import Unusable, read_table, records, to_text
 from cxrclip.data.sources.report_text import Sections, parse_report
+from cxrclip.data.sources.tables import Unusable, read_table, records, to_text
 from cxrclip.errors import InputError
 
 TABLES = ("mimic_cxr_sectioned.csv", "mimic_cxr_sections.csv")
@@ -55,14 +56,7 @@ def report_name(subject: str, study: str) -> str:
 
 
 def _folder(folder: Path) -> Reports:
-    def read(subject: str, study: str) -> Sections:
-        name = report_name(subject, study)
-        try:
-            return _decoded((folder / name).read_bytes(), name)
-        except OSError as error:
-            raise Unusable("report", f"cannot be read ({error.strerror})", file=name) from error
-
-    return Reports(folder.name, lambda subject, study: (folder / report_name(subject, study)).is_file(), read)
+    return _texts(folder.name, lambda name: (folder / name).is_file(), lambda name: (folder / name).read_bytes())
 
 
 def _zip(path: Path) -> Reports:
@@ -71,33 +65,32 @@ def _zip(path: Path) -> Reports:
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a readable zip file ({error}); download it again") from error
     members = {name[name.find("files/") :]: name for name in archive.namelist() if name.endswith(".txt")}
+    return _texts(path.name, members.__contains__, lambda name: archive.read(members[name]))
 
+
+def _texts(where: str, has: Callable[[str], bool], read_bytes: Callable[[str], bytes]) -> Reports:
     def read(subject: str, study: str) -> Sections:
         name = report_name(subject, study)
         try:
-            return _decoded(archive.read(members[name]), name)
-        except (OSError, zipfile.BadZipFile, zipfile.zlib.error) as error:
-            raise Unusable("report", f"damaged in {path.name} ({error})", file=name) from error
+            return parse_report(read_bytes(name).decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise Unusable("report", f"byte {error.start} is no UTF-8; copy the file again", file=name) from error
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise Unusable("report", f"cannot be read from {where} ({reason})", file=name) from error
 
-    return Reports(path.name, lambda subject, study: report_name(subject, study) in members, read)
-
-
-def _decoded(data: bytes, name: str) -> Sections:
-    try:
-        return parse_report(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise Unusable("report", f"byte {error.start} is no UTF-8; copy the file again", file=name) from error
+    return Reports(where, lambda subject, study: has(report_name(subject, study)), read)
 
 
 def _table(path: Path) -> Reports:
-    table = read_table(path, ("study", "findings", "impression", "last_paragraph"), only=True)
     names = ("findings", "impression", "last_paragraph")
-    rows = {cells["study"]: (row, *(cells[name] for name in names)) for row, cells in records(table)}
+    table = read_table(path, ("study", *names), only=True)
+    rows = {cells["study"]: (row, cells) for row, cells in records(table)}
 
     def read(_: str, study: str) -> Sections:
-        row, *cells = rows[f"s{study}"]
+        row, cells = rows[f"s{study}"]
         try:
-            findings, impression, last = (to_text(name, cell) for name, cell in zip(names, cells, strict=True))
+            findings, impression, last = (to_text(name, cells[name]) for name in names)
         except Unusable as fault:
             raise Unusable(fault.column, fault.reason, row=row, file=path.name) from fault
         if findings or impression:

@@ -13,29 +13,15 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import NamedTuple
 
-import pandas as pd
-
-from cxrclip.data.sources.counts import check_counts
-from cxrclip.data.sources.intake import (
-    SHARES,
-    UNKNOWN,
-    Film,
-    Intake,
-    Study,
-    Unusable,
-    Writing,
-    existing,
-    read_table,
-    split_patients,
-    to_text,
-)
+from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Source, Study
+from cxrclip.data.sources.splits import SHARES, split_patients
+from cxrclip.data.sources.tables import Unusable, read_table, to_text
 from cxrclip.errors import InputError
 from cxrclip.studies import SPLITS
 
 REPORTS, PROJECTIONS, XML = "indiana_reports.csv", "indiana_projections.csv", "ecgen-radiology"
-RELEASE = "https://openi.nlm.nih.gov/faq, CC BY-NC-ND 4.0"
 KINDS = ("*.png", "*.jpg", "*.dcm")
 EXPECTED = {
     XML: {
@@ -51,7 +37,7 @@ EXPECTED = {
 FRONTAL, LATERAL = "FRONTAL", "LATERAL"
 
 
-class _Report(NamedTuple):
+class Report(NamedTuple):
     """One report of either layout: its number, its sections, and the names of its films."""
 
     uid: str
@@ -60,66 +46,51 @@ class _Report(NamedTuple):
     films: list[str]
 
 
-def prepare(
-    root: str | Path,
-    out: str | Path,
+def read(
+    intake: Intake,
     *,
     split: str | None = "test",
     shares: Mapping[str, float] = SHARES,
     seed: int = 0,
     frontal_only: bool = False,
-    allow_partial: bool = False,
-    progress: bool = True,
-    **writing: Unpack[Writing],
-) -> pd.DataFrame:
-    """Turn an Open-I download, whole or partial, into a study table: one report is one study, frontal films first.
+) -> None:
+    """Read an Open-I download: one report is one study, frontal films first. Films may lie anywhere below `root`.
 
-    Reads the XML reports (ecgen-radiology/) where they are, else the two CSV files of the mirror. Films are looked for
-    by name anywhere under `root`.
+    Reads the XML reports (ecgen-radiology/) where they are, else the two CSV files of the mirror.
 
     Views come from indiana_projections.csv where it is present. Without it a rule decides: the first film of a report
     is frontal, the second of two is lateral, any other is UNKNOWN. Among the two-film reports whose DICOM header names
     a lateral, that is the second film in 695 of 777. (The header itself is no help: it is empty, or calls laterals PA.)
 
-    The release has no patient numbers: every report counts as one patient.
+    The release has no patient numbers: every report counts as one patient. Reports without any text are unusable.
+    `dataset.json` also counts reports that name no film, single films that are missing, and views that were guessed.
 
     Args:
-        root: folder of the download.
-        out: study folder to write.
         split: the split of every study; "test" is the paper's use. None splits by report in `shares`.
         shares: split -> share of the reports, when `split` is None.
         seed: of the split.
         frontal_only: leave out every film that is not frontal, as the paper does; a report without one is skipped.
-        allow_partial: go on where the counts are not those of the full release (`EXPECTED`). Reports without a
-            film here are then not unusable: they count as not downloaded.
-        progress: show the counts and a bar.
-        **writing: image_size, max_rejected, workers: see `Intake.write`. Reports without any text are unusable.
-
-    Returns:
-        `cxrclip.studies.summary` of the folder. `dataset.json` also counts reports whose films are not
-        downloaded, reports that name no film, single films that are missing, and views that were guessed.
-
-    Raises:
-        InputError: as `Intake.write`; also a missing report folder or table, no film at all, or a partial download.
     """
-    root = existing(root, "the Open-I download")
+    root = intake.root
     if split is not None and split not in SPLITS:
         raise InputError(f"openi: unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     views = _projections(root)
     films = _find_films(root)
-    file = XML if (root / XML).is_dir() else REPORTS
-    reports = list(_xml_reports(root / XML) if file == XML else _csv_reports(root))
-    if all(isinstance(report, _Report) and not films.keys() & set(report.films) for report in reports):
+    intake.file = XML if (root / XML).is_dir() else REPORTS
+    reports = list(xml_reports(root / XML) if intake.file == XML else _csv_reports(root))
+    if all(isinstance(report, Report) and not films.keys() & set(report.films) for report in reports):
         raise InputError(f"{root}: no film of {len(reports):,} reports is here; download NLMCXR_png.tgz")
-    counts = check_counts("openi", root, EXPECTED[file], _found(reports, films, views), allow_partial=allow_partial,
-                          progress=progress)
-    facts = {"release": RELEASE, "counts": counts, "frontal_only": frontal_only}
-    facts |= {"split": split or "seeded by report", "seed": seed, "shares": dict(shares)}
-    facts |= dict.fromkeys(("not_downloaded", "without_film", "missing_films", "guessed_views", "without_frontal"), 0)
-    intake = Intake("openi", root, file, facts)
-    intake.take(reports, lambda row, report: _study(row, report, _films(report, films, views, facts), split))
-    splits = {} if split else split_patients((study.patient_id for study in intake.studies), shares, seed)
-    return intake.write(out, splits, progress=progress, **writing)
+    intake.count(EXPECTED[intake.file], counts(reports, films, views))
+    intake.facts |= {"frontal_only": frontal_only, "split": split or "seeded by report"}
+    intake.facts |= {"seed": seed, "shares": dict(shares)}
+    intake.facts |= dict.fromkeys(
+        ("not_downloaded", "without_film", "missing_films", "guessed_views", "without_frontal"), 0)
+    intake.take(enumerate(reports, 1),
+                lambda row, report: _study(row, report, _films(report, films, views, intake), split))
+    intake.splits = {} if split else split_patients((study.patient_id for study in intake.studies), shares, seed)
+
+
+SOURCE = Source("openi", "the Open-I download", read, "https://openi.nlm.nih.gov/faq, CC BY-NC-ND 4.0")
 
 
 def _find_films(root: Path) -> dict[str, Path]:
@@ -130,56 +101,48 @@ def _find_films(root: Path) -> dict[str, Path]:
     return films
 
 
-def _found(
-    reports: list[_Report | Unusable], films: Mapping[str, Path], views: Mapping[str, str]
-) -> dict[str, int]:
+def counts(reports: list[Report | Unusable], films: Mapping[str, Path], views: Mapping[str, str]) -> dict[str, int]:
     """The counts of `EXPECTED` in this download."""
-    read = [report for report in reports if isinstance(report, _Report)]
-    sections = [(bool(report.findings.strip()), bool(report.impression.strip())) for report in read]
+    readable = [report for report in reports if isinstance(report, Report)]
+    sections = [(bool(report.findings.strip()), bool(report.impression.strip())) for report in readable]
     return {
         "reports": len(reports),
-        "films named": sum(len(report.films) for report in read),
+        "films named": sum(len(report.films) for report in readable),
         "with findings": sum(findings for findings, _ in sections),
         "with impression": sum(impression for _, impression in sections),
         "with both sections": sections.count((True, True)),
-        "images": len({name for report in read for name in report.films} & films.keys()),
-        "with a frontal film": sum(FRONTAL in (_view(r.films, name, views) for name in r.films) for r in read),
+        "images": len({name for report in readable for name in report.films} & films.keys()),
+        "with a frontal film": sum(FRONTAL in (_view(r.films, name, views) for name in r.films) for r in readable),
     }
 
 
 def _films(
-    report: _Report | Unusable, films: Mapping[str, Path], views: Mapping[str, str], facts: dict[str, Any]
+    report: Report | Unusable, films: Mapping[str, Path], views: Mapping[str, str], intake: Intake
 ) -> list[Film]:
-    """The films of a report that are here, with their views; what is not is counted in `facts`."""
+    """The films of a report that are here, with their views; what is not is counted."""
     if isinstance(report, Unusable):
         raise report
-    here = [name for name in report.films if name in films]
-    facts["missing_films"] += len(report.films) - len(here)
-    facts["guessed_views"] += sum(name not in views for name in here)
-    if not here:
-        facts["not_downloaded" if report.films else "without_film"] += 1
-    named = [Film(films[name], _view(report.films, name, views)) for name in here]
-    if facts["frontal_only"] and named:
-        named = [film for film in named if film.view == FRONTAL]
-        facts["without_frontal"] += not named
-    return named
+    present = [name for name in report.films if name in films]
+    intake.tally("missing_films", len(report.films) - len(present))
+    intake.tally("guessed_views", sum(name not in views for name in present))
+    if not present:
+        intake.tally("not_downloaded" if report.films else "without_film")
+    viewed = [Film(films[name], _view(report.films, name, views)) for name in present]
+    if intake.facts["frontal_only"] and viewed:
+        viewed = [film for film in viewed if film.view == FRONTAL]
+        intake.tally("without_frontal", not viewed)
+    return viewed
 
 
-def _study(row: int, report: _Report, films: list[Film], split: str | None) -> Study | None:
+def _study(row: int, report: Report, films: list[Film], split: str | None) -> Study | None:
     if not films:
         return None
     findings, impression = to_text("findings", report.findings), to_text("impression", report.impression)
     if findings is None and impression is None:
         raise Unusable("findings, impression", f"report {report.uid} has no text")
-    return Study(
-        row=row,
-        study_id=f"CXR{report.uid}",
-        patient_id=f"CXR{report.uid}",
-        films=sorted(films, key=lambda film: film.view != FRONTAL),
-        split=split or "",
-        findings=findings,
-        impression=impression,
-    )
+    return Study(row=row, study_id=f"CXR{report.uid}", patient_id=f"CXR{report.uid}",
+                 films=sorted(films, key=lambda film: film.view != FRONTAL), split=split or "", findings=findings,
+                 impression=impression)
 
 
 def _key(name: str) -> str:
@@ -208,7 +171,8 @@ def _projections(root: Path) -> dict[str, str]:
     return {_key(f): views.get(p.lower(), UNKNOWN) for f, p in zip(table["filename"], table["projection"], strict=True)}
 
 
-def _xml_reports(folder: Path) -> Iterator[_Report | Unusable]:
+def xml_reports(folder: Path) -> Iterator[Report | Unusable]:
+    """The reports of the release by number; `Unusable` in the place of one that cannot be read."""
     paths = sorted(folder.glob("*.xml"), key=lambda path: (len(path.stem), path.stem))
     if not paths:
         raise InputError(f"{folder}: no XML report; unpack NLMCXR_reports.tgz here")
@@ -223,10 +187,10 @@ def _xml_reports(folder: Path) -> Iterator[_Report | Unusable]:
             if (label := node.get("Label", "")) in sections:
                 sections[label] += " " + "".join(node.itertext())
         names = [_key(node.get("id", "")) for node in tree.iter("parentImage")]
-        yield _Report(path.stem, sections["FINDINGS"], sections["IMPRESSION"], names)
+        yield Report(path.stem, sections["FINDINGS"], sections["IMPRESSION"], names)
 
 
-def _csv_reports(root: Path) -> Iterator[_Report]:
+def _csv_reports(root: Path) -> Iterator[Report]:
     if not (root / REPORTS).is_file():
         raise InputError(f"{root}: neither {XML}/ nor {REPORTS}; give the folder of an Open-I download")
     if not (root / PROJECTIONS).is_file():
@@ -234,4 +198,4 @@ def _csv_reports(root: Path) -> Iterator[_Report]:
     reports = read_table(root / REPORTS, ("uid", "findings", "impression"))
     films = read_table(root / PROJECTIONS, ("uid", "filename", "projection")).groupby("uid")["filename"].agg(list)
     for row in reports.to_dict("records"):
-        yield _Report(row["uid"], row["findings"], row["impression"], [_key(f) for f in films.get(row["uid"], [])])
+        yield Report(row["uid"], row["findings"], row["impression"], [_key(f) for f in films.get(row["uid"], [])])

@@ -12,21 +12,21 @@ from __future__ import annotations
 import importlib.util
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from cxrclip.data.sources import chestxray14, openi
+from cxrclip.data.sources import siim as siim_release
 from cxrclip.data.sources.chexpert_format import FINDINGS as CHEXPERT_LABELS
-from cxrclip.data.sources.intake import Unusable, read_table, to_text
+from cxrclip.data.sources.chexpert_format import STATES
+from cxrclip.data.sources.splits import gloria_split, train_valid_split
+from cxrclip.data.sources.tables import Unusable, read_table, to_text
 from cxrclip.errors import InputError
 from cxrclip.studies import SPLITS
-
-_SAID = {"1.0": "positive", "0.0": "negative", "-1.0": "uncertain", "": ""}
 
 
 def data_folder() -> Path:
@@ -35,8 +35,8 @@ def data_folder() -> Path:
     Raises:
         InputError: the package is not installed.
     """
-    found = importlib.util.find_spec("torchxrayvision")  # finds the package without running its code
-    places = list(found.submodule_search_locations or ()) if found else []
+    spec = importlib.util.find_spec("torchxrayvision")  # finds the package without running its code
+    places = list(spec.submodule_search_locations or ()) if spec else []
     if not places or not (Path(places[0]) / "data").is_dir():
         raise InputError("the package torchxrayvision with its folder data is not here; pip install torchxrayvision")
     return Path(places[0]) / "data"
@@ -60,7 +60,7 @@ def chexpert() -> pd.DataFrame:
     table = read_table(data_folder() / "chexpert_train.csv.gz", columns)
     parts = table["Path"].str.split("/", expand=True)
     view = table["AP/PA"].where(table["Frontal/Lateral"] == "Frontal", "LATERAL")
-    labels = {name: table[name].map(_SAID) for name in CHEXPERT_LABELS}
+    labels = {name: table[name].str.removesuffix(".0").map(STATES) for name in CHEXPERT_LABELS}
     patients = {"image": table["Path"], "patient_id": parts[2], "study_id": parts[2] + "/" + parts[3], "view": view}
     return pd.DataFrame(patients | labels)
 
@@ -75,7 +75,7 @@ def rsna() -> pd.DataFrame:
     columns = {"PatientID": "patient_id", "ViewPosition": "view", "PatientSex": "sex", "PatientAge": "age"}
     headers = read_table(data_folder() / "kaggle_stage_2_train_images_dicom_headers.csv.gz", columns)
     films = films.rename(columns={"patientId": "patient_id"}).merge(headers[[*columns]].rename(columns=columns))
-    films["split"] = gloria_split(films["patient_id"].tolist())
+    films["split"] = films["patient_id"].map(gloria_split(films["patient_id"]))
     return films.astype({"age": int})
 
 
@@ -86,15 +86,10 @@ def siim() -> pd.DataFrame:
     `split` is by film. `row_split` is by row, as GLoRIA and MGCA cut it: a film with several masks can then be
     in train and in test (see `siim_leak`).
     """
-    path = data_folder() / "siim-pneumothorax-train-rle.csv.gz"
-    table = read_table(path, ())
-    table.columns = table.columns.str.strip()  # the header is "ImageId, EncodedPixels", with the space
-    if list(table.columns) != ["ImageId", "EncodedPixels"]:
-        raise InputError(f"{path}: its columns are {list(table.columns)}, not ImageId and EncodedPixels")
-    rows = pd.DataFrame({"image": table["ImageId"], "pneumothorax": table["EncodedPixels"] != "-1"})
-    films = sorted(set(rows["image"]))
-    rows["split"] = rows["image"].map(dict(zip(films, gloria_split(films), strict=True)))
-    rows["row_split"] = gloria_split(list(range(len(rows))))
+    table = siim_release.read_masks(data_folder() / "siim-pneumothorax-train-rle.csv.gz")
+    rows = pd.DataFrame({"image": table["ImageId"], "pneumothorax": table["EncodedPixels"] != siim_release.NO_MASK})
+    rows["split"] = rows["image"].map(gloria_split(rows["image"]))
+    rows["row_split"] = rows.index.map(gloria_split(range(len(rows))))
     return rows
 
 
@@ -111,7 +106,7 @@ def vindr() -> pd.DataFrame:
     boxes = read_table(data_folder() / "vinbigdata-train.csv.gz", ("image_id", "rad_id"))
     films = boxes.groupby("image_id")["rad_id"].nunique().reset_index()
     films.columns = ["image", "readers"]
-    films["split"] = _cut(len(films), {"train": 0.8, "valid": 0.2})
+    films["split"] = films["image"].map(train_valid_split(films["image"]))
     return films
 
 
@@ -121,31 +116,12 @@ def open_i() -> pd.DataFrame:
     rows = []
     with tempfile.TemporaryDirectory() as folder, tarfile.open(data_folder() / "NLMCXR_reports.tgz") as archive:
         archive.extractall(folder, filter="data")
-        for report in openi._xml_reports(Path(folder) / openi.XML):
+        for report in openi.xml_reports(Path(folder) / openi.XML):
             if isinstance(report, Unusable):
                 raise InputError(f"NLMCXR_reports.tgz: {report}")
             sections = (to_text(name, getattr(report, name)) or "" for name in ("findings", "impression"))
             rows.append((report.uid, *sections, len(report.films)))
     return pd.DataFrame(rows, columns=["uid", "findings", "impression", "images"])
-
-
-def gloria_split(items: Sequence) -> list[str]:
-    """The split of each item by GLoRIA's rule: 70 % train; the rest in halves, test first; seed 0 in both steps."""
-    train, rest = train_test_split(np.arange(len(items)), test_size=0.3, random_state=0)
-    test, valid = train_test_split(rest, test_size=0.5, random_state=0)
-    return _named(len(items), {"train": train, "valid": valid, "test": test})
-
-
-def _cut(n: int, shares: dict[str, float]) -> list[str]:
-    train, valid = train_test_split(np.arange(n), test_size=shares["valid"], random_state=0)
-    return _named(n, {"train": train, "valid": valid})
-
-
-def _named(n: int, parts: dict[str, np.ndarray]) -> list[str]:
-    names = np.empty(n, object)
-    for name, places in parts.items():
-        names[places] = name
-    return names.tolist()
 
 
 # ------------------------------------------------------------------------------------------------------- statistics
@@ -194,8 +170,8 @@ def label_counts() -> pd.DataFrame:
     for finding, count in nih()["findings"].str.split("|").explode().value_counts().items():
         lines.append(("chestxray14", chestxray14.RENAMED.get(finding, finding), count, films - count, 0, films))
     for finding in CHEXPERT_LABELS:
-        said = chexpert()[finding].value_counts()
-        lines.append(("chexpert", finding, *(said.get(kind, 0) for kind in ("positive", "negative", "uncertain")),
+        kinds = chexpert()[finding].value_counts()
+        lines.append(("chexpert", finding, *(kinds.get(kind, 0) for kind in ("positive", "negative", "uncertain")),
                       len(chexpert())))  # fmt: skip
     for name, table, finding in (
         ("rsna", rsna()["pneumonia"], "Pneumonia"),
@@ -234,8 +210,6 @@ def collisions() -> pd.DataFrame:
     kind (the "triplet" of positive, negative and uncertain); Open-I reports that have both sections by impression,
     and by the longer section.
     """
-    from cxrclip.metrics import collision_probability  # torch is needed for nothing else here
-
     labels = chexpert()[list(CHEXPERT_LABELS)]
     reports = open_i()
     both = reports[(reports["findings"] != "") & (reports["impression"] != "")]
@@ -248,5 +222,8 @@ def collisions() -> pd.DataFrame:
             max(pair, key=len) for pair in zip(both["findings"], both["impression"], strict=True)
         ],
     }
-    lines = [(table, what, collision_probability(said), len(said)) for (table, what), said in contents.items()]
+    lines = []
+    for (table, what), texts in contents.items():
+        pairs = sum(count * (count - 1) for count in Counter(texts).values())
+        lines.append((table, what, pairs / (len(texts) * (len(texts) - 1)), len(texts)))
     return pd.DataFrame(lines, columns=["table", "content", "probability", "n"])

@@ -9,20 +9,20 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from cxrclip.data.sources.intake import to_text
+from cxrclip.data.sources.tables import to_text
 
 _RULE = re.compile(r"^[ \t]*_{10,}[ \t]*$", re.MULTILINE)
-_OURS = r"(?:FINDINGS?|Findings?|IMPRESSIONS?|Impressions?|CONCLUSIONS?|Conclusions?)"
+_SECTION = r"(?:FINDINGS?|Findings?|IMPRESSIONS?|Impressions?|CONCLUSIONS?|Conclusions?)"
 # A heading starts a line: one of ours (also without colon, when alone), or anything in capitals before a colon.
 _HEADING = re.compile(
-    rf"^[ \t]*(?P<name>{_OURS}(?=[ \t]*(?::|$))|[A-Z][A-Z ()/,&'-]+(?=:))[ \t]*:?", re.MULTILINE
+    rf"^[ \t]*(?P<name>{_SECTION}(?=[ \t]*(?::|$))|[A-Z][A-Z ()/,&'-]+(?=:))[ \t]*:?", re.MULTILINE
 )
 _KINDS = {"FINDING": "findings", "IMPRESSION": "impression", "CONCLUSION": "impression"}
 _BOTH = re.compile(r"(FINDINGS?|IMPRESSIONS?)\s*(AND|/|&)\s*(FINDINGS?|IMPRESSIONS?)")
 # What a paragraph under these headings says is not what the film shows.
 _BACKGROUND = ("EXAM", "STUDY", "INDICATION", "HISTORY", "CLINICAL", "REASON", "TECHNIQUE", "COMPARISON", "DATE",
                "NOTIFICATION", "RECOMMENDATION", "WET READ", "ADDENDUM")
-_INLINE = re.compile(rf"\s+(?=(?:{_OURS}|INDICATION|COMPARISON|TECHNIQUE|HISTORY|RECOMMENDATIONS?)[ \t]*:)")
+_INLINE = re.compile(rf"\s+(?=(?:{_SECTION}|INDICATION|COMPARISON|TECHNIQUE|HISTORY|RECOMMENDATIONS?)[ \t]*:)")
 
 
 class Sections(NamedTuple):
@@ -43,12 +43,11 @@ def parse_report(text: str) -> Sections:
     it is no history, comparison or title.
     """
     parts = [part for part in _RULE.split(text) if part.strip()] or [""]
-    found: dict[str, str] = {}
+    sections: dict[str, str] = {}
     for part in reversed(parts):
-        here = {kind: body for kind, body in _sections(part) if body}
-        found = here | found
-    if found:
-        return Sections(found.get("findings"), found.get("impression"), False, len(parts) - 1)
+        sections = {kind: body for kind, body in _sections(part) if body} | sections
+    if sections:
+        return Sections(sections.get("findings"), sections.get("impression"), False, len(parts) - 1)
     last = _last_paragraph(parts[-1])
     return Sections(None, last, last is not None, len(parts) - 1)
 
@@ -58,7 +57,7 @@ def _sections(part: str) -> list[tuple[str, str | None]]:
     headings = list(_HEADING.finditer(part))
     ends = [heading.start() for heading in headings[1:]] + [len(part)] * bool(headings)
     kinds = [(_kind(heading["name"]), part[heading.end() : end]) for heading, end in zip(headings, ends, strict=True)]
-    return [(kind, _said(body)) for kind, body in kinds if kind]
+    return [(kind, _one_line(body)) for kind, body in kinds if kind]
 
 
 def _kind(heading: str) -> str | None:
@@ -73,11 +72,11 @@ def _last_paragraph(part: str) -> str | None:
             continue
         body = paragraph[heading.end() :] if heading else paragraph
         if any(letter.islower() for letter in body):  # else a title, or the end of a form
-            return _said(body)
+            return _one_line(body)
     return None
 
 
-def _said(text: str) -> str | None:
+def _one_line(text: str) -> str | None:
     """The text on one line; None where it has no letter."""
     return to_text("report", text) if any(letter.isalpha() for letter in text) else None
 

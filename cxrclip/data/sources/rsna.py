@@ -12,17 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
 
 import pandas as pd
 
-from cxrclip.data.sources.counts import check_counts
-from cxrclip.data.sources.dicom import described, find_films
-from cxrclip.data.sources.intake import Intake, Rows, Study, Unusable, Writing, existing, find_one, grouped, read_table
-from cxrclip.data.sources.splits import gloria_split
+from cxrclip.data.sources.dicom import film_of, find_films
+from cxrclip.data.sources.prepare import Intake, Source, Study
+from cxrclip.data.sources.splits import gloria_split, split_sizes
+from cxrclip.data.sources.tables import Rows, Unusable, find_one, grouped, read_table
 from cxrclip.errors import InputError
 
-RELEASE = "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge, competition rules"
 LABELS, CLASSES, FILMS = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv", "stage_2_train_images"
 PNEUMONIA, NORMAL = "Pneumonia", "Normal"
 # Class -> positive and negative labels. "Normal" is kept apart: a film can be without opacity and not be normal.
@@ -32,76 +30,48 @@ MEANING = {
     "Normal": ([NORMAL], [PNEUMONIA]),
 }
 EXPECTED = {
-    f"rows of {LABELS}": 30_227,
-    f"rows of {CLASSES}": 30_227,
-    "patients": 26_684,
-    "images": 26_684,
-    "Lung Opacity": 6_012,
-    "No Lung Opacity / Not Normal": 11_821,
-    "Normal": 8_851,
-    "split train": 18_678,
-    "split valid": 4_003,
-    "split test": 4_003,
+    f"rows of {LABELS}": 30_227, f"rows of {CLASSES}": 30_227, "patients": 26_684, "images": 26_684,
+    "Lung Opacity": 6_012, "No Lung Opacity / Not Normal": 11_821, "Normal": 8_851, "split train": 18_678,
+    "split valid": 4_003, "split test": 4_003,
 }
 
 
-def prepare(
-    root: str | Path,
-    out: str | Path,
-    *,
-    allow_partial: bool = False,
-    progress: bool = True,
-    **writing: Unpack[Writing],
-) -> pd.DataFrame:
-    """Turn an RSNA download into a study table: one patient, that is one film, is one study.
+def read(intake: Intake) -> None:
+    """Read the folder with both tables and stage_2_train_images/, or one above it: a patient (a film) is a study.
 
     Splits are GLoRIA's (`splits.gloria_split`), by all patients listed, whether their film is here or not. View, sex
-    and age come from the DICOM header, no other field of it is read.
-
-    Args:
-        root: the folder with both tables and stage_2_train_images/, or one above it.
-        out: study folder to write.
-        allow_partial: go on where the counts are not those of the full release (`EXPECTED`). Films which are not
-            there then count as not downloaded.
-        progress: show the counts and a bar.
-        **writing: image_size, max_rejected, workers: see `Intake.write`.
-
-    Returns:
-        `cxrclip.studies.summary` of the folder. `dataset.json` also counts header values that make no sense.
-
-    Raises:
-        InputError: as `Intake.write`; also a missing table or column, no film at all, or a partial download.
+    and age come from the DICOM header; `dataset.json` counts values that make no sense.
     """
-    root = existing(root, f"the RSNA download, with {LABELS}")
-    paths = {name: find_one(root, name) for name in (CLASSES, LABELS)}
+    paths = {name: find_one(intake.root, name) for name in (CLASSES, LABELS)}
     if absent := [name for name, path in paths.items() if path is None]:
-        raise InputError(f"{root}: no {absent[0]}; give the folder of the RSNA download")
+        raise InputError(f"{intake.root}: no {absent[0]}; give the folder of the RSNA download")
     classes = read_table(paths[CLASSES], ("patientId", "class"), only=True)
     boxes = read_table(paths[LABELS], ("patientId", "Target"), only=True)
     films = find_films(paths[LABELS].parent / FILMS)
     if not films:
         raise InputError(f"{paths[LABELS].parent}: no film is in {FILMS}/; unpack the DICOM files there")
     splits = gloria_split(boxes["patientId"])
-    counts = check_counts("rsna", root, EXPECTED, _found(classes, boxes, films, splits), allow_partial=allow_partial,
-                          progress=progress)
-    facts = {"release": RELEASE, "counts": counts, "not_downloaded": 0, "odd_headers": 0}
-    intake = Intake("rsna", root, CLASSES, facts)
+    intake.file = CLASSES
+    intake.count(EXPECTED, counts(classes, boxes, films, splits))
+    intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
     targets = _targets(boxes, set(classes["patientId"]), intake)
-    parse = partial(_study, targets=targets, films=films, splits=splits, facts=facts)
-    intake.take_groups(grouped(classes, "patientId"), parse)
-    return intake.write(out, splits, progress=progress, **writing)
+    parse = partial(_study, intake=intake, targets=targets, films=films, splits=splits)
+    intake.take(grouped(classes, "patientId"), parse)
 
 
-def _found(
+SOURCE = Source("rsna", f"the RSNA download, with {LABELS}", read,
+                "https://www.kaggle.com/c/rsna-pneumonia-detection-challenge, competition rules")
+
+
+def counts(
     classes: pd.DataFrame, boxes: pd.DataFrame, films: Mapping[str, Path], splits: Mapping[str, str]
 ) -> dict[str, int]:
     """The counts of `EXPECTED` in this download."""
     patients = set(boxes["patientId"])
-    found = {f"rows of {LABELS}": len(boxes), f"rows of {CLASSES}": len(classes), "patients": len(patients)}
-    found["images"] = len(patients & films.keys())
+    measured = {f"rows of {LABELS}": len(boxes), f"rows of {CLASSES}": len(classes), "patients": len(patients)}
+    measured["images"] = len(patients & films.keys())
     kinds = classes.drop_duplicates("patientId")["class"].value_counts()
-    found |= {name: int(kinds.get(name, 0)) for name in MEANING}
-    return found | {f"split {name}": list(splits.values()).count(name) for name in ("train", "valid", "test")}
+    return measured | {name: int(kinds.get(name, 0)) for name in MEANING} | split_sizes(splits)
 
 
 def _targets(boxes: pd.DataFrame, known: set[str], intake: Intake) -> dict[str, set[str]]:
@@ -121,10 +91,10 @@ def _study(
     row: int,
     group: Rows,
     *,
+    intake: Intake,
     targets: Mapping[str, set[str]],
     films: Mapping[str, Path],
     splits: Mapping[str, str],
-    facts: dict[str, Any],
 ) -> Study | None:
     """One patient: a row for each box, all of one class."""
     patient, kind = group[0][1]["patientId"], group[0][1]["class"]
@@ -138,15 +108,8 @@ def _study(
     if targets[patient] != {"1" if kind == "Lung Opacity" else "0"}:
         raise Unusable("class", f"{patient} is {kind!r}, which its Target in {LABELS} contradicts")
     if patient not in films:
-        facts["not_downloaded"] += 1
+        intake.tally("not_downloaded")
         return None
     positive, negative = MEANING[kind]
-    return Study(
-        row=row,
-        study_id=patient,
-        patient_id=patient,
-        split=splits[patient],
-        positive=positive,
-        negative=negative,
-        **described(films[patient], facts),
-    )
+    return Study(row=row, study_id=patient, patient_id=patient, split=splits[patient], positive=positive,
+                 negative=negative, **film_of(films[patient], intake))

@@ -1,13 +1,41 @@
-"""Splits that other projects made with scikit-learn, so that their test sets are the ones used here."""
+"""Splits: seeded by patient, or drawn with scikit-learn as other projects did, so that the test sets are theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from sklearn.model_selection import train_test_split
 
+from cxrclip.errors import InputError
+from cxrclip.studies import SPLITS
 
-def gloria_split(items: Iterable[str]) -> dict[str, str]:
+SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
+Item = TypeVar("Item", str, int)
+
+
+def split_patients(patients: Iterable[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Give every patient a split. Patients are put in the order of a seeded hash and cut by `shares`.
+
+    So the order of the rows does not matter, and a patient seldom moves when more of a release is downloaded.
+
+    Args:
+        shares: split -> share of the patients; they sum to 1.
+
+    Raises:
+        InputError: an unknown split, a negative share, or shares that do not sum to 1.
+    """
+    if not set(shares) <= set(SPLITS) or min(shares.values(), default=-1) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise InputError(f"shares {dict(shares)}: give {', '.join(SPLITS)} shares from 0 to 1 that sum to 1")
+    ordered = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+    cuts = [round(share * len(ordered)) for share in itertools.accumulate(shares.get(split, 0) for split in SPLITS)]
+    bounds = zip(SPLITS, [0, *cuts[:-1]], cuts, strict=True)
+    return {patient: split for split, start, stop in bounds for patient in ordered[start:stop]}
+
+
+def gloria_split(items: Iterable[Item]) -> dict[Item, str]:
     """Item -> split, 70 % train, 15 % valid, 15 % test, by the rule of GLoRIA (Huang et al., ICCV 2021).
 
     Items are sorted, 30 % are drawn with seed 0, and of these one half with seed 0 again, which is valid. The
@@ -22,3 +50,8 @@ def train_valid_split(items: Iterable[str]) -> dict[str, str]:
     """Item -> split, 80 % train and 20 % valid of the sorted items with seed 0, as CXR-CLIP cuts VinDr-CXR."""
     train, valid = train_test_split(sorted(set(items)), test_size=0.2, random_state=0)
     return {item: name for name, part in (("train", train), ("valid", valid)) for item in part}
+
+
+def split_sizes(splits: Mapping[str, str]) -> dict[str, int]:
+    """How many items are in each split, under the names of the published counts ("split train", ...)."""
+    return {f"split {name}": list(splits.values()).count(name) for name in SPLITS}

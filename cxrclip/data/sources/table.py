@@ -4,38 +4,23 @@ For a hospital's own export, and for public sets without a module here. One row 
 films of Kermany et al. ("Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning",
 Cell 172(5), 2018; Mendeley data rscbjbr9sj, published as CC BY 4.0) come in so:
 
-    prepare(root, out, name="kermany", file="labels.csv", image="file", patient="patient", labels="label",
-            mapping={"NORMAL": ["No Finding"], "BACTERIA": ["Pneumonia"], "VIRUS": ["Pneumonia"]})
+    SOURCES["table"](root, out, name="kermany", file="labels.csv", image="file", patient="patient", labels="label",
+                     mapping={"NORMAL": ["No Finding"], "BACTERIA": ["Pneumonia"], "VIRUS": ["Pneumonia"]})
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from cxrclip.data.sources.counts import check_counts
-from cxrclip.data.sources.intake import (
-    SHARES,
-    UNKNOWN,
-    Cells,
-    Film,
-    Intake,
-    Study,
-    Unusable,
-    existing,
-    name_in,
-    read_table,
-    records,
-    split_patients,
-    to_age,
-    to_sex,
-    to_text,
-)
+from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Source, Study
 from cxrclip.data.sources.report_text import parse_report, with_lines
+from cxrclip.data.sources.splits import SHARES, split_patients
+from cxrclip.data.sources.tables import Cells, Unusable, name_in, read_table, records, to_age, to_sex, to_text
 from cxrclip.errors import InputError
 
 SPLIT_NAMES = {"train": "train", "valid": "valid", "test": "test", "training": "train", "val": "valid"}
@@ -115,66 +100,43 @@ class Columns:
         return [*self.images, *(name for name in single if name), *self.supervision]
 
 
-def prepare(
-    root: str | Path,
-    out: str | Path,
+def read(
+    intake: Intake,
     *,
     file: str,
     name: str = "table",
     shares: Mapping[str, float] = SHARES,
     seed: int = 0,
     expected: Mapping[str, int] | None = None,
-    allow_partial: bool = False,
-    image_size: int = 512,
-    max_rejected: float = 0.05,
-    workers: int | None = None,
-    progress: bool = True,
     **columns: Any,
-) -> pd.DataFrame:
-    """Turn a table and its films into a study table.
+) -> None:
+    """Read a table; a row whose film is not there is unusable, also with `allow_partial`.
 
     Args:
-        root: folder with the table and the films.
-        out: study folder to write.
         file: the table, relative to `root`: CSV (UTF-8) or Parquet.
         name: the `source` of the studies; patients of two tables with one name are the same patients.
         shares: split -> share of the patients, where the table has no `split` column.
         seed: of the split.
         expected: what the whole data set holds, where that is known: "rows", "images", "patients", "studies".
-        allow_partial: go on where these counts differ. A row whose film is not there is unusable in any case.
-        image_size: shorter side of the stored films in pixels; smaller films are not enlarged.
-        max_rejected: share of unusable rows above which nothing is written.
-        workers: processes which decode films; None takes a process a core.
-        progress: show the counts and a bar.
         **columns: the fields of `Columns`.
-
-    Returns:
-        `cxrclip.studies.summary` of the folder.
-
-    Raises:
-        InputError: as `Intake.write`; also a missing table or column, an unknown parameter, or
-            counts that are not `expected`.
     """
-    if unknown := sorted(columns.keys() - {f.name for f in fields(Columns)}):
-        raise InputError(f"table: unknown parameter {unknown[0]!r}; see cxrclip.data.sources.table.Columns")
-    if absent := [key for key in ("image", "patient") if not columns.get(key)]:
-        raise InputError(f"table: parameter {absent[0]!r} is needed: the column with each {absent[0]}")
-    root, chosen = existing(root, f"{file} and its films"), Columns(**columns)
-    table = read_table(root / file, chosen.named)
-    facts = {"splits": "as given"} if chosen.split else {"seed": seed, "shares": dict(shares)}
+    chosen = Columns(**columns)
+    table = read_table(intake.root / file, chosen.named)
+    intake.name, intake.file = name, file
+    intake.facts |= {"splits": "as given"} if chosen.split else {"seed": seed, "shares": dict(shares)}
     if expected:
-        found = _found(table, chosen, root, expected)
-        facts["counts"] = check_counts(name, root, expected, found, allow_partial=allow_partial, progress=progress)
-    intake = Intake(name, root, file, facts)
+        intake.count(expected, _counts(table, chosen, intake.root, expected))
     if chosen.report:
-        facts |= {"last_paragraphs": 0, "addenda": 0}
-    intake.take_numbered(records(table), lambda row, cells: _study(row, cells, chosen, root, facts))
-    made = {} if chosen.split else split_patients((study.patient_id for study in intake.studies), shares, seed)
-    return intake.write(out, made, image_size=image_size, max_rejected=max_rejected, workers=workers,
-                        progress=progress)
+        intake.facts |= {"last_paragraphs": 0, "addenda": 0}
+    intake.take(records(table), lambda row, cells: _study(row, cells, chosen, intake))
+    if not chosen.split:
+        intake.splits = split_patients((study.patient_id for study in intake.studies), shares, seed)
 
 
-def _found(table: pd.DataFrame, columns: Columns, root: Path, expected: Mapping[str, int]) -> dict[str, int]:
+SOURCE = Source("table", "the table and its films", read, columns=Columns)
+
+
+def _counts(table: pd.DataFrame, columns: Columns, root: Path, expected: Mapping[str, int]) -> dict[str, int]:
     """The counts that `expected` names, in this download."""
     ways = {
         "rows": lambda: len(table),
@@ -187,42 +149,35 @@ def _found(table: pd.DataFrame, columns: Columns, root: Path, expected: Mapping[
     return {what: int(ways[what]()) for what in expected}
 
 
-def _study(row: int, cells: Cells, columns: Columns, root: Path, facts: dict[str, Any]) -> Study:
+def _study(row: int, cells: Cells, columns: Columns, intake: Intake) -> Study:
     def cell(column: str | None) -> str:
         return cells[column] if column else ""
 
-    films = _films(cells, columns, root)
+    films = _films(cells, columns, intake.root)
     for column in (columns.patient, columns.study):
         if column and not cells[column]:
             raise Unusable(column, "is empty")
     if columns.split and cells[columns.split].lower() not in SPLIT_NAMES:
         raise Unusable(columns.split, f"{cells[columns.split]!r} is not train, valid or test")
     labels = _labels(cells, columns)
-    sections = _sections(cells, columns, facts)
+    sections = _sections(cells, columns, intake)
     if columns.supervision and not any(sections) and not any(labels.values()):
         raise Unusable(", ".join(columns.supervision), "neither a text nor a label")
-    return Study(
-        row=row,
-        study_id=cell(columns.study) or name_in(root, films[0].path.with_suffix("")),
-        patient_id=cells[columns.patient],
-        films=films,
-        split=SPLIT_NAMES[cells[columns.split].lower()] if columns.split else "",
-        findings=sections[0],
-        impression=sections[1],
-        **labels,
-        sex=to_sex(str(columns.sex), cell(columns.sex)),
-        age=to_age(str(columns.age), cell(columns.age)),
-    )
+    return Study(row=row, study_id=cell(columns.study) or name_in(intake.root, films[0].path.with_suffix("")),
+                 patient_id=cells[columns.patient], films=films,
+                 split=SPLIT_NAMES[cells[columns.split].lower()] if columns.split else "", findings=sections[0],
+                 impression=sections[1], **labels, sex=to_sex(str(columns.sex), cell(columns.sex)),
+                 age=to_age(str(columns.age), cell(columns.age)))
 
 
-def _sections(cells: Cells, columns: Columns, facts: dict[str, Any]) -> list[str | None]:
+def _sections(cells: Cells, columns: Columns, intake: Intake) -> list[str | None]:
     """Findings and impression of one row, from their columns or out of its report."""
     if not columns.report:
         return [to_text(name, cells[name]) if name else None for name in (columns.findings, columns.impression)]
-    said = parse_report(with_lines(cells[columns.report]))
-    facts["last_paragraphs"] += said.last_paragraph
-    facts["addenda"] += said.addenda > 0
-    return [said.findings, said.impression]
+    text = parse_report(with_lines(cells[columns.report]))
+    intake.tally("last_paragraphs", text.last_paragraph)
+    intake.tally("addenda", text.addenda > 0)
+    return [text.findings, text.impression]
 
 
 def _films(cells: Cells, columns: Columns, root: Path) -> list[Film]:
@@ -236,22 +191,22 @@ def _films(cells: Cells, columns: Columns, root: Path) -> list[Film]:
 
 def _labels(cells: Cells, columns: Columns) -> dict[str, list[str]]:
     """Positive, negative and uncertain finding names of one row."""
-    said: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
+    labels: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
     for label in cells[columns.labels].split(columns.separator) if columns.labels else ():
         if not (label := label.strip()):
             continue
         if columns.mapping is not None and label not in columns.mapping:
             raise Unusable(columns.labels, f"label {label!r} is not in the mapping ({', '.join(columns.mapping)})")
-        said["positive"] += [label] if columns.mapping is None else columns.mapping[label]
+        labels["positive"] += [label] if columns.mapping is None else columns.mapping[label]
     for column, finding in columns.findings_by_column.items():
         if cells[column]:
-            said[_kind(column, cells[column], columns.values)].append(finding)
-    names = [name for kind in said.values() for name in kind]
+            labels[_kind(column, cells[column], columns.values)].append(finding)
+    names = [name for kind in labels.values() for name in kind]
     if twice := [name for name in names if names.count(name) > 1]:
         raise Unusable(columns.labels or "labels", f"finding {twice[0]!r} is named twice")
     if unknown := [name for name in names if columns.vocabulary is not None and name not in columns.vocabulary]:
         raise Unusable(columns.labels or "labels", f"finding {unknown[0]!r} is not in the vocabulary")
-    return said
+    return labels
 
 
 def _kind(column: str, cell: str, values: Mapping[str, Any]) -> str:

@@ -12,123 +12,64 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
 
 import pandas as pd
 
-from cxrclip.data.sources.counts import check_counts
-from cxrclip.data.sources.dicom import described, find_films
-from cxrclip.data.sources.intake import (
-    Cells,
-    Intake,
-    Rows,
-    Study,
-    Unusable,
-    Writing,
-    existing,
-    find_one,
-    grouped,
-    read_table,
-)
-from cxrclip.data.sources.splits import train_valid_split
+from cxrclip.data.sources.dicom import film_of, find_films
+from cxrclip.data.sources.prepare import Intake, Source, Study
+from cxrclip.data.sources.splits import split_sizes, train_valid_split
+from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, grouped, read_table
 from cxrclip.errors import InputError
 
-RELEASE = "https://physionet.org/content/vindr-cxr/1.0.0/, PhysioNet Credentialed Health Data License"
 FINDINGS = (
-    "Aortic enlargement",
-    "Atelectasis",
-    "Calcification",
-    "Cardiomegaly",
-    "Clavicle fracture",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Enlarged PA",
-    "ILD",
-    "Infiltration",
-    "Lung Opacity",
-    "Lung cavity",
-    "Lung cyst",
-    "Mediastinal shift",
-    "Nodule/Mass",
-    "Pleural effusion",
-    "Pleural thickening",
-    "Pneumothorax",
-    "Pulmonary fibrosis",
-    "Rib fracture",
-    "Other lesion",
-    "COPD",
-    "Lung tumor",
-    "Pneumonia",
-    "Tuberculosis",
-    "Other diseases",
+    "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Clavicle fracture", "Consolidation", "Edema",
+    "Emphysema", "Enlarged PA", "ILD", "Infiltration", "Lung Opacity", "Lung cavity", "Lung cyst", "Mediastinal shift",
+    "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumothorax", "Pulmonary fibrosis", "Rib fracture",
+    "Other lesion", "COPD", "Lung tumor", "Pneumonia", "Tuberculosis", "Other diseases",
 )
 NO_FINDING = "No finding"
 RENAMED = {"Other disease": "Other diseases"}  # written so in some copies
 READERS = 3
 TRAIN, TEST = "image_labels_train.csv", "image_labels_test.csv"
 EXPECTED = {
-    f"rows of {TRAIN}": 45_000,
-    f"rows of {TEST}": 3_000,
-    "train films listed": 15_000,
-    "images": 18_000,
-    "split train": 12_000,
-    "split valid": 3_000,
-    "split test": 3_000,
+    f"rows of {TRAIN}": 45_000, f"rows of {TEST}": 3_000, "train films listed": 15_000, "images": 18_000,
+    "split train": 12_000, "split valid": 3_000, "split test": 3_000,
 }
 
 
-def prepare(
-    root: str | Path,
-    out: str | Path,
-    *,
-    allow_partial: bool = False,
-    progress: bool = True,
-    **writing: Unpack[Writing],
-) -> pd.DataFrame:
-    """Turn a VinDr-CXR download into a study table: one film is one study.
+def read(intake: Intake) -> None:
+    """Read the folder with annotations/, train/ and test/, or one above it: a film is a study.
 
     The official test set is test. The training set is cut 80/20 into train and valid as the paper does
     (`splits.train_valid_split`), by all films listed, whether here or not.
 
     Positive is what any reader saw, negative the rest of the 27 findings; "No finding" is positive where nothing else
-    is. View (PA where none is named), sex and age come from the DICOM header, no other field of it is read.
-
-    Args:
-        root: the folder with annotations/, train/ and test/, or one above it.
-        out: study folder to write.
-        allow_partial: go on where the counts are not those of the full release (`EXPECTED`). Films which are not
-            there then count as not downloaded.
-        progress: show the counts and a bar.
-        **writing: image_size, max_rejected, workers: see `Intake.write`.
-
-    Returns:
-        `cxrclip.studies.summary` of the folder. `dataset.json` also counts header values that make no sense.
-
-    Raises:
-        InputError: as `Intake.write`; also no table of labels, a missing column, no film at all, or a partial download.
+    is. View (PA where none is named), sex and age come from the DICOM header; `dataset.json` counts values that make
+    no sense.
     """
-    root = existing(root, "the VinDr-CXR download, with annotations/, train/ and test/")
+    root = intake.root
     paths = {name: path for name in (TRAIN, TEST) if (path := find_one(root, f"annotations/{name}"))}
     if not paths:
         raise InputError(f"{root}: no annotations/{TRAIN} nor {TEST}; give the folder of the VinDr-CXR download")
-    tables = {name: _read(path, ["rad_id"] if name == TRAIN else []) for name, path in paths.items()}
+    tables = {name: _labels(path, ["rad_id"] if name == TRAIN else []) for name, path in paths.items()}
     films = {name: find_films(path.parents[1] / ("train" if name == TRAIN else "test")) for name, path in paths.items()}
     if not any(films.values()):
         raise InputError(f"{root}: no film is in train/ or test/; unpack the DICOM files there")
     splits = train_valid_split(tables[TRAIN]["image_id"]) if TRAIN in tables else {}
     splits |= dict.fromkeys(tables[TEST]["image_id"], "test") if TEST in tables else {}
-    counts = check_counts("vindr-cxr", root, EXPECTED, _found(tables, films, splits), allow_partial=allow_partial,
-                          progress=progress)
-    facts = {"release": RELEASE, "counts": counts, "not_downloaded": 0, "odd_headers": 0}
-    intake = Intake("vindr-cxr", root, next(iter(paths)), facts)
+    intake.file = next(iter(paths))
+    intake.count(EXPECTED, _counts(tables, films, splits))
+    intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
     for name, table in tables.items():
-        parse = partial(_study, file=name, films=films[name], splits=splits, facts=facts)
-        intake.take_groups(grouped(table, "image_id"), parse, name)
-    return intake.write(out, splits, progress=progress, **writing)
+        parse = partial(_study, intake=intake, file=name, films=films[name], splits=splits)
+        intake.take(grouped(table, "image_id"), parse, name)
 
 
-def _read(path: Path, extra: list[str]) -> pd.DataFrame:
+SOURCE = Source("vindr-cxr", "the VinDr-CXR download, with annotations/, train/ and test/", read,
+                "https://physionet.org/content/vindr-cxr/1.0.0/, PhysioNet Credentialed Health Data License")
+
+
+def _labels(path: Path, extra: list[str]) -> pd.DataFrame:
     """A table of labels, with the columns of FINDINGS whatever the copy calls them."""
     table = read_table(path, ("image_id", *extra)).rename(columns=RENAMED)
     if "class_name" in table.columns:
@@ -138,20 +79,18 @@ def _read(path: Path, extra: list[str]) -> pd.DataFrame:
     return table[["image_id", *extra, *FINDINGS, NO_FINDING]]
 
 
-def _found(
+def _counts(
     tables: Mapping[str, pd.DataFrame], films: Mapping[str, Mapping[str, Path]], splits: Mapping[str, str]
 ) -> dict[str, int]:
     """The counts of `EXPECTED` in this download."""
-    found = {f"rows of {name}": len(table) for name, table in tables.items()}
-    found["train films listed"] = tables[TRAIN]["image_id"].nunique() if TRAIN in tables else 0
-    found["images"] = sum(len(set(table["image_id"]) & films[name].keys()) for name, table in tables.items())
-    for split in ("train", "valid", "test"):
-        found[f"split {split}"] = list(splits.values()).count(split)
-    return found
+    measured = {f"rows of {name}": len(table) for name, table in tables.items()}
+    measured["train films listed"] = tables[TRAIN]["image_id"].nunique() if TRAIN in tables else 0
+    measured["images"] = sum(len(set(table["image_id"]) & films[name].keys()) for name, table in tables.items())
+    return measured | split_sizes(splits)
 
 
 def _study(
-    row: int, group: Rows, *, file: str, films: Mapping[str, Path], splits: Mapping[str, str], facts: dict[str, Any]
+    row: int, group: Rows, *, intake: Intake, file: str, films: Mapping[str, Path], splits: Mapping[str, str]
 ) -> Study | None:
     image = group[0][1]["image_id"]
     if not image:
@@ -162,24 +101,19 @@ def _study(
             raise Unusable("rad_id", f"{image} has the readers {', '.join(readers)}, not {READERS} different ones")
     elif len(group) > 1:
         raise Unusable("image_id", f"{image} stands in {len(group)} rows, not one", row=group[1][0])
-    seen = {name: sum(_said(number, name, cells) for number, cells in group) > 0 for name in (*FINDINGS, NO_FINDING)}
+    names = (*FINDINGS, NO_FINDING)
+    seen = {name: sum(_is_positive(number, name, cells) for number, cells in group) > 0 for name in names}
     if image not in films:
-        facts["not_downloaded"] += 1
+        intake.tally("not_downloaded")
         return None
     positive = [name for name in FINDINGS if seen[name]]
-    return Study(
-        row=row,
-        study_id=image,
-        patient_id=image,
-        split=splits[image],
-        positive=positive or [NO_FINDING] * seen[NO_FINDING],
-        negative=[name for name in FINDINGS if not seen[name]],
-        **described(films[image], facts, view="PA"),
-        file=file,
-    )
+    return Study(row=row, study_id=image, patient_id=image, split=splits[image],
+                 positive=positive or [NO_FINDING] * seen[NO_FINDING],
+                 negative=[name for name in FINDINGS if not seen[name]], **film_of(films[image], intake, view="PA"),
+                 file=file)
 
 
-def _said(row: int, name: str, cells: Cells) -> bool:
+def _is_positive(row: int, name: str, cells: Cells) -> bool:
     if cells[name] not in ("0", "1", "0.0", "1.0"):
         raise Unusable(name, f"{cells[name]!r} is not 0 or 1", row=row)
     return cells[name] in ("1", "1.0")

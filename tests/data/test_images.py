@@ -218,11 +218,11 @@ def test_jpeg_films_are_decoded_small_only_where_twice_the_target_remains(mode):
 def test_stored_films_are_shrunk_never_enlarged_and_faults_stand_in_their_place(tmp_path):
     for name, pixels in {"a.png": film(60, 90), "b.png": film(30, 40)}.items():
         (tmp_path / name).write_bytes(saved(Image.fromarray(pixels)))
-    first, missing, second = images.store_films([(tmp_path / name, name) for name in ("a.png", "no.png", "b.png")], 32)
+    first, missing, second = (images.store_film(tmp_path / name, name, 32) for name in ("a.png", "no.png", "b.png"))
     assert first == encode_gray(resize_shorter(film(60, 90), 32))
     assert second == encode_gray(film(30, 40))
     (tmp_path / "large.png").write_bytes(saved(Image.fromarray(large := cv2.GaussianBlur(film(300, 401), (0, 0), 4))))
-    (stored,) = images.store_films([(tmp_path / "large.png", "large.png")], 32)
+    stored = images.store_film(tmp_path / "large.png", "large.png", 32)
     assert np.abs(decode_gray(stored, "large").astype(int) - resize_shorter(large, 32)).mean() < 2  # in steps, as JPEG
     assert isinstance(missing, InputError)
     assert "no.png: no such image file" in str(missing)

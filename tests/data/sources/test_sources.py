@@ -6,14 +6,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from downloads import about, edit, film, partial, real, rejections, studies_of
+from downloads import about, edit, film, partial, quick_decoding, real, rejections, studies_of  # noqa: F401
 
 from cxrclip.data.images import read_gray
 from cxrclip.data.sources import SOURCES, chestxray14
 from cxrclip.data.sources.chestxray14 import FINDINGS
-from cxrclip.data.sources.intake import split_patients
+from cxrclip.data.sources.splits import split_patients
 from cxrclip.errors import InputError
 from cxrclip.studies import check_leakage, open_studies, validate
+
+pytestmark = pytest.mark.usefixtures("quick_decoding")
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -167,7 +169,7 @@ def test_chestxray14_names_what_is_missing(nih, tmp_path, capsys):
 
 def test_a_partial_download_says_so(nih, tmp_path, capsys):
     with pytest.raises(InputError, match=r"nih: a partial download of chestxray14: rows 40 of 112,120, .*images 36 of "
-                       r"112,120, .*; fetch the rest, or set ALLOW_PARTIAL=1") as caught:
+                       r"112,120, .*; fetch the rest, or set --allow-partial") as caught:
         SOURCES["chestxray14"](nih, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -508,8 +510,8 @@ def test_a_bad_film_leaves_the_other_films_of_its_study(films, tmp_path):
         ({"image": "picture"}, "no column 'picture'; its columns are 'f', 'who'"),
         ({"label_columns": ["Edema"]}, "no column 'Edema'"),
         ({"file": "u.csv"}, r"u\.csv: no such table"),
-        ({"patient": None}, "parameter 'patient' is needed"),
-        ({"colour": "red"}, "unknown parameter 'colour'"),
+        ({"patient": None}, "option 'patient' is needed"),
+        ({"colour": "red"}, "unknown option 'colour'; it has age, allow_partial"),
         ({"views": ["PA", "AP"]}, "2 `views` for 1 `image` columns"),
         ({"image": ["f", "f"], "view": "who"}, "one `view` column"),
         ({"values": {"maybe": 2}}, "unknown key 'maybe'"),

@@ -91,7 +91,7 @@ def test_the_code_of_the_package_is_not_run_nor_is_torch_for_the_counts():
         "assert len(public.siim()) == 12_954\n"
         "assert not {'torchxrayvision', 'torchvision', 'cxrclip.evaluation'} & set(sys.modules)\n"
     )
-    project = str(Path(__file__).parents[1])
+    project = str(Path(__file__).parents[3])
     subprocess.run([sys.executable, "-c", code], check=True, cwd=project)
 
 

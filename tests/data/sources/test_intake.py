@@ -1,31 +1,30 @@
-"""cxrclip.data.sources.intake: several processes, killed and gone on with, give one and the same folder."""
+"""cxrclip.data.sources.prepare: several processes, killed and gone on with, give one and the same folder."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
+import decoders
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from cxrclip import studies
-from cxrclip.data.images import encode_gray, read_gray, resize_shorter, store_films
+from cxrclip.data.images import encode_gray, read_gray, resize_shorter
 from cxrclip.data.shards import ResumableStudies, resumable_studies
-from cxrclip.data.sources import intake, pool
-from cxrclip.data.sources.intake import Film, Intake, Study
+from cxrclip.data.sources import prepare as driver
+from cxrclip.data.sources.prepare import Film, Intake, Study
 from cxrclip.errors import InputError
 from cxrclip.studies import validate
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch):
-    monkeypatch.setattr(intake, "SHARD", 8)
-    monkeypatch.setattr(intake, "BATCH", 3)
+    monkeypatch.setattr(driver, "SHARD", 8)
 
 
 @pytest.fixture
@@ -43,9 +42,9 @@ def root(tmp_path):
     return folder
 
 
-def release(root, n=60):
+def release(root, n=60, progress=False):
     """Forty studies: every other one has two films. Studies 13 and 22 keep one film; none of study 3 is good."""
-    taken = Intake("here", root, "list.csv", {"release": "none"})
+    taken = Intake("here", root, "list.csv", progress=progress, facts={"release": "none"})
     films = iter(range(n))
     for row in range(1, 2 * n // 3 + 1):
         names = [next(films) for _ in range(2 if row % 2 == 0 else 1)]
@@ -54,9 +53,9 @@ def release(root, n=60):
     return taken
 
 
-def prepare(root, out, **options):
-    options = {"image_size": 16, "max_rejected": 0.2, "progress": False, "workers": 1} | options
-    return release(root).write(out, {}, **options)
+def prepare(root, out, progress=False, **options):
+    options = {"image_size": 16, "max_rejected": 0.2, "workers": 1} | options
+    return release(root, progress=progress).write(out, **options)
 
 
 def content(folder):
@@ -67,13 +66,18 @@ def left_over(folder):
     return [path.name for path in folder.glob(".*")]
 
 
-def decoded(monkeypatch):
-    """The films which are really read from now on, by name."""
-    read = []
-    monkeypatch.setattr(
-        intake, "store_films", lambda films, size, real=intake.store_films: read.extend(
-            path.name for path, _ in films) or real(films, size))  # fmt: skip
-    return read
+@pytest.fixture
+def decoded(tmp_path_factory, monkeypatch):
+    """The films which were read since the last call, by name."""
+    log = tmp_path_factory.mktemp("log") / "films.txt"
+    monkeypatch.setattr(driver, "store_film", partial(decoders.logged, log))
+
+    def names():
+        read = log.read_text().split() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return read
+
+    return names
 
 
 @pytest.fixture
@@ -112,8 +116,9 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from test_intake import intake, prepare, ResumableStudies
-intake.SHARD, intake.BATCH = 8, 3
+sys.path.insert(0, sys.argv[4])
+from test_intake import driver, prepare, ResumableStudies
+driver.SHARD = 8
 real = ResumableStudies.add
 def add(self, number, *rest):
     if number == 2:
@@ -127,19 +132,20 @@ prepare(Path(sys.argv[1]), Path(sys.argv[2]), workers=2)
 """
 
 
-def test_a_killed_preparation_goes_on_from_its_finished_shards(root, tmp_path, whole, monkeypatch):
+def test_a_killed_preparation_goes_on_from_its_finished_shards(root, tmp_path, whole, decoded):
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-c", KILLED, str(root), str(tmp_path / "out"), str(Path(__file__).parent)]
+    folders = (root, tmp_path / "out", Path(__file__).parent, PROJECT / "tests")
+    command = [sys.executable, "-c", KILLED, *map(str, folders)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout.readline() == b"ready\n"
         with pytest.raises(InputError, match="another process is preparing it"):
             prepare(root, tmp_path / "out")
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     assert not (tmp_path / "out").exists()
     assert left_over(tmp_path) == [".out.partial"]
-    read = decoded(monkeypatch)
+    decoded()
     prepare(root, tmp_path / "out")
-    assert read == [f"{i}.png" for i in range(24, 60)]  # 16 studies with 24 films were done
+    assert decoded() == [f"{i}.png" for i in range(24, 60)]  # 16 studies with 24 films were done
     assert content(tmp_path / "out") == whole
     assert not left_over(tmp_path)
 
@@ -159,18 +165,18 @@ def interrupted(root, out, monkeypatch, error, **options):
             prepare(root, out, **options)
 
 
-def test_what_changed_in_between_is_read_again(root, tmp_path, monkeypatch):
+def test_what_changed_in_between_is_read_again(root, tmp_path, monkeypatch, decoded):
     interrupted(root, tmp_path / "out", monkeypatch, KeyboardInterrupt())
     (root / "5.png").write_bytes(encode_gray(np.arange(900, dtype=np.uint8).reshape(30, 30), "png"))  # mended
     prepare(root, tmp_path / "fresh")
-    read = decoded(monkeypatch)
+    decoded()
     prepare(root, tmp_path / "out")
-    assert read == [f"{i}.png" for i in (*range(12), *range(24, 60))]  # the first shard again, and the rest
+    assert decoded() == [f"{i}.png" for i in (*range(12), *range(24, 60))]  # the first shard again, and the rest
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
     interrupted(root, tmp_path / "out", monkeypatch, KeyboardInterrupt())
-    del read[:]
+    decoded()
     prepare(root, tmp_path / "out", image_size=20)  # another parameter: nothing can be used
-    assert len(read) == 60
+    assert len(decoded()) == 60
 
 
 def test_a_damaged_shard_is_never_taken(root, tmp_path, monkeypatch, whole):
@@ -185,7 +191,7 @@ def test_a_damaged_shard_is_never_taken(root, tmp_path, monkeypatch, whole):
     assert content(tmp_path / "out") == whole
 
 
-def test_a_full_disk_keeps_the_finished_shards(root, tmp_path, monkeypatch, whole):
+def test_a_full_disk_keeps_the_finished_shards(root, tmp_path, monkeypatch, whole, decoded):
     real, written = pq.write_table, []
 
     def full(table, path, **options):
@@ -200,19 +206,19 @@ def test_a_full_disk_keeps_the_finished_shards(root, tmp_path, monkeypatch, whol
         with pytest.raises(InputError, match=r"No space left on device.*2 finished shards wait in .*\.out\.partial"):
             prepare(root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    read = decoded(monkeypatch)
+    decoded()
     prepare(root, tmp_path / "out")
-    assert len(read) == 36
+    assert len(decoded()) == 36
     assert content(tmp_path / "out") == whole
 
 
-def test_too_many_bad_films_stop_and_a_larger_share_goes_on(root, tmp_path, whole, monkeypatch):
+def test_too_many_bad_films_stop_and_a_larger_share_goes_on(root, tmp_path, whole, decoded):
     with pytest.raises(InputError, match=r"2 of 40 rows are unusable.*1 finished shards wait"):
         prepare(root, tmp_path / "out", max_rejected=0.03)
     assert not (tmp_path / "out").exists()
-    read = decoded(monkeypatch)
+    decoded()
     prepare(root, tmp_path / "out", max_rejected=0.2)
-    assert read[0] == "12.png"
+    assert decoded()[0] == "12.png"
     assert content(tmp_path / "out") == whole
 
 
@@ -239,10 +245,9 @@ def test_an_older_folder_stays_until_the_new_one_is_whole(root, tmp_path, monkey
 
 def test_fewer_shards_than_before_leave_none_behind(root, tmp_path, monkeypatch):
     interrupted(root, tmp_path / "out", monkeypatch, KeyboardInterrupt())
-    short = release(root, 9)
-    options = {"image_size": 16, "max_rejected": 0.2, "progress": False, "workers": 1}
-    short.write(tmp_path / "out", {}, **options)
-    release(root, 9).write(tmp_path / "fresh", {}, **options)
+    options = {"image_size": 16, "max_rejected": 0.2, "workers": 1}
+    release(root, 9).write(tmp_path / "out", **options)
+    release(root, 9).write(tmp_path / "fresh", **options)
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
 
 
@@ -256,81 +261,25 @@ def test_the_bar_counts_films_and_what_was_done_before(root, tmp_path, monkeypat
     assert "40 studies of list.csv found; 3 rejected" in said
 
 
-# ---------------------------------------------------------------------------------------------------------- pool
-
-
-def doubling():
-    """A function which is sent whole to other processes, so that they need not import this module."""
-
-    def doubled(batch):
-        if 13 in batch:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return [2 * item for item in batch]
-
-    return doubled
-
-
-def test_an_item_that_kills_its_process_is_named_and_the_rest_goes_on():
-    batches = [list(range(i, i + 2)) for i in range(0, 40, 2)]
-    with pool.in_order(doubling(), iter(batches), 2, lambda batch: [f"{batch[0]} crashed"]) as results:
-        found = [result for batch in results for result in batch]
-    assert found == ["13 crashed" if i == 13 else 2 * i for i in range(40)]
-
-
-def test_batches_are_taken_only_a_few_ahead_of_the_reader():
-    taken = []
-
-    def batches():
-        for i in range(100):
-            taken.append(i)
-            yield [i + 100]
-
-    with pool.in_order(doubling(), batches(), 2, list) as results:
-        for read, result in enumerate(results, 1):
-            assert result == [2 * (read + 99)]
-            assert len(taken) - read <= 6
-            if read == 10:
-                break
-    assert len(taken) <= 16
-
-
-def test_a_crashing_decoder_sets_its_film_aside(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(intake, "store_films", crashing_on_seven())
-    monkeypatch.setattr(intake, "BATCH", 1)
-    table = prepare(root, tmp_path / "out", workers=2)
-    assert table["rejected"].sum() == 4
-    assert "7.png: a decoder crashed on this file" in (tmp_path / "out" / "rejected.csv").read_text()
-
-
-def crashing_on_seven():
-    def crash_on_seven(films, size):
-        if any(path.name == "7.png" for path, _ in films):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return store_films(films, size)
-
-    return crash_on_seven
-
-
-def test_processes_end_when_their_parent_was_killed(tmp_path):
-    psutil = pytest.importorskip("psutil")
-    script = (
-        "import os, time, sys\n"
-        "from cxrclip.data.sources import pool\n"
-        "with pool.in_order(len, ([i] for i in range(9)), 2, list) as results:\n"
-        "    next(results)\n"
-        "    print('ready', flush=True)\n"
-        "    time.sleep(600)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as process:
-        assert process.stdout.readline() == b"ready\n"
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) >= 2
-        process.kill()
-    deadline = time.time() + 20
-    while any(child.is_running() and child.status() != "zombie" for child in children) and time.time() < deadline:
-        time.sleep(0.2)
-    assert not [child for child in children if child.is_running() and child.status() != "zombie"]
+@pytest.mark.parametrize(
+    ("decoder", "reason"),
+    [
+        (decoders.aborting, "2.png: a decoder crashed (exit code -6) on this file"),
+        (decoders.panicking, "2.png: a decoder failed (Panic) on this file"),
+        (decoders.hanging, "2.png: a decoder took longer than 1 s on this file"),
+    ],
+)
+def test_a_decoder_that_aborts_panics_or_hangs_costs_one_film_of_four(root, tmp_path, monkeypatch, decoder, reason):
+    monkeypatch.setattr(driver, "store_film", decoder)
+    monkeypatch.setattr(driver, "DECODING_SECONDS", 1)
+    taken = Intake("here", root, "list.csv", progress=False)
+    for i in range(4):
+        taken.studies.append(Study(i + 1, f"s{i}", f"p{i}", [Film(root / f"{i}.png", "PA")], "train", f"Text {i}."))
+    table = taken.write(tmp_path / "out", image_size=16, max_rejected=0.5)
+    assert (table["studies"].sum(), table["rejected"].sum()) == (3, 1)
+    assert [row["study_id"] for row in studies.open_studies(tmp_path / "out")] == ["s0", "s1", "s3"]
+    assert reason in (tmp_path / "out" / "rejected.csv").read_text()
+    assert not left_over(tmp_path)
 
 
 def test_two_tables_of_one_name_do_not_mix(tmp_path):

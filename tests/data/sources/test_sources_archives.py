@@ -8,19 +8,32 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from downloads import about, dicom, edit, film, partial, public_table, rejections, studies_of
+from downloads import about, dicom, edit, film, partial, public_table, quick_decoding, rejections, studies_of  # noqa: F401
 
-from cxrclip.data.sources import SOURCES, chestxray14, chexpert, chexpert5x200, mimic, openi, rsna, siim, vindr
-from cxrclip.data.sources.__main__ import main, read_options
+from cxrclip.data.sources import (
+    SOURCES,
+    chestxray14,
+    chexpert,
+    chexpert5x200,
+    mimic,
+    openi,
+    parse_options,
+    prepare_from_text,
+    rsna,
+    siim,
+    vindr,
+)
 from cxrclip.data.sources.chexpert_format import COLUMNS, FINDINGS, label_table
 from cxrclip.data.sources.dicom import read_header
-from cxrclip.data.sources.intake import grouped, read_table
 from cxrclip.data.sources.report_text import parse_report
 from cxrclip.data.sources.splits import gloria_split, train_valid_split
+from cxrclip.data.sources.tables import grouped, read_table
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, Workbench, evaluate, pretrain
 from cxrclip.results import tables
 from cxrclip.studies import check_leakage, open_studies, validate
+
+pytestmark = pytest.mark.usefixtures("quick_decoding")
 
 
 def one_rejection(folder):
@@ -761,7 +774,7 @@ def test_the_public_table_of_chexpert_has_the_known_counts(tmp_path):
     path, rows = label_table(tmp_path, "train.csv")
     drawn = chexpert5x200.mgca_list(path, rows)  # raises where its counts differ
     patients = chexpert.patients_of(drawn["Path"])
-    found = chexpert._found([(path, rows)], ~chexpert.patients_of(rows["Path"]).isin(patients), True)
+    found = chexpert.counts([(path, rows)], ~chexpert.patients_of(rows["Path"]).isin(patients), True)
     for what in ("rows of train.csv", "patients of train.csv"):
         assert found[what] == chexpert.EXPECTED[what]
     assert {what: found[what] for what in ("rows left", "patients left")} == chexpert.REMAINING["mgca"]
@@ -770,84 +783,82 @@ def test_the_public_table_of_chexpert_has_the_known_counts(tmp_path):
 def test_the_public_table_of_rsna_has_the_known_splits():
     boxes = read_table(public_table("kaggle_stage_2_train_labels.csv.zip"), ("patientId", "Target"), only=True)
     classes = boxes.assign(**{"class": np.where(boxes["Target"] == "1", "Lung Opacity", "Normal")})
-    found = rsna._found(classes, boxes, {}, gloria_split(boxes["patientId"]))
+    found = rsna.counts(classes, boxes, {}, gloria_split(boxes["patientId"]))
     for what in (f"rows of {LABELS}", "patients", "Lung Opacity", "split train", "split valid", "split test"):
         assert found[what] == rsna.EXPECTED[what]
     assert (found["split train"], found["split valid"], found["split test"]) == (18_678, 4_003, 4_003)
 
 
 def test_the_public_table_of_siim_has_the_known_splits():
-    rows = read_table(public_table("siim-pneumothorax-train-rle.csv.gz"), ("ImageId",)).rename(columns=str.strip)
-    found = siim._found(rows, {}, gloria_split(rows["ImageId"]))
+    rows = siim.read_masks(public_table("siim-pneumothorax-train-rle.csv.gz"))
+    found = siim.counts(rows, {}, gloria_split(rows["ImageId"]))
     assert found | {"images": 12_047} == siim.EXPECTED
-    masks = sum(len(group) > 1 for group in grouped(rows, "ImageId"))
+    masks = sum(len(group) > 1 for _, group in grouped(rows, "ImageId"))
     assert masks > 0, "films with several masks are why the split goes by image"
 
 
 def test_the_public_tables_of_nih_and_open_i_have_the_known_counts(tmp_path):
     rows = read_table(public_table("Data_Entry_2017_v2020.csv.gz"), chestxray14.COLUMNS)
-    found = chestxray14._found(rows, pd.Series(dtype=bool), None)
+    found = chestxray14.counts(rows, pd.Series(dtype=bool), None)
     assert (found["rows"], found["patients"]) == (112_120, 30_805)
     with tarfile.open(public_table("NLMCXR_reports.tgz")) as archive:
         archive.extractall(tmp_path, filter="data")
-    reports = list(openi._xml_reports(next(tmp_path.rglob("1.xml")).parent))
-    found = openi._found(reports, {}, {})
+    reports = list(openi.xml_reports(next(tmp_path.rglob("1.xml")).parent))
+    found = openi.counts(reports, {}, {})
     assert {what: found[what] for what in openi.EXPECTED["ecgen-radiology"]} == openi.EXPECTED["ecgen-radiology"] | {
         "images": 0}
 
 
-# ------------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------------------------- from text
 
 
-def command(capsys, *arguments):
-    """Run `python -m cxrclip.data.sources` here: status, and what it printed."""
-    status = main([str(argument) for argument in arguments])
-    return status, *capsys.readouterr()
-
-
-def test_the_command_prepares_a_source_and_ends_with_its_counts(siim_root, tmp_path, capsys):
+def test_a_source_is_prepared_from_text_and_reported_with_its_counts(siim_root, tmp_path):
     edit(siim_root / "train-rle.csv", "1.2.5, -1", "1.2.5, none")
     next(siim_root.rglob("1.2.7.dcm")).write_bytes(b"")
-    call = ["--source", "siim", "--root", siim_root, "--out", tmp_path / "out"]
-    status, said, complained = command(capsys, *call)
-    assert (status, said) == (2, "")
-    assert complained.splitlines()[-1].startswith(f"{siim_root}: a partial download of siim: rows 25 of 12,954, ")
+    call = ("siim", siim_root, tmp_path / "out")
+    with pytest.raises(InputError, match=r": a partial download of siim: rows 25 of 12,954, ") as caught:
+        prepare_from_text(*call, False)
+    assert str(caught.value).startswith(str(siim_root))
     assert not (tmp_path / "out").exists()
-    status, said, _ = command(capsys, *call, "--allow-partial", "--option", "max_rejected=0.2", "--option",
-                              "image_size=16")
-    assert status == 0
-    assert "The download is NOT the whole release:" in said
-    assert [line.split() for line in said.splitlines() if "split train" in line] == [
+    text = prepare_from_text(*call, True, ["max_rejected=0.2", "image_size=16", "progress=false"])
+    assert "The download is NOT the whole release:" in text
+    assert [line.split() for line in text.splitlines() if "split train" in line] == [
         ["split", "train", "8,432", "14", "-8,418"]]
-    assert "2 set aside, listed in " in said
-    assert "1 in train-rle.csv, column EncodedPixels, the first: 'none' is neither -1 nor pairs of numbers" in said
-    assert said.endswith(f"18 studies are in {tmp_path / 'out'}\n")
+    assert "2 set aside, listed in " in text
+    assert "1 in train-rle.csv, column EncodedPixels, the first: 'none' is neither -1 nor pairs of numbers" in text
+    assert text.endswith(f"18 studies are in {tmp_path / 'out'}")
     validate(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("source", "option", "message"),
+    ("source", "options", "message"),
     [
-        ("padchest", "seed=1", "unknown source 'padchest': choose one of mimic-cxr, chexpert"),
-        ("siim", "seed", "--option 'seed': write KEY=VALUE"),
-        ("siim", "seeds=1", "--option 'seeds': siim has no such parameter; it has allow_partial, file, image_size"),
-        ("siim", "file=[", "--option file: '[' is not YAML"),
-        ("table", "images=a", "--option 'images': table has no such parameter; it has age, allow_partial, expected"),
-        ("table", "image=a", "table: parameter 'patient' is needed"),
+        ("padchest", ["seed=1"], "unknown source 'padchest': choose one of mimic-cxr, chexpert"),
+        ("siim", ["seed"], "option 'seed': write NAME=VALUE"),
+        ("siim", ["seeds=1"], "option 'seeds': siim has no such option; it has allow_partial, file, image_size"),
+        ("siim", ["file=["], r"option file: '\[' is not YAML"),
+        ("siim", ["image_size=large"], "option image_size: 'large' cannot be used: .* valid integer"),
+        ("table", ["images=a"], "option 'images': table has no such option; it has age, allow_partial, expected"),
+        ("table", ["file=t.csv", "image=a"], "table: option 'patient' is needed"),
+        ("table", ["image=a", "patient=b"], "table: option 'file' is needed"),
     ],
 )
-def test_bad_calls_of_the_command_give_one_line(tmp_path, capsys, source, option, message):
-    extra = ["--option", "file=t.csv"] if source == "table" else []
-    call = ["--source", source, "--root", tmp_path / "gone", "--out", tmp_path / "out", "--option", option]
-    status, said, complained = command(capsys, *call, *extra)
-    assert (status, said, complained.count("\n")) == (2, "", 1)
-    assert message in complained
+def test_bad_options_are_one_line(tmp_path, source, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        prepare_from_text(source, tmp_path / "gone", tmp_path / "out", False, options)
+    assert "\n" not in str(caught.value)
 
 
-def test_every_source_takes_the_shared_parameters():
+def test_every_source_takes_the_shared_options_and_each_its_own_types():
     for name in SOURCES:
-        assert read_options(name, ["allow_partial=true", "image_size=64", "max_rejected=0.5", "progress=false"]) == {
+        assert parse_options(name, ["allow_partial=true", "image_size=64", "max_rejected=0.5", "progress=false"]) == {
             "allow_partial": True, "image_size": 64, "max_rejected": 0.5, "progress": False}
+    columns = ["image=[f, l]", "patient=1", "mapping={NORMAL: [No Finding]}", "shares={train: 1}",
+               "values={positive: yes, negative: 0}", "study=id"]
+    assert parse_options("table", columns) == {
+        "image": ["f", "l"], "patient": "1", "mapping": {"NORMAL": ["No Finding"]}, "shares": {"train": 1},
+        "values": {"positive": True, "negative": 0}, "study": "id"}
+    assert parse_options("chestxray14", ["images=[images_001]"]) == {"images": ["images_001"]}
 
 
 # ------------------------------------------------------------------------------------------------ downloads to tables

@@ -1,0 +1,152 @@
+"""The tables of a release: reading them, going through their rows, and what a cell may say."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cxrclip.errors import InputError
+from cxrclip.studies import MAX_AGE, MAX_TEXT
+
+Cells = Mapping[str, str]
+Rows = list[tuple[int, Cells]]
+"""The rows of one study, each with its number in the table."""
+_SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M", "": None, "UNKNOWN": None, "U": None}
+
+
+class Unusable(Exception):
+    """A cell which makes its row unusable; `row` and `file` where they are not those of the row being parsed."""
+
+    def __init__(self, column: str, reason: str, *, row: int | None = None, file: str | None = None) -> None:
+        super().__init__(f"{column}: {reason}")
+        self.column, self.reason, self.row, self.file = column, reason, row, file
+
+
+def find_one(root: Path, *patterns: str) -> Path | None:
+    """The last (newest version) of the files that match, in `root` or up to two folders below; None without.
+
+    A pattern is only looked for where nothing matches those before it.
+    """
+    for pattern in patterns:
+        for prefix in ("", "*/", "*/*/"):
+            if matches := sorted(root.glob(prefix + pattern)):
+                return matches[-1]
+    return None
+
+
+def name_in(root: Path, path: Path) -> str:
+    """The path relative to the release, or the bare file name where it lies outside."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def read_table(path: Path, columns: Iterable[str], *, only: bool = False) -> pd.DataFrame:
+    """Read a CSV (also .gz, .zip) or Parquet table with every cell as stripped text ("" where empty).
+
+    Bytes that are no UTF-8 are kept as lone surrogates: `Intake.take` sets their rows aside.
+
+    Args:
+        columns: columns the table must have.
+        only: read no other column, to spare memory.
+
+    Raises:
+        InputError: no such file, not a table, or a column in `columns` is missing.
+    """
+    columns = list(columns)
+    try:
+        names, table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, columns, only)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such table; check the folder and the file name") from error
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas, pyarrow, gzip: parser and format errors
+        reason = (str(error).splitlines() or ["?"])[0]
+        raise InputError(f"{path}: not a readable table ({reason}); export it again as CSV in UTF-8") from error
+    need_columns(path, names, columns)
+    return table.apply(lambda column: column.fillna("").str.strip())
+
+
+def need_columns(path: Path, present: Iterable[str], needed: Iterable[str]) -> None:
+    """Raise InputError, which names the columns that there are, where a needed one is missing."""
+    present = list(present)
+    if absent := [name for name in needed if name not in present]:
+        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(repr, present))}")
+
+
+def _read_parquet(path: Path) -> tuple[list[str], pd.DataFrame]:
+    table = pd.read_parquet(path).map(lambda cell: "" if pd.isna(cell) else str(cell))
+    return list(table.columns), table
+
+
+def _read_csv(path: Path, columns: list[str], only: bool) -> tuple[list[str], pd.DataFrame]:
+    """The names in the header, and the table (without rows where a column of `columns` is missing)."""
+    options = {"dtype": object, "index_col": False, "encoding": "utf-8-sig", "encoding_errors": "surrogateescape"}
+    header = pd.read_csv(path, nrows=0, **options)
+    ",".join(header.columns).encode()  # the header itself must be UTF-8
+    if not set(columns) <= set(header.columns):
+        return list(header.columns), header
+    table = pd.read_csv(path, keep_default_na=False, usecols=columns if only else None, **options)
+    return list(header.columns), table
+
+
+def grouped(table: pd.DataFrame, key: str) -> Iterator[tuple[int, Rows]]:
+    """The rows of each value of the column `key`, in the order in which the values come first.
+
+    Rows keep the numbers which they had when the table was read; the number of a group is that of its first row.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, value in enumerate(table[key]):
+        groups.setdefault(value, []).append(i)
+    columns, numbers = {name: table[name].tolist() for name in table.columns}, (table.index + 1).tolist()
+    for places in groups.values():
+        rows = [(numbers[i], {name: cells[i] for name, cells in columns.items()}) for i in places]
+        yield rows[0][0], rows
+
+
+def records(table: pd.DataFrame) -> Iterator[tuple[int, Cells]]:
+    """The rows of a table one by one, with the numbers which they had when it was read."""
+    columns = [table[name].tolist() for name in table.columns]
+    for number, *cells in zip((table.index + 1).tolist(), *columns, strict=True):
+        yield number, dict(zip(table.columns, cells, strict=True))
+
+
+def check_encoding(row: Any) -> None:
+    """Raise `Unusable` where a cell of a row, or of a group of rows, holds bytes that could not be decoded."""
+    for number, cells in row if isinstance(row, list) else [(None, row)]:
+        for column, cell in cells.items() if isinstance(cells, Mapping) else ():
+            if isinstance(cell, str) and _is_undecodable(cell):
+                raise Unusable(column, "holds bytes that are no UTF-8; export the table in UTF-8", row=number)
+
+
+def _is_undecodable(text: str) -> bool:
+    """Whether the text holds bytes that could not be decoded (lone surrogates, see `read_table`)."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def to_text(column: str, cell: str) -> str | None:
+    """A report section with its white space collapsed; None where empty."""
+    text = " ".join(cell.split())
+    if _is_undecodable(text):
+        raise Unusable(column, "holds bytes that are no UTF-8; export it in UTF-8")
+    if len(text) > MAX_TEXT:
+        raise Unusable(column, f"{len(text):,} characters; at most {MAX_TEXT:,} are taken")
+    return text or None
+
+
+def to_sex(column: str, cell: str) -> str | None:
+    """F or M, also when spelled out; None where empty or unknown."""
+    if cell.upper() not in _SEXES:
+        raise Unusable(column, f"{cell!r} is not F or M")
+    return _SEXES[cell.upper()]
+
+
+def to_age(column: str, cell: str) -> float | None:
+    """Years; None where empty."""
+    try:
+        age = float(cell) if cell else None
+    except ValueError:
+        raise Unusable(column, f"{cell!r} is not a number of years") from None
+    if age is not None and not 0 <= age <= MAX_AGE:
+        raise Unusable(column, f"{cell} is outside 0 to {MAX_AGE:g} years")
+    return age
