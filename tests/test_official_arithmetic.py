@@ -63,7 +63,7 @@ FIVE = {"Atelectasis": 210, "Cardiomegaly": 15, "Consolidation": 192, "Edema": 1
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 ABOUT = {"run": "r", "profile": "quick", "mix": "phantom", "origin": "measured", "model": "CXR-CLIP",
-         "image_encoder": "resnet-small", "pretraining_data": "M", "seeds": "0", "experiment": "e", "data": "d",
+         "image_encoder": "resnet-small", "pretraining_data": "M", "seeds": "0", "key": "e", "data": "d", "commit": "",
          "versions": ""}
 ALIKE = 1e-3  # smallest p-value of a two-sample test that passes for one distribution; the seeds are fixed
 
@@ -274,7 +274,7 @@ def test_retrieval_is_the_place_in_a_sorted_list():
             expected |= {"RSUM": sum(expected.values()), "mean rank": sum(slow) / len(slow)}
             assert dict(zip(found["metric"], found["value"], strict=True)) == pytest.approx(expected, abs=1e-12)
             rows += found.to_dict("records")
-    total = results.rsum_rows(results._tidy(rows)).set_index("task")["value"]
+    total = results.rsum_rows(results.tidy_frame(rows)).set_index("task")["value"]
     for direction, nine in recalls.items():
         assert len(nine) == 9
         assert total[direction] == pytest.approx(sum(nine), abs=1e-12)

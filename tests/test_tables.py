@@ -272,11 +272,11 @@ def test_deleting_any_row_changes_exactly_the_cells_it_bears_on(seeds):
 
 
 def test_differences_table_shows_points_interval_and_adjusted_p():
-    base = COMMON | {"run": "a", "dataset": "all", "task": "zero-shot", "metric": "auroc minus M", "row": "M,C",
-                     "comparison": "label growth", "budget": "steps", "value": 0.045, "low": 0.02, "high": 0.07,
-                     "seeds": "0 1 2", "note": "paired, p = 0.002, adjusted 0.012"}
-    lower = base | {"task": "image_to_text", "metric": "RSUM minus M", "value": -0.25, "low": -0.3, "high": -0.2,
-                    "note": "paired, p = 0.1, adjusted 0.2; x"}
+    base = COMMON | {"run": "a", "dataset": "all", "task": "zero-shot", "metric": "auroc", "reference": "M",
+                     "row": "M,C", "comparison": "label growth", "budget": "steps", "value": 0.045, "low": 0.02,
+                     "high": 0.07, "seeds": "0 1 2", "p": 0.002, "p_holm": 0.012}
+    lower = base | {"task": "image_to_text", "metric": "RSUM", "value": -0.25, "low": -0.3, "high": -0.2,
+                    "p": 0.1, "p_holm": 0.2, "note": "x"}
     full = tidy(base, lower)
     table = tables.differences_table(full, "label growth")
     assert list(table.cells.index) == [("equal steps", "M,C", "M")]

@@ -19,6 +19,7 @@ import yaml
 from cxrclip import results, studies, training
 from cxrclip.book import costs
 from cxrclip.data import mixes
+from cxrclip.data.files import write_text
 from cxrclip.data.phantom import world
 from cxrclip.errors import InputError
 from cxrclip.experiments import IMAGE_ENCODERS, Experiment, Run, Workbench, evaluate, growing_mixtures, pretrain
@@ -91,7 +92,8 @@ def _small_mix(mix: mixes.Mix, profile: str, build: Path) -> Path:
     sections = {use: {role.name: _small_role(role, profile, build) for role in roles.values()}
                 for use, roles in (("pretraining", mix.pretraining), ("tests", mix.tests))}
     text = yaml.safe_dump({"about": WARNING, **sections}, sort_keys=False)
-    return results.write_atomically(build / "dry-run.yaml", text)
+    write_text(build / "dry-run.yaml", text)
+    return build / "dry-run.yaml"
 
 
 def _small_role(role: mixes.Role, profile: str, build: Path) -> dict:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from cxrclip.data.files import write_text
 from cxrclip.errors import InputError
-from cxrclip.results import claims, over_seeds, published, read_results, tables, with_sums, write_atomically
+from cxrclip.results import claims, over_seeds, published, read_results, tables, with_sums
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +96,9 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
 def write_tables(root: Path = ROOT) -> list[str]:
     """Writes the pages' blocks and, when there are results, results/tables/*.md and *.txt; says what it wrote."""
     results = standard_results(root)
-    written = [write_atomically(path, text) for path, text in pages(root).items()]
+    written = list(drawn_pages := pages(root))
+    for path, text in drawn_pages.items():
+        write_text(path, text)
     if results is None:
         return [*(str(path.relative_to(root)) for path in written), NOT_RUN]
     folder = root / "results" / "tables"
@@ -108,10 +111,11 @@ def write_tables(root: Path = ROOT) -> list[str]:
     for stem, table in drawn.items():
         written += tables.write_table(table, folder / stem, (".md", ".txt"))
     verdicts = claims.verdicts(results)
-    written.append(write_atomically(folder / "claims.md", claims.markdown(verdicts, results, rows=True) + "\n"))
+    write_text(folder / "claims.md", claims.markdown(verdicts, results, rows=True) + "\n")
     text = "\n\n".join("\n".join(f"{name}: {value}" for name, value in line.items())
                        for line in verdicts.to_dict("records"))
-    written.append(write_atomically(folder / "claims.txt", text + "\n"))
+    write_text(folder / "claims.txt", text + "\n")
+    written += [folder / "claims.md", folder / "claims.txt"]
     return [str(path.relative_to(root)) for path in written]
 
 
@@ -144,7 +148,7 @@ def drawings() -> dict[str, Drawing]:
 
     def effects(results: pd.DataFrame) -> pd.DataFrame:
         """The differences of the ledger."""
-        return results[(results["comparison"] == "ledger") & results["metric"].str.contains(" minus ")]
+        return results[(results["comparison"] == "ledger") & (results["reference"] != "")]
 
     sides = {"retrieval": figures.RETRIEVAL, "classification": figures.CLASSIFICATION}
     return {
@@ -204,10 +208,10 @@ def _origin(rows: pd.DataFrame) -> dict[str, object]:
     """Where a figure comes from: the rows drawn, and the data, experiments and versions behind them."""
     def words(name: str) -> list[str]:
         return sorted({word for text in rows[name] for word in text.split(" ") if word})
-    kept = [name for name in rows if name not in ("experiment", "versions", "data")]
+    kept = [name for name in rows if name not in ("key", "versions", "commit", "data")]
     drawn = [{name: value for name, value in row.items() if value != "" and value == value}
              for row in rows[kept].to_dict("records")]
-    return {"rows": drawn, "data": words("data"), "experiment": words("experiment"), "versions": words("versions"),
+    return {"rows": drawn, "data": words("data"), "experiment": words("key"), "versions": words("versions"),
             "command": "make figures", "results": str(RESULTS)}
 
 

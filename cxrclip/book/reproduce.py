@@ -32,6 +32,7 @@ from papermill.exceptions import PapermillExecutionError
 from cxrclip import results, training
 from cxrclip.book import costs, dry_run
 from cxrclip.data import mixes
+from cxrclip.data.files import write_text
 from cxrclip.encoders import published_fetched
 from cxrclip.errors import InputError
 from cxrclip.experiments import IMAGE_ENCODERS, Experiment, Workbench, comparisons, first_process, pretrain, run_all
@@ -190,7 +191,7 @@ def execute(notebook: Path, out: Path, parameters: Mapping[str, object]) -> floa
     run_notebook(notebook, target, parameters=dict(parameters), stderr_file=sys.stderr)
     made = [str(path.relative_to(out)) for path in out.rglob("*")
             if path.is_file() and path.stat().st_mtime >= started and path != record]
-    results.write_atomically(record, json.dumps({"key": key, "made": sorted(made)}))
+    write_text(record, json.dumps({"key": key, "made": sorted(made)}))
     return time.time() - started
 
 

@@ -20,6 +20,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from cxrclip import results, studies
 from cxrclip.book import governance
 from cxrclip.data import mixes
+from cxrclip.data.files import write_text
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, Run, Workbench, evaluate, used_studies
 from cxrclip.hub.processing import CXRCLIPProcessor
@@ -70,7 +71,7 @@ def export(run: Run, folder: str | Path) -> Path:
         run.model.save_pretrained(partial)
         CXRCLIPProcessor.of(run.model.config, run.tokenizer).save_pretrained(partial)
         results.write_results(rows, partial / "results.csv")
-        results.write_atomically(partial / "README.md", f"{card(run, rows)}\n")
+        write_text(partial / "README.md", f"{card(run, rows)}\n")
         if found := governance.scan(partial, [partial / "README.md"]):
             raise InputError(f"{folder}: not exported: {found[0]}")
         for path in partial.iterdir():
@@ -128,7 +129,7 @@ def _eval_result(mix: mixes.Mix, row: dict) -> EvalResult:
         dataset_revision=row["data"],
         metric_type=METRICS[row["metric"]], metric_name=f"zero-shot {row['metric']}", metric_value=row["value"],
         metric_args={**{name: row[name] for name in ("low", "high", "chance")}, "n": int(row["n"]),
-                     "experiment": row["experiment"]})
+                     "experiment": row["key"]})
 
 
 def _data_rows(run: Run) -> list[dict[str, str]]:

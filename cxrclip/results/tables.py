@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from cxrclip.data.files import write_text
 from cxrclip.errors import InputError
 from cxrclip.official.ledger import LEDGER
-from cxrclip.results import (
+from cxrclip.results.rows import (
     CEILING,
     CLASSIFICATION_SETS,
     FAMILY,
@@ -26,11 +27,9 @@ from cxrclip.results import (
     RETRIEVAL_SETS,
     SPLITS,
     STATUS,
-    over_seeds,
     published,
-    with_sums,
-    write_atomically,
 )
+from cxrclip.results.statistics import over_seeds, with_sums
 
 Column = tuple[str, str, str]           # data set, task, metric
 Row = tuple[str, ...]                   # labels of a line of a table
@@ -121,7 +120,10 @@ def latex_escape(text: str) -> str:
 def write_table(table: Table, stem: str | Path, forms: Sequence[str] = (".txt", ".md", ".tex")) -> list[Path]:
     """Writes stem.txt, stem.md and stem.tex, or those of `forms`; returns their paths."""
     stem, write = Path(stem), {".txt": table.text, ".md": table.markdown, ".tex": table.latex}
-    return [write_atomically(stem.with_name(stem.name + form), write[form]()) for form in forms]
+    paths = [stem.with_name(stem.name + form) for form in forms]
+    for path, form in zip(paths, forms, strict=True):
+        write_text(path, write[form]())
+    return paths
 
 
 # ---- the paper's tables ---------------------------------------------------------------------------------------------
@@ -206,7 +208,8 @@ def other_sets_table(results: pd.DataFrame) -> Table:
     results: tidy rows of one mix and profile. The mean over findings with its interval, chance, and how many films.
     """
     known = {dataset for dataset, _, _ in (*TABLE_2, *TABLE_3)}
-    beyond = ~results["dataset"].isin(known) & (results["class"] == "all") & (results["comparison"] == "")
+    main = (results[["class", "comparison", "reference"]] == ["all", "", ""]).all(axis=1)
+    beyond = main & ~results["dataset"].isin(known)
     own = results[beyond & results["metric"].isin(["auroc", "accuracy"])]
     if own.empty:
         raise InputError("table of other sets: no result on a test set beyond the paper's: evaluate a run on one first")
@@ -228,18 +231,16 @@ def differences_table(results: pd.DataFrame, comparison: str = "") -> Table:
     results: tidy rows; those of comparisons.differences are used. In a cell: difference, its 95 % interval, and p
     adjusted for all cells of the comparison (Holm). Raises InputError if there are none.
     """
-    here = results[(results["comparison"] == comparison) & results["metric"].str.contains(" minus ")]
+    here = results[(results["comparison"] == comparison) & (results["reference"] != "")]
     if here.empty:
         raise InputError(f"no differences of {comparison or 'the main tables'!r}: make them, comparisons.differences")
-    reference = here["metric"].str.partition(" minus ")[2]
-    here = here.assign(reference=reference, name=here["row"].where(here["row"] != "", here["run"]))
+    here = here.assign(name=here["row"].where(here["row"] != "", here["run"]))
     heads = {column: _comparison_label("all", *column)[1] for column in DIFFERENCES}
     lines = list(dict.fromkeys(zip(here["budget"], here["name"], here["reference"], strict=True)))
     cells = {(line, column): "not measured" for line in lines for column in heads}
     for row in here.itertuples():
-        adjusted = row.note.partition("adjusted ")[2].split(";")[0]
-        cells[(row.budget, row.name, row.reference), (row.task, row.metric.split(" minus ")[0])] = (
-            f"{100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]\np {adjusted}")
+        cells[(row.budget, row.name, row.reference), (row.task, row.metric)] = (
+            f"{100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]\np {row.p_holm:.2g}")
     frame = pd.DataFrame([[cells[line, column] for column in heads] for line in lines],
                          pd.MultiIndex.from_tuples([(f"equal {budget}" if budget else "", name, other)
                                                     for budget, name, other in lines],
@@ -260,15 +261,14 @@ def ledger_table(results: pd.DataFrame) -> Table:
     results: tidy rows; the differences of the comparison "ledger" are used. An effect is the released code's behaviour
     minus the intended one; a row without any says that it was not measured. Raises InputError if there are none.
     """
-    here = results[(results["comparison"] == "ledger") & results["metric"].str.contains(" minus ")]
+    here = results[(results["comparison"] == "ledger") & (results["reference"] != "")]
     if here.empty:
         raise InputError("no effects of the ledger: make them, comparisons.ledger and ledger_effects")
     effects: dict[str, list[str]] = {}
     for row in here.itertuples():
-        what = " ".join(column_label(row.dataset, row.task, row.metric.split(" minus ")[0]))
-        adjusted = row.note.partition("adjusted ")[2].split(";")[0]
+        what = " ".join(column_label(row.dataset, row.task, row.metric))
         effects.setdefault(row.row, []).append(
-            f"{what}: {100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}], p {adjusted}")
+            f"{what}: {100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}], p {row.p_holm:.2g}")
     rows = {item.id: (item.where, item.official) for item in LEDGER}
     rows["official"] = ("all of it", 'rules="official": all B rows together')
     cells = [[official, "\n".join(effects.get(name, [MEASURED_ELSEWHERE.get(name, "not measured")]))]
@@ -390,7 +390,7 @@ def one_mix(results: pd.DataFrame, title: str) -> tuple[str, str]:
 def _of_columns(results: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     """The rows that stand in a table with these (dataset, task, metric) columns."""
     keys = pd.MultiIndex.from_frame(results[["dataset", "task", "metric"]])
-    return results[keys.isin(columns) & (results["class"] == "all").to_numpy()]
+    return results[keys.isin(columns) & (results[["class", "reference"]] == ["all", ""]).all(axis=1).to_numpy()]
 
 
 def _ceilings_named(results: pd.DataFrame) -> pd.DataFrame:
