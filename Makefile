@@ -46,9 +46,9 @@ dry-run: $(STAMP)  ## the paper's networks on a few studies, random weights: tra
 pretrain: $(STAMP)  ## GPUS=8: train the runs of PROFILE and MIX on that many GPUs; make reproduce then finds them
 	@$(LAUNCH) $(if $(filter-out 1,$(GPUS)),--multi_gpu) -m cxrclip.book.reproduce $(OPTIONS) --pretrain
 
-results:  ## PROFILE=standard on the phantom world (two hours), then results/standard.csv and all that is drawn from it
+results:  ## PROFILE=standard on the phantom world (two hours), then results/standard/ and all that is drawn from it
 	@$(MAKE) --no-print-directory reproduce PROFILE=standard MIX=phantom SEED=0
-	@cp $(BUILD)/phantom-standard/results.csv results/standard.csv
+	@$(BIN)/python -m cxrclip.book.render keep --results $(BUILD)/phantom-standard/results.csv
 	@$(MAKE) --no-print-directory tables figures
 
 data: $(STAMP)  ## SOURCE=<name> ROOT=<download> OUT=<folder>: a public data set becomes a study folder
@@ -61,10 +61,10 @@ augment-texts: $(STAMP)  ## STUDIES=<folder> OUT=<new folder>: back-translated r
 	@$(BIN)/python -m cxrclip.data.augment --studies "$(STUDIES)" --out "$(OUT)" --models "$(MODELS)" --device $(DEVICE) \
 		$(if $(THERE),--there "$(THERE)") $(if $(BACK),--back "$(BACK)")
 
-tables: $(STAMP)  ## results/tables/ and the README's tables and verdicts, from results/standard.csv alone
+tables: $(STAMP)  ## RESULTS.md and the verdicts of README and book, from results/standard/ alone
 	@$(BIN)/python -m cxrclip.book.render tables
 
-figures: $(STAMP)  ## figures/*.png, *.svg, *.json from results/standard.csv alone
+figures: $(STAMP)  ## figures/*.png, *.svg, *.json from results/standard/ alone
 	@$(BIN)/python -m cxrclip.book.render figures
 
 export: $(STAMP)  ## RUN=build/runs/<fingerprint> OUT=<new folder>: a trained model for plain transformers, with its card

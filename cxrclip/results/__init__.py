@@ -18,6 +18,7 @@ from cxrclip.results.rows import (
     published,
     read_results,
     tidy_frame,
+    write_by_comparison,
     write_results,
 )
 from cxrclip.results.statistics import (
@@ -40,4 +41,4 @@ __all__ = ["ABOUT", "CEILING", "CLASSIFICATION_SETS", "COLUMNS", "FAMILY", "KEY"
            "RETRIEVAL_SETS", "SPLITS", "STAMPS", "STATUS", "accuracy_rows", "auroc_rows", "ceiling_rows",
            "chance_recall", "difference_rows", "differences", "mean_auroc_rows", "merge_results", "over_seeds",
            "published", "read_results", "retrieval_rows", "rsum_rows", "share_rows", "size_rows", "tidy_frame",
-           "with_sums", "write_results"]
+           "with_sums", "write_by_comparison", "write_results"]

@@ -97,11 +97,29 @@ def write_results(results: pd.DataFrame, path: str | Path) -> Path:
     return Path(path)
 
 
+def write_by_comparison(results: pd.DataFrame, folder: str | Path) -> list[Path]:
+    """Tidy results as a folder of one CSV a comparison; main.csv holds the main rows. Files of old rows go.
+
+    Sizes and collisions, which belong to no run, have a file of their own. Returns the paths written.
+    """
+    folder = Path(folder)
+    names = results["comparison"].str.replace(" ", "_").where(
+        results["comparison"] != "", results["task"].map({"size": "sizes", "collision": "collisions"}).fillna("main"))
+    written = [write_results(part, folder / f"{name}.csv") for name, part in results.groupby(names, sort=False)]
+    for path in set(folder.glob("*.csv")) - set(written):
+        path.unlink()
+    return written
+
+
 def read_results(path: str | Path) -> pd.DataFrame:
-    """Tidy results from CSV; columns of OPTIONAL that the file lacks are then empty.
+    """Tidy results from CSV, or from all CSV files of a folder; columns of OPTIONAL that a file lacks are then empty.
 
     Raises InputError naming the file, and the column or row at fault.
     """
+    if Path(path).is_dir():
+        if not (files := sorted(Path(path).glob("*.csv"))):
+            raise InputError(f"{path}: holds no results (*.csv): run the notebooks first")
+        return pd.concat([read_results(file) for file in files], ignore_index=True)
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError as fault:

@@ -152,7 +152,7 @@ def test_rsum_adds_the_three_sets_and_their_widths_in_quadrature():
 
 
 def test_seeds_are_averaged_with_an_interval_that_covers_both_sources():
-    rows = [row(seeds=str(seed), experiment=f"e{seed}", value=value, low=value - 0.03, high=value + 0.02)
+    rows = [row(seeds=str(seed), key=f"e{seed}", value=value, low=value - 0.03, high=value + 0.02)
             for seed, value in enumerate((0.70, 0.72, 0.74))]
     other = row(run="another", value=0.5)
     found = results.over_seeds(tidy(*rows, other))
