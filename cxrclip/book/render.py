@@ -133,7 +133,8 @@ def render_results(root: Path = ROOT) -> str:
         here = results[results["comparison"] == name]
         if name not in ("", "ablation", "ledger") and not (here["task"] == "coarse-text").all():
             drawn[name.capitalize()] = [tables.comparison_table(results, name)]
-            drawn[name.capitalize()] += [tables.differences_table(results, name)] * (here["reference"] != "").any()
+            if (here["reference"] != "").any():
+                drawn[name.capitalize()].append(tables.differences_table(results, name))
     if ((results["comparison"] == "ledger") & (results["reference"] != "")).any():
         drawn["Paper against code"] = [tables.ledger_table(results)]
     for title, several in drawn.items():

@@ -124,7 +124,7 @@ def markdown(table: pd.DataFrame, results: pd.DataFrame, rows: bool = False) -> 
         cells[3] = f"**{cells[3]}**"
         lines.append("| " + " | ".join(cells) + " |")
     source = f"Measured on the mix '{mix}' (profile {profile})" if mix else "Nothing measured yet"
-    return "\n".join([f"{source}; verdicts by rule (`results/claims.yaml`).", "", *lines])
+    return "\n".join([f"{source}; verdicts by rule (`cxrclip/results/claims.yaml`).", "", *lines])
 
 
 def _over_seeds_of(results: pd.DataFrame, measures: Collection[Mapping[str, str]]) -> pd.DataFrame:
