@@ -1,9 +1,8 @@
-"""The first page and the drawn files follow from results/standard.csv, or say that it is not there."""
+"""RESULTS.md, the verdicts and the drawn files follow from results/standard/, or say that it is not there."""
 
 from __future__ import annotations
 
 import json
-import shutil
 
 import pandas as pd
 import pytest
@@ -19,7 +18,7 @@ def root(tmp_path):
     """A copy of the pages, without results."""
     for page in render.PAGES:
         (tmp_path / page).parent.mkdir(exist_ok=True)
-        shutil.copy(render.ROOT / page, tmp_path / page)
+        (tmp_path / page).write_text("before\n\n<!-- verdicts -->\n<!-- /verdicts -->\n\nafter\n")
     return tmp_path
 
 
@@ -28,44 +27,72 @@ def full() -> pd.DataFrame:
     return tidy_results(seeds=2)
 
 
+def put(frame: pd.DataFrame, root, stale: bool = False) -> None:
+    """Make a frame the committed results."""
+    results.write_by_comparison(frame, root / render.RESULTS)
+    about = {"versions": "synthetic=0", "stale": stale, "reason": "older"}
+    (root / render.RESULTS / render.STATUS).write_text(json.dumps(about))
+
+
 def test_the_pages_follow_from_the_committed_results():
-    """Fails when results/standard.csv changed, or a page was edited inside its markers: run `make tables`."""
+    """Fails when results/standard/ changed, or a page was edited inside its markers: run `make tables`."""
     for path, text in render.pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run make tables"
 
 
 def test_without_results_every_part_says_not_run_yet(root):
-    assert render.NOT_RUN in render.write_tables(root)
-    text = (root / "README.md").read_text()
-    assert text.count("Not run yet") == 2
-    assert "70.0 [" not in text
+    assert set(render.write_tables(root)) == {"RESULTS.md", "README.md", "notebooks/index.md"}
+    for page in ("README.md", "RESULTS.md"):
+        assert (root / page).read_text().count("Not run yet") == 1
     assert render.write_figures(root) == [render.NOT_RUN]
     assert not (root / "results").exists()
 
 
 def test_with_results_the_pages_hold_tables_and_verdicts_and_go_stale_with_them(root, full):
-    results.write_results(full, root / "results" / "standard.csv")
-    before = (root / "README.md").read_text()
-    assert render.pages(root)[root / "README.md"] != before           # stale until it is rendered
-    written = render.write_tables(root)
-    text = (root / "README.md").read_text()
-    assert text == render.pages(root)[root / "README.md"]
-    assert "Not run yet" not in text
-    assert "**Table 4: ablation**" in text
+    put(full, root)
+    render.write_tables(root)
+    text = (root / "RESULTS.md").read_text()
+    for heading in ("**Table 4: ablation**", "**Table 3, text-to-image", "## Label growth", "## Loss weights",
+                    "## Remedies", "## Paper against code"):
+        assert heading in text
+    assert "-1.0 [-3.0, +1.0], p 0.4" in text
     assert "| 5 | The enlarged data" in text
-    assert text.split("<!-- begin: claims -->")[0] == before.split("<!-- begin: claims -->")[0]
-    assert "results/tables/table3_text_to_image.md" in written
-    assert "results/tables/loss_weights.txt" in written
-    assert "-1.0 [-3.0, +1.0], p 0.4" in (root / "results" / "tables" / "paper_against_code.md").read_text()
-    assert "runs synthetic-" in (root / "results" / "tables" / "claims.md").read_text()
+    assert "runs synthetic-" in text
+    assert "older version" not in text
+    readme = (root / "README.md").read_text()
+    assert readme.startswith("before\n")
+    assert readme.endswith("after\n")
+    assert readme.count("\n- **") == 5
     changed = full.copy()
     changed.loc[changed["dataset"] == "rsna", "value"] += 0.01
-    results.write_results(changed, root / "results" / "standard.csv")
-    assert render.pages(root)[root / "README.md"] != text
+    put(changed, root, stale=True)
+    assert render.pages(root)[root / "RESULTS.md"] != text
+    assert "older version" in render.pages(root)[root / "RESULTS.md"]
+    assert "older version" in render.pages(root)[root / "README.md"]
+
+
+def test_a_page_without_a_block_of_verdicts_is_left_alone(root, full):
+    put(full, root)
+    (root / "README.md").write_text("no block\n")
+    assert root / "README.md" not in render.pages(root)
+
+
+def test_results_are_kept_by_comparison_and_replace_those_before(root, full):
+    put(full, root)
+    current = full[full["comparison"] != "remedies"].assign(versions=render.cache.versions_text())
+    written = render.keep_results(current, root)
+    assert {"results/standard/main.csv", "results/standard/label_growth.csv", "results/standard/sizes.csv",
+            "results/standard/status.json"} <= set(written)
+    assert not (root / render.RESULTS / "remedies.csv").exists()
+    assert not render.status(root)["stale"]
+    kept = render.standard_results(root)
+    assert len(kept) == len(current)
+    with pytest.raises(InputError, match="not of this code"):
+        render.keep_results(full, root)
 
 
 def test_figures_are_drawn_from_the_results_alone_with_their_origin(root, full):
-    results.write_results(full, root / "results" / "standard.csv")
+    put(full, root)
     written = render.write_figures(root)
     assert {line.split(".")[0] for line in written} == {f"figures/{stem}" for stem in render.drawings()}
     origin = json.loads((root / "figures" / "ablation_retrieval.json").read_text())
@@ -79,20 +106,14 @@ def test_figures_are_drawn_from_the_results_alone_with_their_origin(root, full):
 
 
 def test_a_figure_without_rows_is_named_and_not_drawn(root, full):
-    results.write_results(full[full["comparison"] != "remedies"], root / "results" / "standard.csv")
+    put(full[full["comparison"] != "remedies"], root)
     assert any(line.startswith("figures/remedies: not drawn") for line in render.write_figures(root))
     assert not (root / "figures" / "remedies.png").exists()
 
 
-def test_unknown_and_open_blocks_are_refused():
-    for text in ("<!-- begin: table 9 -->\n<!-- end: table 9 -->", "<!-- begin: claims -->\n"):
-        with pytest.raises(InputError, match="unknown or has no end"):
-            render.filled(text, {"claims": ""}, "README.md")
-
-
 def test_a_faulty_results_file_gives_one_line(root, capsys):
-    (root / "results").mkdir()
-    (root / "results" / "standard.csv").write_text("nothing\n")
+    (root / render.RESULTS).mkdir(parents=True)
+    (root / render.RESULTS / "main.csv").write_text("nothing\n")
     assert render.main(["tables", "--root", str(root)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
