@@ -120,14 +120,16 @@ def keep_results(results: pd.DataFrame, root: Path = ROOT) -> list[str]:
 
 def render_results(root: Path = ROOT) -> str:
     """RESULTS.md: verdicts, the paper's tables, the other comparisons and the ledger."""
-    results, parts = standard_results(root), ["# Results"]
-    if results is None:
-        return f"{parts[0]}\n\n{NOT_RUN}\n"
+    return pages(root)[root / PAGE]
+
+
+def _results_page(results: pd.DataFrame, verdicts: pd.DataFrame, said: Mapping) -> str:
+    parts = ["# Results"]
     parts.append(f"Written by `make tables` from `{RESULTS.as_posix()}/`; nothing here is typed in.")
-    if (said := status(root))["stale"]:
+    if said["stale"]:
         parts.append(f"> **These numbers are of an older version of the code** ({said['versions']}; the code is at "
                      f"{cache.versions_text()}): {said['reason']}.")
-    parts += ["## Verdicts on the paper's claims", claims.markdown(claims.verdicts(results), results, rows=True)]
+    parts += ["## Verdicts on the paper's claims", claims.markdown(verdicts, results, rows=True)]
     drawn = {"The paper's tables": [draw(results) for draw in TABLES.values()]}
     for name in dict.fromkeys(results["comparison"]):
         here = results[results["comparison"] == name]
@@ -142,18 +144,20 @@ def render_results(root: Path = ROOT) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def verdict_lines(root: Path = ROOT) -> str:
+def _verdict_lines(verdicts: pd.DataFrame, said: Mapping) -> str:
     """One line a claim, for the first pages."""
-    if (results := standard_results(root)) is None:
-        return NOT_RUN
-    older = ["(numbers of an older version of the code)"] if status(root)["stale"] else []
-    return "\n".join([*(f"- **{line['verdict']}**: {line['text']}" for line in
-                        claims.verdicts(results).to_dict("records")), *("\n" + text for text in older)])
+    lines = [f"- **{line['verdict']}**: {line['text']}" for line in verdicts.to_dict("records")]
+    return "\n".join([*lines, *(["", "These numbers are of an older version of the code."] if said["stale"] else [])])
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
     """Path of each page -> its text as the results make it; those of PAGES only where they have a block of verdicts."""
-    drawn, lines = {root / PAGE: render_results(root)}, verdict_lines(root)
+    if (results := standard_results(root)) is None:
+        page, lines = f"# Results\n\n{NOT_RUN}\n", NOT_RUN
+    else:
+        verdicts, said = claims.verdicts(results), status(root)
+        page, lines = _results_page(results, verdicts, said), _verdict_lines(verdicts, said)
+    drawn = {root / PAGE: page}
     for name in PAGES:
         if (root / name).is_file() and VERDICTS.search(text := (root / name).read_text(encoding="utf-8")):
             drawn[root / name] = VERDICTS.sub(lambda match: f"{match[1]}{lines}\n{match[2]}", text)
