@@ -66,13 +66,13 @@ def test_with_results_the_pages_hold_tables_and_verdicts_and_go_stale_with_them(
     changed = full.copy()
     changed.loc[changed["dataset"] == "rsna", "value"] += 0.01
     put(changed, root, stale=True)
-    assert render.pages(root)[root / "RESULTS.md"] != text
-    assert "older version" in render.pages(root)[root / "RESULTS.md"]
-    assert "older version" in render.pages(root)[root / "README.md"]
+    drawn = render.pages(root)
+    assert drawn[root / "RESULTS.md"] != text
+    assert "older version" in drawn[root / "RESULTS.md"]
+    assert "older version" in drawn[root / "README.md"]
 
 
-def test_a_page_without_a_block_of_verdicts_is_left_alone(root, full):
-    put(full, root)
+def test_a_page_without_a_block_of_verdicts_is_left_alone(root):
     (root / "README.md").write_text("no block\n")
     assert root / "README.md" not in render.pages(root)
 
