@@ -383,7 +383,6 @@ def _fill(layout: _Layout, results: pd.DataFrame, here: Mapping, there: Mapping,
     numbers by (line, column)."""
     mix, profile = one_mix(results, layout.title)
     seeds = max((len(row["seeds"].split()) for row in here.values()), default=0)
-    known = {(layout.line_of(row), row["dataset"], row["task"], row["metric"]) for row in results.to_dict("records")}
     runs = {line: row["run"] for (line, _), row in here.items()} if layout.line_of is _main_row else {}
     reasons: Reasons = {}
 
@@ -392,7 +391,7 @@ def _fill(layout: _Layout, results: pd.DataFrame, here: Mapping, there: Mapping,
         if (line, column) in here:
             text = _measured(here[line, column], seeds)
         else:
-            _note(reasons, *_reason(line, column, known, runs, missing, layout.page))
+            _note(reasons, *_reason(line, column, runs, missing, layout.page))
         if (line, column) in there:
             return f"{text}\npub. {_percent(there[line, column]['value'])} {STATUS[there[line, column]['status']][0]}"
         return text
@@ -460,23 +459,21 @@ def _measured(result: Mapping[str, object], seeds: int) -> str:
     return f"{_percent(result['value'])}{interval}" + (f" ({own} of {seeds} seeds)" if 0 < own < seeds else "")
 
 
-def _reason(line: Row, column: Column, known: set, runs: Mapping[Row, str], missing: Mapping[str, str],
+def _reason(line: Row, column: Column, runs: Mapping[Row, str], missing: Mapping[str, str],
             page: str) -> tuple[str, str]:
     """Why a cell has no measured number (published only, missing data, no row), and which model, role or row lacks it.
     """
     main = len(line) == 3
     if main and line[0] not in OURS and line not in runs:
         return "published only: not trained here", line[0]
-    dataset, task, metric = column
+    dataset, _, metric = column
     summed = RETRIEVAL_SETS if metric == "RSUM" else CLASSIFICATION_SETS
     sets = summed if dataset == "all" else (dataset,)
     for role in (*sets, *(line[2].split(",") if main else ())):
         if role in missing:
             return missing[role], LABELS.get(role, role)
-    lacking = [LABELS[name] for name in sets if (line, name, task, metric) not in known]
     run = CEILING if line == CEILING_ROW else runs.get(line, " ".join(line) if main else f"'{line[1]}', {line[0]}")
-    where = " and ".join(lacking) if lacking else "all three with the same seed"
-    return f"not measured; run {page}", f"{run} on {where}"
+    return f"not measured; run {page}", run
 
 
 def _note(reasons: Reasons, reason: str, lacking: str) -> None:
