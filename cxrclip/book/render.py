@@ -109,7 +109,7 @@ def check_standard(results: pd.DataFrame, said: Mapping) -> None:
 def keep_results(results: pd.DataFrame, root: Path = ROOT) -> list[str]:
     """Put results in the place of the committed ones, of one version; says what it wrote."""
     current = {"versions": cache.versions_text(), "stale": False, "reason": ""}
-    check_standard(results, current)
+    check_standard(results, current | {"versions": results["versions"].iloc[0]})
     written = write_by_comparison(results, root / RESULTS)
     write_text(root / RESULTS / STATUS, json.dumps(current, indent=2) + "\n")
     return [str(path.relative_to(root)) for path in (*written, root / RESULTS / STATUS)]
