@@ -51,7 +51,7 @@ pretrain: $(STAMP)  ## GPUS=8: train the runs of PROFILE and MIX on that many GP
 
 results:  ## PROFILE=standard on the phantom world (hours), then the committed results and all that is drawn from them
 	@$(MAKE) --no-print-directory reproduce PROFILE=standard MIX=phantom SEED=0
-	@cp $(BUILD)/phantom-standard/results.csv results/standard.csv
+	@$(CXRCLIP) keep --results $(BUILD)/phantom-standard/results.csv
 	@$(MAKE) --no-print-directory tables figures
 
 data: $(STAMP)  ## SOURCE=<name> ROOT=<download> OUT=<folder>: a public data set becomes a study folder

@@ -162,6 +162,15 @@ def tables(root: Root = None) -> None:
     typer.echo("\n".join(render.write_tables(root or render.ROOT)))
 
 
+@command("keep")
+def keep(results: Annotated[Path, typer.Option(help="results.csv of a finished standard run")],
+         root: Root = None) -> None:
+    """Put new results in the place of the committed ones, one CSV a comparison."""
+    from cxrclip.book import render
+    from cxrclip.results.rows import read_results
+    typer.echo("\n".join(render.keep_results(read_results(results), root or render.ROOT)))
+
+
 @command("figures")
 def figures(root: Root = None) -> None:
     """Draw the committed figures from the committed results alone."""

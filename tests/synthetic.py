@@ -21,10 +21,10 @@ TASKS = (*((name, task, "auroc", 0.7, 0.5) for name in results.CLASSIFICATION_SE
          *((name, task, metric, value, value / 9) for name in results.RETRIEVAL_SETS
            for task in ("image_to_text", "text_to_image")
            for metric, value in (("R@1", 0.05), ("R@5", 0.2), ("R@10", 0.3), ("RSUM", 0.55))))
-EMPTY = dict.fromkeys(results.COLUMNS, "") | {"low": np.nan, "high": np.nan, "chance": np.nan, "n": np.nan}
+EMPTY = dict.fromkeys(results.COLUMNS, "") | dict.fromkeys(results.NUMBERS, np.nan)
 ABOUT = {"run": "resnet-small M", "profile": "quick", "mix": "phantom", "origin": "measured", "model": "CXR-CLIP",
-         "image_encoder": "resnet-small", "pretraining_data": "M", "seeds": "0", "experiment": "e0", "data": "d0",
-         "versions": "torch 2"}
+         "image_encoder": "resnet-small", "pretraining_data": "M", "seeds": "0", "key": "e0", "data": "d0",
+         "versions": "training=1", "commit": "c0"}
 COMMON = EMPTY | {"profile": "standard", "mix": "phantom", "origin": "measured", "class": "all",
                   "versions": "synthetic=0", "data": "synthetic"}
 
@@ -37,7 +37,7 @@ def row(**changes) -> dict:
 
 def tidy(*rows: dict) -> pd.DataFrame:
     """Rows as a tidy frame."""
-    return results._tidy(list(rows))
+    return results.tidy_frame(list(rows))
 
 
 def run_rows(seeds: int, *, classification: float = 0.0, retrieval: float = 0.0, model: str = "CXR-CLIP",
@@ -52,7 +52,7 @@ def run_rows(seeds: int, *, classification: float = 0.0, retrieval: float = 0.0,
             rows.append(COMMON | stamps | {
                 "run": f"{model} {encoder} {data}", "model": model, "image_encoder": encoder, "pretraining_data": data,
                 "dataset": dataset, "task": task, "metric": metric, "value": value, "low": value - 0.01,
-                "high": value + 0.01, "chance": chance, "n": 1000, "seeds": str(seed), "experiment": fingerprint})
+                "high": value + 0.01, "chance": chance, "n": 1000, "seeds": str(seed), "key": fingerprint})
     return rows
 
 
@@ -115,9 +115,9 @@ def collision_rows() -> list[dict]:
 def ledger_rows() -> list[dict]:
     """Effects of two rows of the ledger, as comparisons.differences tells them."""
     return [COMMON | {"run": "CXR-CLIP resnet-small", "model": "CXR-CLIP", "comparison": "ledger", "row": row,
-                      "budget": budget, "dataset": "all", "task": task, "metric": f"{metric} minus intended",
+                      "budget": budget, "dataset": "all", "task": task, "metric": metric, "reference": "intended",
                       "class": "all", "value": value, "low": value - 0.02, "high": value + 0.02, "n": 500,
-                      "note": "paired, p = 0.2, adjusted 0.4", "seeds": "0 1"}
+                      "p": 0.2, "p_holm": 0.4, "seeds": "0 1"}
             for row, budget, value in (("B3", "steps", -0.01), ("B7", "evaluation", 0.005))
             for task, metric in (("image_to_text", "RSUM"), ("zero-shot", "auroc"))]
 

@@ -1,41 +1,46 @@
-"""`make tables figures`: tables, verdicts, the pages' generated parts and the figures, from results/standard.csv alone.
+"""`make tables figures`: RESULTS.md, the verdicts of the first pages and the figures, from results/standard/ alone.
 
-    python -m cxrclip.book.render tables
-    python -m cxrclip.book.render figures
+    cxrclip tables
+    cxrclip figures
+    cxrclip keep --results build/phantom-standard/results.csv
 
-Text between `<!-- NAME -->` and `<!-- /NAME -->` in README.md (verdicts), RESULTS.md (claims, tables) and
-notebooks/index.md (claims) is written here and nowhere else; a test fails when it does not follow from the results.
-Without results the parts say "not run yet".
+RESULTS.md is written here as a whole, and in README.md and notebooks/index.md what stands between `<!-- verdicts -->`
+and `<!-- /verdicts -->`; a test fails when they do not follow from the results. `keep` puts new results in the place of
+the committed ones.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from cxrclip.data.files import write_text
 from cxrclip.errors import InputError
-from cxrclip.results import claims, over_seeds, published, read_results, tables, with_sums, write_atomically
+from cxrclip.experiments import cache
+from cxrclip.results import claims, tables
+from cxrclip.results.rows import published, read_results, write_by_comparison
+from cxrclip.results.statistics import over_seeds, with_sums
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path("results") / "standard.csv"
-PAGES = (Path("README.md"), Path("RESULTS.md"), Path("notebooks") / "index.md")
-NOT_RUN = (f"Not run yet: there is no `{RESULTS}`. `make reproduce PROFILE=standard` measures; `make tables figures` "
-           "then fills this place.")
+RESULTS = Path("results") / "standard"
+STATUS = "status.json"
+PAGE = Path("RESULTS.md")
+PAGES = (Path("README.md"), Path("notebooks") / "index.md")
+NOT_RUN = (f"Not run yet: there is no `{RESULTS}`. `make results` measures and fills this place.")
 TABLES: Mapping[str, Callable[[pd.DataFrame], tables.Table]] = {
     "table1": tables.table1, "table2": tables.table2, "table3": tables.table3,
     "table3_text_to_image": tables.table3_text_to_image, "table4": tables.table4,
 }
-BLOCK = re.compile(r"(<!-- (?P<name>[^/>][^>]*?) -->\n).*?(<!-- /(?P=name) -->)", re.DOTALL)
+VERDICTS = re.compile(r"(<!-- verdicts -->\n).*?(<!-- /verdicts -->)", re.DOTALL)
 
 
 class Drawing(NamedTuple):
@@ -46,82 +51,101 @@ class Drawing(NamedTuple):
     size: tuple[float, float]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line. Returns 0, or 2 after one line that says what was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m cxrclip.book.render", description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("tables", "figures"))
-    parser.add_argument("--root", default=ROOT, type=Path, help="folder that holds results/ and README.md")
-    options = parser.parse_args(arguments)
-    try:
-        written = write_tables(options.root) if options.what == "tables" else write_figures(options.root)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for line in written:
-        print(line)
-    return 0
-
-
 def standard_results(root: Path = ROOT) -> pd.DataFrame | None:
     """The committed results, one row a seed; None when they are not there yet."""
-    return read_results(root / RESULTS) if (root / RESULTS).is_file() else None
+    return read_results(root / RESULTS) if any((root / RESULTS).glob("*.csv")) else None
+
+
+def status(root: Path = ROOT) -> dict:
+    """results/standard/status.json: versions, stale (true for results of an older version of the code), reason."""
+    path = root / RESULTS / STATUS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as fault:
+        raise InputError(f"{path}: cannot be read as JSON ({fault}): write versions, stale and reason") from fault
+    if not isinstance(content, dict) or set(content) != {"versions", "stale", "reason"}:
+        raise InputError(f"{path}: needs versions, stale and reason, and nothing else")
+    return content
+
+
+def check_standard(results: pd.DataFrame, said: Mapping) -> None:
+    """Raises InputError for results of mixed versions, or whose `status` does not say whether they are this code's."""
+    versions = sorted(set(results["versions"]) - {""})  # sizes and collisions are counted, not made by a stage
+    if len(versions) != 1:
+        raise InputError(f"{RESULTS}: more than one version ({', '.join(versions)}): run `make results`")
+    if said["versions"] != versions[0]:
+        raise InputError(f"{RESULTS}: {STATUS} says {said['versions']!r}, the rows {versions[0]!r}: correct it")
+    current = cache.versions_text()
+    if versions[0] != current and not said["stale"]:
+        raise InputError(f"{RESULTS}: {versions[0]} is not of this code ({current}): run `make results`, or set stale")
+    if versions[0] == current and said["stale"]:
+        raise InputError(f"{RESULTS}: marked as stale, but of this code's versions: set stale to false in {STATUS}")
+
+
+def keep_results(results: pd.DataFrame, root: Path = ROOT) -> list[str]:
+    """Put results in the place of the committed ones, of one version; says what it wrote."""
+    current = {"versions": cache.versions_text(), "stale": False, "reason": ""}
+    check_standard(results, current | {"versions": results["versions"].max()})
+    written = write_by_comparison(results, root / RESULTS)
+    write_text(root / RESULTS / STATUS, json.dumps(current, indent=2) + "\n")
+    return [str(path.relative_to(root)) for path in (*written, root / RESULTS / STATUS)]
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
 
 
-def blocks(results: pd.DataFrame | None) -> dict[str, str]:
-    """Name of a block -> its Markdown."""
-    if results is None:
-        return {"verdicts": NOT_RUN + "\n", "claims": NOT_RUN + "\n", "tables": "Not run yet either.\n"}
-    drawn = [draw(results).markdown() for draw in TABLES.values()]
-    verdicts = claims.verdicts(results)
-    return {"verdicts": one_line_each(verdicts), "claims": claims.markdown(verdicts, results) + "\n",
-            "tables": "\n".join(drawn)}
+def render_results(root: Path = ROOT) -> str:
+    """RESULTS.md: verdicts, the paper's tables, the other comparisons and the ledger."""
+    return pages(root)[root / PAGE]
 
 
-def one_line_each(verdicts: pd.DataFrame) -> str:
-    """The verdicts for the first page: a numbered line a claim, with what the paper says and the verdict."""
-    return "".join(f"{claim['claim']}. **{claim['verdict'].capitalize()}:** {claim['text'].strip()}\n"
-                   for claim in verdicts.to_dict("records"))
+def _results_page(results: pd.DataFrame, verdicts: pd.DataFrame, said: Mapping) -> str:
+    parts = ["# Results"]
+    parts.append(f"Written by `make tables` from `{RESULTS.as_posix()}/`; nothing here is typed in.")
+    if said["stale"]:
+        parts.append(f"> **These numbers are of an older version of the code** ({said['versions']}; the code is at "
+                     f"{cache.versions_text()}): {said['reason']}.")
+    parts += ["## Verdicts on the paper's claims", claims.markdown(verdicts, results, rows=True)]
+    drawn = {"The paper's tables": [draw(results) for draw in TABLES.values()]}
+    for name in dict.fromkeys(results["comparison"]):
+        here = results[results["comparison"] == name]
+        if name not in ("", "ablation", "ledger") and not (here["task"] == "coarse-text").all():
+            drawn[name.capitalize()] = [tables.comparison_table(results, name)]
+            if (here["reference"] != "").any():
+                drawn[name.capitalize()].append(tables.differences_table(results, name))
+    if ((results["comparison"] == "ledger") & (results["reference"] != "")).any():
+        drawn["Paper against code"] = [tables.ledger_table(results)]
+    for title, several in drawn.items():
+        parts += [f"## {title}", *(table.markdown().strip() for table in several)]
+    return "\n\n".join(parts) + "\n"
 
 
-def filled(text: str, parts: Mapping[str, str], where: str) -> str:
-    """The page with each block replaced. Raises InputError for a block that nobody renders or that does not end."""
-    names = [match["name"] for match in BLOCK.finditer(text)]
-    begun = re.findall(r"<!-- ([^/].*?) -->", text)
-    if wrong := [name for name in begun if name not in names or name not in parts]:
-        raise InputError(f"{where}: block {wrong[0]!r} is unknown or has no end: known are {', '.join(parts)}")
-    return BLOCK.sub(lambda match: f"{match[1]}\n{parts[match['name']]}\n{match[3]}", text)
+def _verdict_lines(verdicts: pd.DataFrame, said: Mapping) -> str:
+    """One line a claim, for the first pages."""
+    lines = [f"- **{line['verdict']}**: {line['text']}" for line in verdicts.to_dict("records")]
+    return "\n".join([*lines, *(["", "These numbers are of an older version of the code."] if said["stale"] else [])])
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """Path of each page with blocks -> its text as the results make it."""
-    parts = blocks(standard_results(root))
-    return {root / name: filled((root / name).read_text(encoding="utf-8"), parts, str(name)) for name in PAGES}
+    """Path of each page -> its text as the results make it; those of PAGES only where they have a block of verdicts."""
+    if (results := standard_results(root)) is None:
+        page, lines = f"# Results\n\n{NOT_RUN}\n", NOT_RUN
+    else:
+        verdicts, said = claims.verdicts(results), status(root)
+        page, lines = _results_page(results, verdicts, said), _verdict_lines(verdicts, said)
+    drawn = {root / PAGE: page}
+    for name in PAGES:
+        if (root / name).is_file() and VERDICTS.search(text := (root / name).read_text(encoding="utf-8")):
+            drawn[root / name] = VERDICTS.sub(lambda match: f"{match[1]}{lines}\n{match[2]}", text)
+    return drawn
 
 
 def write_tables(root: Path = ROOT) -> list[str]:
-    """Writes the pages' blocks and, when there are results, results/tables/*.md and *.txt; says what it wrote."""
-    results = standard_results(root)
-    written = [write_atomically(path, text) for path, text in pages(root).items()]
-    if results is None:
-        return [*(str(path.relative_to(root)) for path in written), NOT_RUN]
-    folder = root / "results" / "tables"
-    drawn = {stem: draw(results) for stem, draw in TABLES.items()}
-    own = dict.fromkeys(name for name in results["comparison"] if name not in ("", "ablation", "ledger"))
-    drawn |= {name.replace(" ", "_"): tables.comparison_table(results, name) for name in own
-              if not (results[results["comparison"] == name]["task"] == "coarse-text").all()}
-    if (results["comparison"] == "ledger").any():
-        drawn["paper_against_code"] = tables.ledger_table(results)
-    for stem, table in drawn.items():
-        written += tables.write_table(table, folder / stem, (".md", ".txt"))
-    verdicts = claims.verdicts(results)
-    written.append(write_atomically(folder / "claims.md", claims.markdown(verdicts, results, rows=True) + "\n"))
-    text = "\n\n".join("\n".join(f"{name}: {value}" for name, value in line.items())
-                       for line in verdicts.to_dict("records"))
-    written.append(write_atomically(folder / "claims.txt", text + "\n"))
-    return [str(path.relative_to(root)) for path in written]
+    """Writes RESULTS.md and the verdicts of the first pages; says what it wrote."""
+    drawn = pages(root)
+    for path, text in drawn.items():
+        write_text(path, text)
+    return [str(path.relative_to(root)) for path in drawn]
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -153,7 +177,7 @@ def drawings() -> dict[str, Drawing]:
 
     def effects(results: pd.DataFrame) -> pd.DataFrame:
         """The differences of the ledger."""
-        return results[(results["comparison"] == "ledger") & results["metric"].str.contains(" minus ")]
+        return results[(results["comparison"] == "ledger") & (results["reference"] != "")]
 
     sides = {"retrieval": figures.RETRIEVAL, "classification": figures.CLASSIFICATION}
     return {
@@ -213,12 +237,8 @@ def _origin(rows: pd.DataFrame) -> dict[str, object]:
     """Where a figure comes from: the rows drawn, and the data, experiments and versions behind them."""
     def words(name: str) -> list[str]:
         return sorted({word for text in rows[name] for word in text.split(" ") if word})
-    kept = [name for name in rows if name not in ("experiment", "versions", "data")]
+    kept = [name for name in rows if name not in ("key", "versions", "commit", "data")]
     drawn = [{name: value for name, value in row.items() if value != "" and value == value}
              for row in rows[kept].to_dict("records")]
-    return {"rows": drawn, "data": words("data"), "experiment": words("experiment"), "versions": words("versions"),
-            "command": "make figures", "results": str(RESULTS)}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {"rows": drawn, "data": words("data"), "experiment": words("key"), "versions": words("versions"),
+            "command": "make figures", "results": RESULTS.as_posix()}

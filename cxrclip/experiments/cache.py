@@ -6,9 +6,11 @@ it is. So a reworded message, a renamed variable or a new switch that is off by 
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 
 from cxrclip.data import mixes
 from cxrclip.data.mixes import digest
@@ -54,3 +56,16 @@ def stages(*names: str) -> dict[str, int]:
 def versions_text() -> str:
     """All stage versions as result rows show them: "phantom=1 tokenizer=1 training=1 evaluation=1"."""
     return " ".join(f"{name}={number}" for name, number in VERSIONS.items())
+
+
+@cache
+def commit() -> str:
+    """Git commit of the code that runs, "-dirty" behind it where files differ from it; "" outside of its checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed, perhaps inside of another project's checkout
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

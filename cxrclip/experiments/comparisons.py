@@ -21,7 +21,7 @@ from itertools import accumulate, product
 
 import pandas as pd
 
-from cxrclip import evaluation, metrics, results
+from cxrclip import evaluation, metrics
 from cxrclip.data import mixes
 from cxrclip.errors import InputError
 from cxrclip.experiments import (
@@ -36,7 +36,8 @@ from cxrclip.experiments import (
     runnable,
 )
 from cxrclip.official.behaviours import Behaviours
-from cxrclip.results import CLASSIFICATION_SETS, RETRIEVAL_SETS
+from cxrclip.results import statistics
+from cxrclip.results.rows import CLASSIFICATION_SETS, COLUMNS, NUMBERS, RETRIEVAL_SETS
 
 MIXTURES = (("M",), ("M", "C"), ("M", "C", "C14"))
 ICL_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
@@ -255,12 +256,12 @@ def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
 
 
 def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFrame:
-    """Paired differences of the rows of one comparison as tidy rows: "auroc minus <reference>", "RSUM minus ...".
+    """Paired differences of the rows of one comparison, as tidy rows with a `reference`.
 
     Every row against its reference (pairs) at the same budget, on the same test items, over all seeds of both: mean
     AUROC (zero-shot, and the linear probe on all labels) and summed RSUM over the paper's three sets, or those of them
-    that the mix has. A pair of the same runs is compared once, at the first budget that has it. The note tells p, at
-    least 2 / (n_bootstrap + 1), and p adjusted for all cells of this comparison (Holm).
+    that the mix has. A pair of the same runs is compared once, at the first budget that has it. p is at least
+    2 / (n_bootstrap + 1); p_holm is adjusted for all cells of this comparison.
     """
     found, origins, done = [], [], set()
     for budget, (row, reference) in product(dict.fromkeys(item.budget for item in runs), pairs(runs)):
@@ -275,17 +276,17 @@ def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFram
             origins.append(_origin(ours, others))
     adjusted = metrics.holm([p for cells in found for p in cells["p"]])
     ends = accumulate(len(cells) for cells in found)
-    return _together([results.difference_rows(cells.assign(p_holm=adjusted[end - len(cells):end]), *origin)
+    return _together([statistics.difference_rows(cells.assign(p_holm=adjusted[end - len(cells):end]), *origin)
                       for cells, origin, end in zip(found, origins, ends, strict=True)])
 
 
 def _together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Tidy rows of all parts; without any, a table with no rows."""
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(results.COLUMNS))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
 
 
 def _compared(ours: Sequence[Run], others: Sequence[Run], n_bootstrap: int) -> pd.DataFrame:
-    """results.differences of two rows' runs, seed for seed on the same items: a line a measure, over all its sets."""
+    """statistics.differences of two rows' runs, seed for seed on the same items: a line a measure, over its sets."""
     found, roles = [], {name: role for name, role in ours[0].data.mix.tests.items() if name in ours[0].data.folders}
     one_protocol = ours[0].experiment.rules == others[0].experiment.rules
     if Behaviours.of(ours[0].experiment.rules).seen_films:  # ledger D2 is about the sets whose films were seen
@@ -296,7 +297,7 @@ def _compared(ours: Sequence[Run], others: Sequence[Run], n_bootstrap: int) -> p
             continue
         scores = ({name: [_scores(run, name, task, one_protocol) for run in side] for name in sets}
                   for side in (ours, others))
-        cells = results.differences(*scores, n_bootstrap=n_bootstrap)
+        cells = statistics.differences(*scores, n_bootstrap=n_bootstrap)
         cells = cells[cells["metric"].isin(["auroc", "RSUM"]) & cells["task"].isin(["", "image_to_text"])]
         found.append((cells[cells["dataset"] == "all"] if len(sets) > 1 else cells).replace({"task": {"": task}}))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
@@ -316,7 +317,7 @@ def _origin(ours: Mapping[Row, Run], others: Mapping[Row, Run]) -> tuple[dict[st
     row, run = next(iter(ours.items()))
     sets = [name for name in run.data.mix.tests if name in run.data.folders]
     words = {"seeds": [str(run.experiment.seed) for run in ours.values()],
-             "experiment": [run.key for side in (ours, others) for run in side.values()],
+             "key": [run.key for side in (ours, others) for run in side.values()],
              "data": list(run.data.fingerprints(tuple(sets)).values())}
     about = run.row_columns(sets[0]) | {name: " ".join(dict.fromkeys(values)) for name, values in words.items()}
     if row.comparison == MAIN:
@@ -337,7 +338,7 @@ def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFram
         hits = oracle.coarse_text_accuracy(run.embeddings(role)[position], embeds, texts,
                                                oracle.read_truth(run.data.folders[role]))
         hits = hits.rename(columns={"matter": "class", "right": "hit"})
-        parts.append(stamp(row, results.share_rows(hits, run.row_columns(role), role, "coarse-text")))
+        parts.append(stamp(row, statistics.share_rows(hits, run.row_columns(role), role, "coarse-text")))
     return _together(parts)
 
 
@@ -374,8 +375,8 @@ def collisions(data: mixes.Prepared, profile: str) -> pd.DataFrame:
                              "dataset": role, "task": "collision", "metric": "collision probability", "class": what,
                              "value": metrics.collision_probability(contents), "n": len(contents),
                              "data": data.fingerprints((role,))[role]})
-    frame = pd.DataFrame(tidy, columns=list(results.COLUMNS))
-    return frame.fillna(dict.fromkeys((name for name in results.COLUMNS if name not in results.NUMBERS), ""))
+    frame = pd.DataFrame(tidy, columns=list(COLUMNS))
+    return frame.fillna(dict.fromkeys((name for name in COLUMNS if name not in NUMBERS), ""))
 
 
 # ---- budgets ------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from cxrclip.experiments.workbench import Run, one_thread
 from cxrclip.official.behaviours import Behaviours, leaked_rows, text_rule
 from cxrclip.official.probe import adamw_probe
 from cxrclip.prompts import PromptBank
-from cxrclip.results.rows import accuracy_rows, auroc_rows, read_results, retrieval_rows, write_results
+from cxrclip.results.rows import read_results, write_results
+from cxrclip.results.statistics import accuracy_rows, auroc_rows, retrieval_rows
 
 
 def evaluate(run: Run) -> pd.DataFrame:

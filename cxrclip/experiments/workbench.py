@@ -127,8 +127,8 @@ class Run:
         return {"run": experiment.run_name, "profile": experiment.profile, "mix": self.data.mix.name,
                 "origin": "measured", "model": model,
                 "image_encoder": experiment.image_encoder, "pretraining_data": data, "seeds": str(experiment.seed),
-                "experiment": self.key, "data": self.data.fingerprints((role,))[role],
-                "versions": cache.versions_text()}
+                "key": self.key, "data": self.data.fingerprints((role,))[role],
+                "versions": cache.versions_text(), "commit": cache.commit()}
 
     @property
     def about(self) -> dict:

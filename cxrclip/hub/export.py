@@ -133,7 +133,7 @@ def _eval_result(mix: mixes.Mix, row: dict) -> EvalResult:
         dataset_revision=row["data"],
         metric_type=METRICS[row["metric"]], metric_name=f"zero-shot {row['metric']}", metric_value=row["value"],
         metric_args={**{name: row[name] for name in ("low", "high", "chance")}, "n": int(row["n"]),
-                     "experiment": row["experiment"]})
+                     "experiment": row["key"]})
 
 
 def _data_rows(run: Run) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cxrclip import evaluation, metrics, results
+from cxrclip import evaluation, metrics
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.experiments import Run, prompts_of
 from cxrclip.official.behaviours import (
@@ -25,7 +25,8 @@ from cxrclip.official.behaviours import (
 )
 from cxrclip.official.probe import adamw_probe
 from cxrclip.prompts import PromptBank
-from cxrclip.results import CLASSIFICATION_SETS, RETRIEVAL_SETS
+from cxrclip.results import statistics
+from cxrclip.results.rows import CLASSIFICATION_SETS, COLUMNS, RETRIEVAL_SETS
 from cxrclip.views import draw_texts, generator
 
 COMPARISON = "ledger"
@@ -39,21 +40,21 @@ def protocol_effects(runs: Sequence[Run], n_bootstrap: int = 1000) -> pd.DataFra
     """Tidy rows of what each evaluation rule costs: the released code's protocol minus the intended one.
 
     runs: one experiment, a run a seed. Each is scored twice on the same test studies; nothing is trained but probes.
-    Rows whose test sets the mix has not are left out. The note tells p, and p adjusted for all rows here (Holm).
+    Rows whose test sets the mix has not are left out. p_holm is adjusted for all rows here.
     """
     parts = []
     for name, (measure, wanted) in PROTOCOLS.items():
         if sets := [test for test in wanted if test in runs[0].data.folders]:
             parts.append(measure(runs, sets, n_bootstrap).assign(row=name))
     if not parts:
-        return pd.DataFrame(columns=list(results.COLUMNS))
+        return pd.DataFrame(columns=list(COLUMNS))
     found = pd.concat(parts, ignore_index=True)
     found["p_holm"] = metrics.holm(found["p"])
     tests = tuple(test for test in runs[0].data.mix.tests if test in runs[0].data.folders)
     about = runs[0].row_columns(tests[0]) | {"data": " ".join(runs[0].data.fingerprints(tests).values())}
     about |= {"seeds": " ".join(str(run.experiment.seed) for run in runs)}
-    about |= {"experiment": " ".join(run.key for run in runs), "comparison": COMPARISON, "budget": "evaluation"}
-    tidy = [results.difference_rows(part, about | {"row": name}, "intended")
+    about |= {"key": " ".join(run.key for run in runs), "comparison": COMPARISON, "budget": "evaluation"}
+    tidy = [statistics.difference_rows(part, about | {"row": name}, "intended")
             for name, part in found.groupby("row", sort=False)]
     return pd.concat(tidy, ignore_index=True)
 
@@ -66,7 +67,7 @@ def _probe(official: str, intended: str | None, fraction: float) -> Measure:
         ours = {name: [run.scores(name, task) if intended is None
                        else _adamw_scores(run, name, fraction, Behaviours.of(intended)) for run in runs]
                 for name in sets}
-        return _whole(results.differences(theirs, ours, n_bootstrap=n_bootstrap), sets, "auroc", task)
+        return _whole(statistics.differences(theirs, ours, n_bootstrap=n_bootstrap), sets, "auroc", task)
     return measure
 
 
@@ -93,7 +94,7 @@ def _row_split(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) -> pd
         scores = evaluation.linear_probe(np.concatenate([train.features, test.features[seen]]),
                                          np.concatenate([learn, truth[seen]]), test.features)
         return evaluation.score_frame(test, classes, scores, truth)
-    cells = results.differences({"siim": [leaky(run) for run in runs]},
+    cells = statistics.differences({"siim": [leaky(run) for run in runs]},
                                 {"siim": [run.scores("siim", "linear-probe-100") for run in runs]},
                                 n_bootstrap=n_bootstrap)
     return _whole(cells, sets, "auroc", "linear-probe-100")
@@ -103,7 +104,7 @@ def _alphabetical(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) ->
     """B7: retrieval of the section that is later in the alphabet, against that of the longer one."""
     theirs, ours = ({name: [_ranks(run, name, text_of) for run in runs] for name in sets}
                     for text_of in (alphabetical_text, evaluation.retrieval_text))
-    return _whole(results.differences(theirs, ours, n_bootstrap=n_bootstrap), sets, "RSUM", "image_to_text")
+    return _whole(statistics.differences(theirs, ours, n_bootstrap=n_bootstrap), sets, "RSUM", "image_to_text")
 
 
 def _ranks(run: Run, name: str, text_of: evaluation.RetrievalText = evaluation.retrieval_text,
@@ -125,7 +126,7 @@ def _fewer_pairs(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) -> 
         some, every = _ranks(run, "openi", keep=keep), _ranks(run, "openi")
         theirs.append(some)
         ours.append(every[every["study_id"].isin(some["study_id"])])
-    cells = results.differences({"openi": theirs}, {"openi": ours}, n_bootstrap=n_bootstrap)
+    cells = statistics.differences({"openi": theirs}, {"openi": ours}, n_bootstrap=n_bootstrap)
     return _whole(cells, sets, "RSUM", "image_to_text")
 
 
@@ -133,7 +134,7 @@ def _lenient(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) -> pd.D
     """B10: weights saved with the prefix "module." load nothing and raise nothing, against the weights themselves."""
     theirs = {name: [_zero_shot(_loaded_nothing(run), run, name) for run in runs] for name in sets}
     ours = {name: [run.scores(name, "zero-shot") for run in runs] for name in sets}
-    return _whole(results.differences(theirs, ours, n_bootstrap=n_bootstrap), sets, "auroc", "zero-shot")
+    return _whole(statistics.differences(theirs, ours, n_bootstrap=n_bootstrap), sets, "auroc", "zero-shot")
 
 
 def _loaded_nothing(run: Run) -> CXRCLIPModel:
@@ -177,7 +178,7 @@ def _two_draws(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) -> pd
 
 
 def _whole(cells: pd.DataFrame, sets: Sequence[str], metric: str, task: str) -> pd.DataFrame:
-    """Of results.differences the line over all sets (of one set, that one), for one metric."""
+    """Of statistics.differences the line over all sets (of one set, that one), for one metric."""
     here = cells[(cells["metric"] == metric) & cells["task"].isin(["", "image_to_text"])]
     return here[here["dataset"] == ("all" if len(sets) > 1 else sets[0])].assign(task=task)
 

@@ -19,7 +19,8 @@ import pandas as pd
 import yaml
 
 from cxrclip.errors import InputError
-from cxrclip.results import FAMILY, over_seeds, with_sums
+from cxrclip.results.rows import FAMILY
+from cxrclip.results.statistics import over_seeds, with_sums
 from cxrclip.results.tables import column_label, one_mix
 
 CLAIMS = Path(__file__).with_name("claims.yaml")
@@ -90,24 +91,24 @@ def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, 
     """Difference of every row of a comparison to its row `reference`, budget by budget, for figures.ablation_forest.
 
     results: tidy rows of one comparison, one row a seed; measure: dataset, task, metric. reference: a row, or ABOVE:
-    each row is then compared with the one above it, and the first has no line. Columns row, budget, metric, value, low,
-    high, note (paired or unpaired), experiment, data, versions (of both rows). Rows whose budget lacks the reference
-    are left out.
+    each row is then compared with the one above it, and the first has no line. Columns row, budget, metric, reference,
+    value, low, high, note (paired or unpaired), key, data, versions, commit (of both rows). Rows whose budget lacks the
+    reference are left out.
     """
     table = _over_seeds_of(results, [measure])
-    part = table[(table[list(measure)] == list(measure.values())).all(axis=1) & (table["class"] == "all")]
-    names, origin = ["row", "budget", "metric", "value", "low", "high", "note"], ["experiment", "data", "versions"]
+    part = table[(table[list(measure)] == list(measure.values())).all(axis=1) & (table["reference"] == "")]
+    names = ["row", "budget", "metric", "reference", "value", "low", "high", "note"]
+    origin = ["key", "data", "versions", "commit"]
     lines, done = [], set()
     for budget, rows in part.groupby("budget", sort=False):
         rows = [row for _, row in rows.iterrows()]
         named = {row["row"]: row for row in rows}
         bases = [None, *rows[:-1]] if reference == ABOVE else [named.get(reference)] * len(rows)
         for row, base in zip(rows, bases, strict=True):
-            if base is None or row["row"] == base["row"] or (row["experiment"], base["experiment"]) in done:
+            if base is None or row["row"] == base["row"] or (row["key"], base["key"]) in done:
                 continue
-            done.add((row["experiment"], base["experiment"]))
-            lines.append((row["row"], budget, f"{measure['metric']} minus {reference}",
-                          *_difference(table, row, base),
+            done.add((row["key"], base["key"]))
+            lines.append((row["row"], budget, measure["metric"], reference, *_difference(table, row, base),
                           *(" ".join(dict.fromkeys(f"{row[name]} {base[name]}".split())) for name in origin)))
     return pd.DataFrame(lines, columns=[*names, *origin])
 
@@ -123,14 +124,13 @@ def markdown(table: pd.DataFrame, results: pd.DataFrame, rows: bool = False) -> 
         cells[3] = f"**{cells[3]}**"
         lines.append("| " + " | ".join(cells) + " |")
     source = f"Measured on the mix '{mix}' (profile {profile})" if mix else "Nothing measured yet"
-    return "\n".join([f"{source}; verdicts by rule (`results/claims.yaml`).", "", *lines])
+    return "\n".join([f"{source}; verdicts by rule (`cxrclip/results/claims.yaml`).", "", *lines])
 
 
 def _over_seeds_of(results: pd.DataFrame, measures: Collection[Mapping[str, str]]) -> pd.DataFrame:
     """One row a run, for these measures and differences in them only: most rows are single findings, not needed."""
     metrics, tasks = ({measure[name] for measure in measures} for name in ("metric", "task"))
-    base = results["metric"].str.split(" minus ").str[0]
-    return over_seeds(with_sums(results[(results["class"] == "all") & base.isin(metrics)
+    return over_seeds(with_sums(results[(results["class"] == "all") & results["metric"].isin(metrics)
                                         & results["task"].isin(tasks)]))
 
 
@@ -157,7 +157,7 @@ def _compare(table: pd.DataFrame, item: Mapping, measure: Mapping[str, str], whe
     why = (f"{label}{budget}: {names[0]} against {names[1]} {100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
            f" ({paired})" + (f" ({', '.join(doubts)})" if doubts else ""))
     rows = "; ".join(f"{label}{budget}, {name}: {100 * row['value']:.1f} [{100 * row['low']:.1f}, "
-                     f"{100 * row['high']:.1f}], seeds {row['seeds']}, runs {row['experiment']}"
+                     f"{100 * row['high']:.1f}], seeds {row['seeds']}, runs {row['key']}"
                      for name, row in zip(names, (a, b), strict=True))
     return Outcome(verdict, why, rows)
 
@@ -165,7 +165,7 @@ def _compare(table: pd.DataFrame, item: Mapping, measure: Mapping[str, str], whe
 def _pick(table: pd.DataFrame, selector: Mapping[str, str], where: str) -> pd.Series | None:
     """The one row that a selector fits, None if there is none. Raises InputError for several or an unknown column."""
     keep = pd.Series(True, table.index)
-    for name, value in {"class": "all", **selector}.items():
+    for name, value in {"class": "all", "reference": "", **selector}.items():
         if name not in table:
             raise InputError(f"{where}: no column {name!r} in the results: choose from {', '.join(table.columns)}")
         column = table[name].map(lambda text: FAMILY.get(text, text)) if name == "image_encoder" else table[name]
@@ -179,11 +179,11 @@ def _pick(table: pd.DataFrame, selector: Mapping[str, str], where: str) -> pd.Se
 
 def _difference(table: pd.DataFrame, a: pd.Series, b: pd.Series) -> tuple[float, float, float, str]:
     """a - b with its interval: the paired one if the results hold it, else from the two rows' own intervals."""
-    same = ["run", "model", "image_encoder", "pretraining_data", "comparison", "row", "budget", "dataset", "task"]
-    wanted = f"{a['metric']} minus {b['row'] or b['run']}"
-    found = table[(table[same] == a[same]).all(axis=1) & (table["metric"] == wanted)]
-    if len(found):
-        return *found.iloc[0][["value", "low", "high"]], "paired"
+    same = ["run", "model", "image_encoder", "pretraining_data", "comparison", "row", "budget", "dataset", "task",
+            "metric"]
+    paired = table[(table[same] == a[same]).all(axis=1) & (table["reference"] == (b["row"] or b["run"]))]
+    if len(paired):
+        return *paired.iloc[0][["value", "low", "high"]], "paired"
     return *unpaired(a, b), "unpaired"
 
 

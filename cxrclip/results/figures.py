@@ -27,7 +27,7 @@ from sklearn.metrics import roc_curve
 from cxrclip.data.images import read_gray
 from cxrclip.errors import InputError
 from cxrclip.official.ledger import LEDGER
-from cxrclip.results import LABELS
+from cxrclip.results.rows import LABELS
 
 # Okabe & Ito (2008), in the order used here; its yellow is left out, too faint for lines on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -214,11 +214,11 @@ def remedies_plot(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION
 def ablation_forest(differences: pd.DataFrame, axes: Axes) -> Axes:
     """Difference of each row to a reference, in percentage points, with its interval; 0 is no difference.
 
-    differences: columns row, budget, metric, value, low, high (claims.differences_to), one metric; a marker and colour
-    a budget. Raises InputError if two fall on one point.
+    differences: columns row, budget, metric, reference, value, low, high (claims.differences_to), one metric and
+    reference; a marker and colour a budget. Raises InputError if two fall on one point.
     """
-    _require(differences, ["row", "budget", "metric", "value", "low", "high"], "differences")
-    _one(differences, "metric")
+    _require(differences, ["row", "budget", "metric", "reference", "value", "low", "high"], "differences")
+    metric, reference = _one(differences, "metric"), _one(differences, "reference")
     _unique(differences, ["row", "budget"])
     rows, groups = list(dict.fromkeys(differences["row"])), list(dict.fromkeys(differences["budget"]))
     looks = zip(groups, _offsets(len(groups)), _colours(len(groups)), _markers(len(groups)), strict=True)
@@ -230,7 +230,6 @@ def ablation_forest(differences: pd.DataFrame, axes: Axes) -> Axes:
     axes.axvline(0, color=CHANCE, linestyle="--", linewidth=1.2, label="no difference")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    metric, _, reference = differences["metric"].iloc[0].partition(" minus ")
     _finish(axes, f"{_title(metric)}: difference to {reference} (percentage points, 95 % interval)", "", legend=True)
     axes.grid(axis="x", alpha=0.3)
     return axes
@@ -243,12 +242,12 @@ def ledger_forest(results: pd.DataFrame, axes: Axes, task: str = "image_to_text"
     order. Rows measured on one test set name it. Raises InputError if there are none.
     """
     here = results[(results["comparison"] == "ledger") & (results["task"] == task)
-                   & results["metric"].str.startswith(f"{metric} minus ")]
+                   & (results["metric"] == metric) & (results["reference"] != "")]
     order = [item.id for item in LEDGER] + ["official"]
     here = here.sort_values("row", key=lambda rows: rows.map(order.index))
     names = [row if dataset == "all" else f"{row} ({LABELS[dataset]})"
              for row, dataset in zip(here["row"], here["dataset"], strict=True)]
-    return ablation_forest(here.assign(row=names, metric=f"{metric} minus the intended"), axes)
+    return ablation_forest(here.assign(row=names, reference="the intended"), axes)
 
 
 def weights_curve(results: pd.DataFrame, axes: Axes, measure: Measure = RETRIEVAL,
@@ -494,11 +493,12 @@ def _require(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
         raise InputError(f"{what}: no rows to draw")
 
 
-def _one(frame: pd.DataFrame, column: str) -> None:
-    """Raises InputError if the column does not hold one single value."""
+def _one(frame: pd.DataFrame, column: str) -> object:
+    """The one value of a column. Raises InputError if it holds several."""
     values = list(dict.fromkeys(frame[column]))
     if len(values) != 1:
         raise InputError(f"figure: needs one {column}, got {values}: filter the results first")
+    return values[0]
 
 
 def _unique(frame: pd.DataFrame, columns: list[str]) -> None:
@@ -511,8 +511,9 @@ def _unique(frame: pd.DataFrame, columns: list[str]) -> None:
 
 def _measure(results: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     """The rows of one (dataset, task, metric). Raises InputError if there are none."""
-    _require(results, ["row", "dataset", "task", "metric", "class", "value", "low", "high"], "results")
-    part = results[(results[["dataset", "task", "metric"]] == list(measure)).all(axis=1) & (results["class"] == "all")]
+    _require(results, ["row", "dataset", "task", "metric", "class", "reference", "value", "low", "high"], "results")
+    results = results[(results["class"] == "all") & (results["reference"] == "")]
+    part = results[(results[["dataset", "task", "metric"]] == list(measure)).all(axis=1)]
     if part.empty:
         raise InputError(f"figure: no rows for {', '.join(measure)}: evaluate it, or add sums with results.with_sums")
     return part

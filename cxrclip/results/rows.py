@@ -6,19 +6,13 @@ fractions (an AUROC of 0.788). tables.py, claims.py and figures.py draw from suc
 
 from __future__ import annotations
 
-import itertools
-import os
-import tempfile
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
-from cxrclip import metrics
+from cxrclip.data.files import write_text
 from cxrclip.errors import InputError
 
 COLUMNS: Mapping[str, str] = {
@@ -36,26 +30,32 @@ COLUMNS: Mapping[str, str] = {
     "dataset": "role of the test set in the mix, such as vindr-cxr; 'all' for a sum or mean over the paper's three",
     "task": "zero-shot, linear-probe-10, linear-probe-100, image_to_text, text_to_image, coarse-text, collision, size",
     "metric": "auroc, accuracy, R@1, R@5, R@10, RSUM (their sum), mean rank; train, valid, test for task size; "
-              "'ceiling R@1' is the most any model can reach; 'auroc minus X' is a paired difference to the row X",
+              "'ceiling R@1' is the most any model can reach",
     "class": "finding (task coarse-text: attribute) the number is for; 'all' for the mean over findings",
+    "reference": "the other row of a paired difference (its `row` inside a comparison, else its `run`): value is then "
+                 "this row minus that one; empty for all other rows",
     "value": "the number; fractions, except mean rank and sizes (counts)",
     "low": "lower end of the 95 % interval; empty where unknown",
     "high": "upper end of the 95 % interval; empty where unknown",
     "chance": "what guessing would reach; empty where unknown",
+    "p": "of a difference: two-sided bootstrap p-value",
+    "p_holm": "of a difference: p adjusted (Holm) for all cells that were looked at together",
     "n": "test studies (queries in retrieval) behind the number",
     "seeds": "training seeds behind the number, joined by spaces",
     "status": "published numbers: how far the number is checked (STATUS); empty otherwise",
     "note": "what the reader must know, such as classes left out of a mean",
-    "experiment": "fingerprint of the run or runs",
+    "key": "key of the run or runs (experiments.cache)",
     "data": "fingerprint of the test data",
-    "versions": "versions of the software behind the number",
+    "versions": "versions of the stages behind the number (experiments.cache.VERSIONS)",
+    "commit": "git commit of the code that made the number; empty outside of a git checkout",
 }
 STAMPS = ("comparison", "row", "budget")
+OPTIONAL = (*STAMPS, "reference", "p", "p_holm", "commit")  # a file that lacks one is read as if it were empty
 KEY = ("run", "profile", "mix", "origin", "model", "image_encoder", "pretraining_data", *STAMPS, "dataset", "task",
-       "metric", "class")
-NUMBERS = ("value", "low", "high", "chance", "n")
-ABOUT = ("run", "profile", "mix", "origin", "model", "image_encoder", "pretraining_data", "seeds", "experiment", "data",
-         "versions")
+       "metric", "class", "reference")
+NUMBERS = ("value", "low", "high", "chance", "p", "p_holm", "n")
+ABOUT = ("run", "profile", "mix", "origin", "model", "image_encoder", "pretraining_data", "seeds", "key", "data",
+         "versions", "commit")
 STATUS: Mapping[str, tuple[str, str]] = {
     "recalled": ("r", "recalled from memory, not checked against a copy of the paper"),
     "quoted": ("q", "a third party quotes the paper"),
@@ -81,398 +81,8 @@ LABELS: Mapping[str, str] = {
 FAMILY: Mapping[str, str] = {"resnet-small": "ResNet-50", "resnet50": "ResNet-50", "swin-small": "Swin-T",
                              "swin-tiny": "Swin-T"}
 
-Frames = pd.DataFrame | Sequence[pd.DataFrame]
-Scores = Frames | Mapping[str, Frames]
 
-
-# ---- per-sample scores -> tidy rows ---------------------------------------------------------------------------------
-
-
-def auroc_rows(scores: pd.DataFrame, about: Mapping[str, object], dataset: str, task: str, *, n_bootstrap: int = 1000,
-               seed: int = 0) -> pd.DataFrame:
-    """AUROC rows of one run: the mean over classes ('all') and each class, with patient-bootstrap intervals.
-
-    scores: per-sample frame of evaluation.score_frame (study_id, patient_id, class, score, target, and draw for the
-    draws of a linear probe; the value is then the mean over draws). about: the columns ABOUT, and STAMPS if any.
-    A class with one outcome only has no AUROC: it is left out of the mean and the note names it.
-    """
-    wide = _Wide.of(scores)
-    usable = wide.targets.any(axis=0) & ~wide.targets.all(axis=0)
-    if not usable.any():
-        raise InputError(f"{dataset}, {task}: no class has both outcomes among {len(wide.targets)} studies: no AUROC")
-    draws = wide.scores.transpose(1, 0, 2)                                      # (draws, N, K)
-    value = np.mean([metrics.class_aurocs(draw, wide.targets) for draw in draws], axis=0)     # (K,)
-    weights = _patient_weights(wide.patients, n_bootstrap, seed)                # (R, N)
-    resampled = np.mean([_weighted_aurocs(draw, wide.targets, weights) for draw in draws], axis=0)   # (R, K)
-    resampled = resampled[~np.isnan(resampled).all(axis=1)]
-    columns = {"all": (value[usable].mean(), np.nanmean(resampled, axis=1)),
-               **{wide.classes[k]: (value[k], resampled[:, k]) for k in np.flatnonzero(usable)}}
-    return _rows([{"class": name, "metric": "auroc", "value": point, **_interval(values), "chance": 0.5,
-                   "n": len(wide.targets), "note": _class_note(wide, usable) if name == "all" else ""}
-                  for name, (point, values) in columns.items()], about, dataset, task)
-
-
-def accuracy_rows(scores: pd.DataFrame, about: Mapping[str, object], dataset: str, task: str = "zero-shot", *,
-                  n_bootstrap: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Accuracy of the class with the highest score, for studies with exactly one true class (CheXpert 5x200).
-
-    scores: as for auroc_rows. Chance is 1 / classes. Raises InputError for a study without exactly one true class.
-    """
-    wide = _Wide.of(scores)
-    wrong = np.flatnonzero(wide.targets.sum(axis=1) != 1)
-    if len(wrong):
-        raise InputError(f"{dataset}: study {wide.studies[wrong[0]]} has {wide.targets[wrong[0]].sum()} of the "
-                         f"{len(wide.classes)} classes ({len(wrong)} such studies): accuracy needs exactly one")
-    hits = (wide.scores.argmax(axis=2) == wide.targets.argmax(axis=1)[:, None]).mean(axis=1)   # (N,)
-    resampled = _weighted_means(hits, _patient_weights(wide.patients, n_bootstrap, seed))
-    return _rows([{"class": "all", "metric": "accuracy", "value": hits.mean(), **_interval(resampled),
-                   "chance": 1 / len(wide.classes), "n": len(hits)}], about, dataset, task)
-
-
-def retrieval_rows(ranks: pd.DataFrame, about: Mapping[str, object], dataset: str, *, n_bootstrap: int = 1000,
-                   seed: int = 0) -> pd.DataFrame:
-    """R@1, R@5, R@10, their sum (RSUM) and the mean rank for each direction, with patient-bootstrap intervals.
-
-    ranks: per-sample frame of evaluation.retrieve. Chance is that of candidates in random order.
-    """
-    tidy = []
-    for direction, part in ranks.groupby("direction", sort=False):
-        rank, right, candidates = (part[name].to_numpy(float) for name in ("rank", "n_right", "n_candidates"))
-        weights = _patient_weights(part["patient_id"].to_numpy(), n_bootstrap, seed)
-        measures = {f"R@{k}": ((rank <= k).astype(float), chance_recall(right, candidates, k)) for k in KS}
-        measures["RSUM"] = tuple(sum(parts) for parts in zip(*measures.values(), strict=True))
-        measures["mean rank"] = (rank, ((candidates + 1) / (right + 1)).mean())
-        tidy += [{"task": direction, "class": "all", "metric": metric, "value": values.mean(),
-                  **_interval(_weighted_means(values, weights)), "chance": chance, "n": len(rank)}
-                 for metric, (values, chance) in measures.items()]
-    return _rows(tidy, about, dataset)
-
-
-def chance_recall(right: np.ndarray, candidates: np.ndarray, k: int) -> float:
-    """Mean over queries of the probability that k candidates, drawn at random, hold one of the `right` ones."""
-    return float(metrics.chance_of_hit(right, candidates, k).mean())
-
-
-def share_rows(hits: pd.DataFrame, about: Mapping[str, object], dataset: str, task: str, metric: str = "accuracy", *,
-               n_bootstrap: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """A share of right answers for each class, with patient-bootstrap intervals: such as the accuracy of the side.
-
-    hits: per-sample frame with patient_id, class, hit (0 or 1) and, if known, chance (of that answer).
-    """
-    tidy = []
-    for name, part in hits.groupby("class", sort=False):
-        values = part["hit"].to_numpy(float)
-        weights = _patient_weights(part["patient_id"].to_numpy(), n_bootstrap, seed)
-        chance = part["chance"].mean() if "chance" in part else np.nan
-        tidy.append({"class": name, "metric": metric, "value": values.mean(), "chance": chance, "n": len(part),
-                     **_interval(_weighted_means(values, weights))})
-    return _rows(tidy, about, dataset, task)
-
-
-def ceiling_rows(texts: Sequence[str], contents: Sequence[object], about: Mapping[str, object],
-                 dataset: str) -> pd.DataFrame:
-    """The attainable R@k and RSUM of a retrieval set, both directions: metrics "ceiling R@1", ..., "ceiling RSUM".
-
-    texts, contents: metrics.recall_ceiling. The ceiling is the test set's own, no model's, so the columns that name a
-    run are overwritten; it has no interval, for it is counted on these very studies.
-    """
-    common = {**about, "run": "ceiling", "model": CEILING, "image_encoder": "", "pretraining_data": "", "seeds": "",
-              "experiment": "", **dict.fromkeys(STAMPS, "")}
-    tidy = []
-    for direction, queries in (("image_to_text", len(texts)), ("text_to_image", len(set(texts)))):
-        ceiling = {f"R@{k}": value for k, value in metrics.recall_ceiling(texts, contents, KS, direction).items()}
-        ceiling["RSUM"] = sum(ceiling.values())
-        tidy += [{"task": direction, "class": "all", "metric": f"ceiling {name}", "value": value, "n": queries}
-                 for name, value in ceiling.items()]
-    return _rows(tidy, common, dataset)
-
-
-def size_rows(summary: pd.DataFrame, about: Mapping[str, object]) -> pd.DataFrame:
-    """Sizes as tidy rows, for Table 1: studies of each data set and split; 0 where a data set lacks a split.
-
-    summary: studies.summary (columns name, split, studies). about: profile, mix, data, versions; the rest is empty.
-    """
-    counts = summary.set_index(["name", "split"])["studies"]
-    empty = dict.fromkeys([*ABOUT, *STAMPS], "")
-    return _tidy([{**empty, **about, "run": "sizes", "origin": "measured", "dataset": name, "task": "size",
-                   "metric": split, "class": "all", "value": counts.get((name, split), 0)}
-                  for name in dict.fromkeys(summary["name"]) for split in SPLITS])
-
-
-# ---- over data sets and seeds ---------------------------------------------------------------------------------------
-
-
-def rsum_rows(results: pd.DataFrame, datasets: Sequence[str] = RETRIEVAL_SETS) -> pd.DataFrame:
-    """The paper's RSUM: the sum of the recalls over its three retrieval sets, for each run that has all three.
-
-    One row a seed: call it before over_seeds. The sets are independent samples: half-widths add in quadrature.
-    """
-    return _across(results[results["metric"].isin(["RSUM", "ceiling RSUM"])], datasets, 1.0)
-
-
-def mean_auroc_rows(results: pd.DataFrame, datasets: Sequence[str] = CLASSIFICATION_SETS) -> pd.DataFrame:
-    """The mean AUROC over the paper's three classification sets, for each run that has all three. As rsum_rows."""
-    aurocs = results[(results["metric"] == "auroc") & (results["class"] == "all")]
-    return _across(aurocs, datasets, 1 / len(datasets))
-
-
-def with_sums(results: pd.DataFrame) -> pd.DataFrame:
-    """The results with RSUM and mean AUROC over the paper's three sets (data set 'all'), one row a seed."""
-    return merge_results(merge_results(results, rsum_rows(results)), mean_auroc_rows(results))
-
-
-def _across(results: pd.DataFrame, datasets: Sequence[str], weight: float) -> pd.DataFrame:
-    """`weight` times the sum over data sets, for every run and seed that has them all."""
-    tidy = []
-    parts = results[results["dataset"].isin(datasets)]
-    for _, rows in parts.groupby([*(key for key in KEY if key != "dataset"), "seeds"], dropna=False, sort=False):
-        if set(rows["dataset"]) != set(datasets):
-            continue
-        value = weight * rows["value"].sum()
-        below, above = (weight * np.sqrt(((rows["value"] - rows[end]) ** 2).sum(skipna=False))
-                        for end in ("low", "high"))
-        tidy.append({**rows.iloc[0], "dataset": "all", "value": value, "low": value - below, "high": value + above,
-                     "chance": weight * rows["chance"].sum(skipna=False), "n": rows["n"].sum(),
-                     **{name: _joined(rows[name]) for name in ("data", "note")}})
-    return _tidy(tidy)
-
-
-def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and measure: the mean over its S seeds, with an interval that holds two sources of spread.
-
-    Test patients: the mean half-width of the seeds' own bootstrap intervals. The seeds share one test set, so this
-    part does not shrink with S; it bounds from above that of the mean, whose patient errors are at most fully shared.
-    Training seeds: t(S - 1) * sd / sqrt(S), with sd over the seeds. The two are independent: half-widths add in
-    quadrature (with a t per part this covers at least 95 %; a test simulates it). A run with one seed stays as it is:
-    its interval covers patients only. Where a seed has no interval the mean has none. Raises InputError if a seed
-    stands there twice.
-    """
-    twice = results[results.duplicated([*KEY, "seeds"])]
-    if len(twice):
-        row = twice.iloc[0]
-        raise InputError(f"results: run {row['run']!r}, seed {row['seeds']!r}, {row['dataset']}, {row['task']}, "
-                         f"{row['metric']} stands there twice: merge_results keeps the newer")
-    tidy = []
-    for _, rows in results.groupby(list(KEY), dropna=False, sort=False):
-        first, value, seeds = rows.iloc[0].to_dict(), rows["value"].mean(), len(rows)
-        if seeds > 1:
-            spread = student.ppf(0.975, seeds - 1) * rows["value"].std(ddof=1) / np.sqrt(seeds)
-            below, above = (np.hypot((rows["value"] - rows[end]).abs().mean(skipna=False), spread)
-                            for end in ("low", "high"))
-            low, high = np.clip((value - below, value + above), *_range(first))
-            first |= {"value": value, "low": low, "high": high, "chance": rows["chance"].mean(),
-                      **{name: _joined(rows[name]) for name in ("seeds", "experiment", "data", "versions", "note")}}
-        tidy.append(first)
-    return _tidy(tidy)
-
-
-# ---- paired differences ---------------------------------------------------------------------------------------------
-
-def differences(scores_a: Scores, scores_b: Scores, metric: str = "auroc", *, n_bootstrap: int = 2000,
-                seed: int = 0) -> pd.DataFrame:
-    """Differences a - b of two methods on the same test items: columns dataset, task, metric, value, low, high, p, n.
-
-    scores_a, scores_b: per-sample frames, one a training seed (a list), or such a list for each data set (a mapping);
-    then the rows of data set 'all' hold the mean AUROC or the summed RSUM. Frames with ranks (evaluation.retrieve)
-    give R@k and RSUM for each direction; frames with scores give `metric`: auroc (mean over classes) or accuracy.
-
-    Two sources of spread, each redrawn in every resample. Patients: drawn with all their films, the same patients for
-    both methods and all seeds, so that what is hard for both cancels. Seeds: the two methods' seeds are other trainings
-    and are not paired; their error is redrawn as se * t(df), se and df as in Welch's test, because a plain bootstrap
-    of three seeds has ten distinct draws and far too narrow an interval. With one seed on a side that side adds
-    nothing, and the note says so. low, high: 95 % percentiles; p: twice the smaller share of resamples beyond 0, at
-    least 2 / (n_bootstrap + 1): adjust many cells with metrics.holm. Raises InputError if test items differ.
-    """
-    a, b = (scores if isinstance(scores, Mapping) else {"": scores} for scores in (scores_a, scores_b))
-    counts = [{len(_as_list(frames)) for frames in part.values()} for part in (a, b)]
-    if list(a) != list(b) or any(len(count) != 1 or 0 in count for count in counts):
-        raise InputError(f"differences: data sets {', '.join(a)} against {', '.join(b)}, seeds {counts}: give both "
-                         "sides the same data sets, and each data set the same seeds")
-    cells: dict[tuple[str, str, str], tuple] = {}
-    for i, dataset in enumerate(a):
-        sides = [[frame.reset_index(drop=True) for frame in _as_list(part[dataset])] for part in (a, b)]
-        cells |= {(dataset, *key): value for key, value in _resampled(sides, metric, n_bootstrap, seed + i).items()}
-    for task, name in dict.fromkeys((task, name) for _, task, name in cells if name in ("RSUM", "auroc")):
-        parts = [cells[dataset, task, name] for dataset in a]
-        if len(parts) > 1:
-            weight = 1.0 if name == "RSUM" else 1 / len(parts)
-            cells["all", task, name] = tuple(_summed(column, weight) for column in zip(*parts, strict=True))
-    order = np.random.default_rng(seed).permutation(n_bootstrap)
-    return pd.DataFrame([{"dataset": dataset, "task": task, "metric": name, **_contrast(*cell, order)}
-                         for (dataset, task, name), cell in cells.items()])
-
-
-def difference_rows(found: pd.DataFrame, about: Mapping[str, object], reference: str, task: str = "") -> pd.DataFrame:
-    """Rows of `differences` as tidy rows of the first method: metric 'auroc minus <reference>'.
-
-    reference: the other method's `row` label inside a comparison, else its `run`. task: that of classification scores.
-    A column p_holm (metrics.holm over all cells looked at together) goes into the note beside p.
-    """
-    tidy = []
-    for line in found.to_dict("records"):
-        adjusted = f", adjusted {line['p_holm']:.2g}" if "p_holm" in line else ""
-        tidy.append({"dataset": line["dataset"], "task": line["task"] or task, "class": "all",
-                     "metric": f"{line['metric']} minus {reference}", "n": line["n"],
-                     **{name: line[name] for name in ("value", "low", "high")},
-                     "note": "; ".join(filter(None, [f"paired, p = {line['p']:.2g}{adjusted}", line["note"]]))})
-    return pd.concat([_rows([row], about, row["dataset"]) for row in tidy], ignore_index=True)
-
-
-def _as_list(frames: Frames) -> list[pd.DataFrame]:
-    return [frames] if isinstance(frames, pd.DataFrame) else list(frames)
-
-
-def _summed(parts: Sequence, weight: float) -> np.ndarray | int:
-    """Sum over data sets: counts of test items as they are, statistics times `weight`."""
-    return sum(parts) if isinstance(parts[0], int) else weight * np.sum(parts, axis=0)
-
-
-def _resampled(sides: Sequence[Sequence[pd.DataFrame]], metric: str, n: int, seed: int) -> dict[tuple[str, str], tuple]:
-    """(task, metric) -> per-seed values (S,) of a and b, per-seed resamples (S, n) of a and b, test items."""
-    statistic = _recall_samples if "rank" in sides[0][0] else _score_samples
-    found = [[statistic(frame, metric, n, seed) for frame in side] for side in sides]
-    items = {key: value[2] for key, value in found[0][0].items()}
-    for frame in itertools.chain(*found):
-        if {key: value[2] for key, value in frame.items()} != items:
-            raise InputError("differences: the frames do not hold the same test items and answers: "
-                             "evaluate both methods on one test set")
-    return {key: (*(np.array([frame[key][0] for frame in side]) for side in found),
-                  *(np.stack([frame[key][1] for frame in side]) for side in found), len(item[0]))
-            for key, item in items.items()}
-
-
-def _recall_samples(ranks: pd.DataFrame, _: str, n: int, seed: int) -> dict[tuple[str, str], tuple]:
-    """(direction, R@k or RSUM) -> value, its resamples (n,), and the items they stand on."""
-    found = {}
-    for direction, part in ranks.sort_values("study_id").groupby("direction", sort=False):
-        rank, weights = part["rank"].to_numpy(float), _patient_weights(part["patient_id"].to_numpy(), n, seed)
-        items = (tuple(part["study_id"]), tuple(part["n_candidates"]))
-        measures = {f"R@{k}": (rank <= k).astype(float) for k in KS}
-        measures["RSUM"] = sum(measures.values())
-        found |= {(direction, name): (hits.mean(), _weighted_means(hits, weights), items)
-                  for name, hits in measures.items()}
-    return found
-
-
-def _score_samples(scores: pd.DataFrame, metric: str, n: int, seed: int) -> dict[tuple[str, str], tuple]:
-    """('', metric) -> value, its resamples (n,), and the items they stand on; metric is auroc or accuracy."""
-    wide = _Wide.of(scores.sort_values(["study_id", "class"]))
-    weights = _patient_weights(wide.patients, n, seed)
-    if metric == "auroc":
-        draws = wide.scores.transpose(1, 0, 2)
-        value = np.mean([metrics.auroc(draw, wide.targets) for draw in draws])
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):     # a resample without any positive
-            samples = np.nanmean(np.mean([_weighted_aurocs(draw, wide.targets, weights) for draw in draws], axis=0), 1)
-    elif metric == "accuracy":
-        hits = (wide.scores.argmax(axis=2) == wide.targets.argmax(axis=1)[:, None]).mean(axis=1)
-        value, samples = hits.mean(), _weighted_means(hits, weights)
-    else:
-        raise InputError(f"differences: unknown metric {metric!r}: choose auroc or accuracy")
-    return {("", metric): (value, samples, (tuple(wide.studies), tuple(wide.classes), wide.targets.tobytes()))}
-
-
-def _contrast(a: np.ndarray, b: np.ndarray, resampled_a: np.ndarray, resampled_b: np.ndarray, items: int,
-              order: np.ndarray) -> dict[str, object]:
-    """Difference of means over seeds, its interval and p. a, b: (S,) a side; resampled: (S, R); order: (R,)."""
-    parts = [(len(side), side.var(ddof=1) / len(side)) for side in (a, b) if len(side) > 1]
-    variance = sum(part for _, part in parts)
-    draws = resampled_a.mean(axis=0) - resampled_b.mean(axis=0)                         # (R,) patients redrawn
-    if variance > 0:
-        df = variance**2 / sum(part**2 / (count - 1) for count, part in parts)
-        draws = draws + np.sqrt(variance) * student.ppf((order + 0.5) / len(order), df)  # seeds redrawn
-    draws = draws[~np.isnan(draws)]
-    low, high = np.percentile(draws, (2.5, 97.5))
-    beyond = min((draws <= 0).sum(), (draws >= 0).sum())
-    note = "" if len(parts) == 2 else "one seed on a side: its spread over seeds is unknown and left out"
-    return {"value": a.mean() - b.mean(), "low": low, "high": high, "p": min(1.0, 2 * (1 + beyond) / (len(draws) + 1)),
-            "n": items, "seeds_a": len(a), "seeds_b": len(b), "note": note}
-
-
-@dataclass(frozen=True)
-class _Wide:
-    """A tidy score frame as arrays: scores (N, draws, K), targets (N, K) bool."""
-
-    studies: np.ndarray
-    patients: np.ndarray
-    classes: list[str]
-    scores: np.ndarray
-    targets: np.ndarray
-
-    @classmethod
-    def of(cls, frame: pd.DataFrame) -> _Wide:
-        """Raises InputError if a study lacks a class or a draw, or has one twice."""
-        frame = frame if "draw" in frame else frame.assign(draw=0)
-        studies, patients = (pd.unique(frame["study_id"]), frame.groupby("study_id", sort=False)["patient_id"].first())
-        classes, draws = list(pd.unique(frame["class"])), list(pd.unique(frame["draw"]))
-        whole = len(frame) == len(studies) * len(classes) * len(draws)
-        if not whole or frame.duplicated(["study_id", "class", "draw"]).any():
-            raise InputError(f"scores: {len(frame)} rows for {len(studies)} studies, {len(classes)} classes and "
-                             f"{len(draws)} draws: each study needs each class once a draw")
-        index = pd.MultiIndex.from_product([studies, draws, classes])
-        ordered = frame.set_index(["study_id", "draw", "class"]).loc[index]
-        shape = (len(studies), len(draws), len(classes))
-        return cls(np.asarray(studies), patients.to_numpy(), classes, ordered["score"].to_numpy(float).reshape(shape),
-                   ordered["target"].to_numpy(bool).reshape(shape)[:, 0])
-
-
-def _patient_weights(patients: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """(n, N) how often each row stands in n bootstrap resamples of whole patients (metrics.bootstrap, as weights)."""
-    number = np.unique(patients, return_inverse=True)[1]                        # (N,) patient of each row
-    count = number.max() + 1
-    draws = np.random.default_rng(seed).integers(count, size=(n, count))
-    return np.stack([np.bincount(draw, minlength=count) for draw in draws])[:, number].astype(float)
-
-
-def _weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(R,) means of values (N,) in the resamples weights (R, N)."""
-    return weights @ values / weights.sum(axis=1)
-
-
-def _weighted_aurocs(scores: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(R, K) AUROC of each class of scores, targets (N, K) in the resamples weights (R, N), NaN where one outcome only.
-
-    The weighted share of negatives below each positive, ties counting half. Every resample at once: a resampling loop
-    over metrics.class_aurocs takes 50 times as long, and a test holds the two together.
-    """
-    aurocs = np.empty((len(weights), scores.shape[1]))
-    for k, (column, positive) in enumerate(zip(scores.T, targets.T, strict=True)):
-        negatives = np.flatnonzero(~positive)[np.argsort(column[~positive])]
-        below = np.pad(np.cumsum(weights[:, negatives], axis=1), ((0, 0), (1, 0)))      # (R, negatives + 1)
-        first, last = (np.searchsorted(column[negatives], column[positive], side) for side in ("left", "right"))
-        won = (weights[:, positive] * (below[:, first] + below[:, last]) / 2).sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            aurocs[:, k] = won / (weights[:, positive].sum(axis=1) * below[:, -1])
-    return aurocs
-
-
-def _interval(resampled: np.ndarray) -> dict[str, float]:
-    """95 % percentile interval; resamples without a value are left out."""
-    return dict(zip(("low", "high"), np.nanpercentile(resampled, (2.5, 97.5)), strict=True))
-
-
-def _class_note(wide: _Wide, usable: np.ndarray) -> str:
-    """Names the classes without both outcomes in the test set, and those the scores do not separate at all."""
-    parts = []
-    without = [name for name, use in zip(wide.classes, usable, strict=True) if not use]
-    if without:
-        parts.append(f"mean of {usable.sum()} of {len(usable)} classes: one outcome only for {', '.join(without)}")
-    constant = np.ptp(wide.scores, axis=0) == 0                                 # (draws, K)
-    for k in np.flatnonzero(constant.any(axis=0) & usable):
-        parts.append(f"constant score for {wide.classes[k]} in {constant[:, k].sum()} of {len(constant)} draws")
-    return "; ".join(parts)
-
-
-def _rows(tidy: list[dict], about: Mapping[str, object], dataset: str, task: str | None = None) -> pd.DataFrame:
-    """Tidy rows with the run's columns filled in. Raises InputError for lacking or unknown keys in `about`."""
-    wrong = sorted((set(about) - set(STAMPS)) ^ set(ABOUT))
-    if wrong:
-        fault = "lacking" if wrong[0] in ABOUT else "unknown"
-        raise InputError(f"about: {wrong[0]!r} is {fault}: give {', '.join(ABOUT)}")
-    common = {**about, "dataset": dataset, "status": "", "note": "", **({"task": task} if task else {})}
-    return _tidy([{**common, **row} for row in tidy])
-
-
-def _tidy(rows: list[dict]) -> pd.DataFrame:
+def tidy_frame(rows: list[dict]) -> pd.DataFrame:
     """A frame with exactly COLUMNS: numbers as floats, all else as text."""
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     text = [name for name in COLUMNS if name not in NUMBERS]
@@ -480,60 +90,43 @@ def _tidy(rows: list[dict]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(NUMBERS, "float64"))
 
 
-def _joined(values: Iterable[object]) -> str:
-    """Distinct words of a column, joined by spaces; longer texts are joined by semicolons."""
-    texts = list(dict.fromkeys(str(value) for value in values if str(value)))
-    return ("; " if any(" " in text for text in texts) else " ").join(texts)
-
-
-def _range(row: Mapping[str, object]) -> tuple[float, float]:
-    """The smallest and the largest value that a row's metric can take."""
-    metric = str(row["metric"])
-    if " minus " in metric:
-        return -np.inf, np.inf
-    sets = len(RETRIEVAL_SETS) if row["dataset"] == "all" else 1
-    return 0.0, {"RSUM": float(len(KS) * sets), "mean rank": np.inf}.get(metric, 1.0)
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
-def write_atomically(path: str | Path, text: str) -> Path:
-    """Write a text file whole or not at all (a temporary name, then a rename). Raises InputError if that fails."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(draft, 0o644)
-            os.replace(draft, path)
-        finally:
-            Path(draft).unlink(missing_ok=True)
-    except OSError as fault:
-        raise InputError(f"{path}: cannot be written ({fault.strerror}): check folder and free space") from fault
-    return path
-
-
 def write_results(results: pd.DataFrame, path: str | Path) -> Path:
     """Tidy results as CSV, sorted by nothing: rows stay in their order. Numbers keep six significant digits."""
-    return write_atomically(path, _tidy(results.to_dict("records")).to_csv(index=False, float_format="%.6g",
-                                                                           lineterminator="\n"))
+    write_text(path, tidy_frame(results.to_dict("records")).to_csv(index=False, float_format="%.6g",
+                                                                   lineterminator="\n"))
+    return Path(path)
+
+
+def write_by_comparison(results: pd.DataFrame, folder: str | Path) -> list[Path]:
+    """Tidy results as a folder of one CSV a comparison; main.csv holds the main rows. Files of old rows go.
+
+    Sizes and collisions, which belong to no run, have a file of their own. Returns the paths written.
+    """
+    folder = Path(folder)
+    names = results["comparison"].str.replace(" ", "_").where(
+        results["comparison"] != "", results["task"].map({"size": "sizes", "collision": "collisions"}).fillna("main"))
+    written = [write_results(part, folder / f"{name}.csv") for name, part in results.groupby(names, sort=False)]
+    for path in set(folder.glob("*.csv")) - set(written):
+        path.unlink()
+    return written
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
-    """Tidy results from CSV; STAMPS, unknown to older files, are then empty.
+    """Tidy results from CSV, or from all CSV files of a folder; columns of OPTIONAL that a file lacks are then empty.
 
     Raises InputError naming the file, and the column or row at fault.
     """
+    if Path(path).is_dir():
+        if not (files := sorted(Path(path).glob("*.csv"))):
+            raise InputError(f"{path}: holds no results (*.csv): run the notebooks first")
+        return pd.concat([read_results(file) for file in files], ignore_index=True)
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError as fault:
         raise InputError(f"{path}: no such results file: run the notebooks first") from fault
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as fault:
         raise InputError(f"{path}: not a results table ({' '.join(str(fault).split())})") from fault
-    frame = frame.assign(**{name: "" for name in STAMPS if name not in frame})
+    frame = frame.assign(**{name: "" for name in OPTIONAL if name not in frame})
     if wrong := sorted(set(frame.columns) ^ set(COLUMNS)):
         raise InputError(f"{path}: column {wrong[0]!r} is {'lacking' if wrong[0] in COLUMNS else 'unknown'}: "
                          f"a results table has {', '.join(COLUMNS)}")
@@ -543,7 +136,7 @@ def read_results(path: str | Path) -> pd.DataFrame:
         if len(bad):
             raise InputError(f"{path}, row {bad[0] + 2}, column {name}: {frame[name].iloc[bad[0]]!r} is no number")
         frame[name] = numbers
-    return _tidy(frame.to_dict("records"))
+    return tidy_frame(frame.to_dict("records"))
 
 
 def merge_results(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

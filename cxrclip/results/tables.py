@@ -1,7 +1,7 @@
 """Tables: the paper's Tables 1 to 4 and their kin, drawn from tidy results alone.
 
-Every cell shows a measured number with its interval or says why there is none; the published number stands below it.
-Values are printed in percent.
+A cell holds a measured number with its interval, or a dash: the reason then stands once below the table. Published
+numbers stand beside measured ones, in a column of their own where the page is wide enough. Values are in percent.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from cxrclip.data.files import write_text
 from cxrclip.errors import InputError
 from cxrclip.official.ledger import LEDGER
-from cxrclip.results import (
+from cxrclip.results.rows import (
     CEILING,
     CLASSIFICATION_SETS,
     FAMILY,
@@ -26,11 +27,9 @@ from cxrclip.results import (
     RETRIEVAL_SETS,
     SPLITS,
     STATUS,
-    over_seeds,
     published,
-    with_sums,
-    write_atomically,
 )
+from cxrclip.results.statistics import over_seeds, with_sums
 
 Column = tuple[str, str, str]           # data set, task, metric
 Row = tuple[str, ...]                   # labels of a line of a table
@@ -54,18 +53,21 @@ CEILING_ROW: Row = (CEILING, "any", "any")
 OURS = ("CLIP", "CXR-CLIP", CEILING)    # trained or counted here; other models are published only
 # Which page makes the rows of a table.
 PAGES: Mapping[str, str] = {"1": "notebooks/01", "2": "notebooks/06", "3": "notebooks/07", "4": "notebooks/08"}
-NOT_AVAILABLE = "pub. not available"
+DASH = "–"
+Reasons = dict[str, dict[str, None]]    # why cells have no number -> what they lack, in order
 
 
 @dataclass(frozen=True)
 class Table:
     """A table ready to print. cells: text frame, two levels of columns (data set, measure); '\\n' parts measured from
-    published. header: one sentence on what is measured where. legend: what the marks mean."""
+    published. header: one sentence on what is measured where. legend: what the marks mean. reasons: why cells hold a
+    dash."""
 
     title: str
     header: str
     cells: pd.DataFrame
     legend: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
 
     def text(self) -> str:
         """For a terminal: one block per data set, the published number below the measured one; under 120 wide."""
@@ -84,18 +86,22 @@ class Table:
             headers = [*names, *(wrapped(column, width) for _, column in block.columns)]
             blocks.append(f"{dataset}\n{tabulate(rows, headers, tablefmt='simple', disable_numparse=True)}")
         return "\n\n".join([self.title, textwrap.fill(self.header, 110), *blocks,
-                            "\n".join(textwrap.fill(line, 110) for line in self.legend)]) + "\n"
+                            "\n".join(textwrap.fill(line, 110) for line in (*self.legend, *self.reasons))]) + "\n"
 
     def markdown(self) -> str:
-        """For the book: one table; measured and published stand on two lines of a cell."""
+        """For the book: one block per data set; published numbers have a column of their own where there are any."""
         def clean(text: str) -> str:
             return text.replace("|", "\\|").replace("*", "\\*").replace("\n", "<br>")
-        headers = [*self.cells.index.names, *(clean(f"{dataset}\n{column}") for dataset, column in self.cells.columns)]
-        rows = [[clean(str(cell)) for cell in (*index, *row)]
-                for index, row in zip(self.cells.index, self.cells.to_numpy(), strict=True)]
-        body = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
-        return "\n\n".join([f"**{clean(self.title)}**", clean(self.header), body,
-                            "\n".join(f"- {clean(line)}" for line in self.legend)]) + "\n"
+        blocks = []
+        for dataset in self.cells.columns.unique(level=0):
+            block = _published_apart(self.cells[dataset])
+            rows = [[clean(str(cell)) for cell in (*index, *row)]
+                    for index, row in zip(block.index, block.to_numpy(), strict=True)]
+            headers = [clean(name) for name in (*block.index.names, *block.columns)]
+            body = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
+            blocks.append(f"*{clean(dataset)}*\n\n{body}")
+        return "\n\n".join([f"**{clean(self.title)}**", clean(self.header), *blocks,
+                            "\n".join(f"- {clean(line)}" for line in (*self.legend, *self.reasons))]) + "\n"
 
     def latex(self) -> str:
         """A table environment; needs the packages booktabs and makecell."""
@@ -107,8 +113,20 @@ class Table:
                                                 names=[latex_escape(name) for name in frame.index.names])
         frame.columns = pd.MultiIndex.from_tuples([tuple(map(latex_escape, column)) for column in frame.columns])
         body = frame.style.to_latex(hrules=True, sparse_index=False, sparse_columns=True, multicol_align="c")
-        caption = latex_escape(f"{self.title}. {self.header} {'; '.join(self.legend)}.")
+        caption = latex_escape(f"{self.title}. {self.header} {'; '.join((*self.legend, *self.reasons))}.")
         return f"\\begin{{table}}\n\\caption{{{caption}}}\n{body}\\end{{table}}\n"
+
+
+def _published_apart(block: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a block; a column with published numbers is followed by one that holds them."""
+    columns: list[tuple[str, pd.Series]] = []
+    for name in block:
+        parts = block[name].str.partition("\npub. ")
+        columns.append((name, parts[0]))
+        if (parts[2] != "").any():
+            columns.append(("published", parts[2]))
+    frame = pd.concat([values for _, values in columns], axis=1)
+    return frame.set_axis([name for name, _ in columns], axis=1)
 
 
 def latex_escape(text: str) -> str:
@@ -121,7 +139,10 @@ def latex_escape(text: str) -> str:
 def write_table(table: Table, stem: str | Path, forms: Sequence[str] = (".txt", ".md", ".tex")) -> list[Path]:
     """Writes stem.txt, stem.md and stem.tex, or those of `forms`; returns their paths."""
     stem, write = Path(stem), {".txt": table.text, ".md": table.markdown, ".tex": table.latex}
-    return [write_atomically(stem.with_name(stem.name + form), write[form]()) for form in forms]
+    paths = [stem.with_name(stem.name + form) for form in forms]
+    for path, form in zip(paths, forms, strict=True):
+        write_text(path, write[form]())
+    return paths
 
 
 # ---- the paper's tables ---------------------------------------------------------------------------------------------
@@ -140,13 +161,17 @@ def table1(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
     counted = {(row.dataset, row.metric): f"{row.value:,.0f}" if row.value else "none" for row in here.itertuples()}
     paper = {(row.dataset, row.metric): f"pub. {row.value:,.0f} {STATUS[row.status][0]}" for row in there.itertuples()}
     names = list(dict.fromkeys([*there["dataset"], *here["dataset"], *missing]))
-    cells = [["\n".join(filter(None, [counted.get((name, split)) or missing.get(name, (
-        f"not measured: no row for {LABELS.get(name, name)}, {split}; run {PAGES['1']}")), paper.get((name, split))]))
-        for split in SPLITS] for name in names]
+    reasons: Reasons = {}
+    for name in names:
+        if any((name, split) not in counted for split in SPLITS):
+            _note(reasons, missing.get(name, f"not measured; run {PAGES['1']}"), LABELS.get(name, name))
+    cells = [["\n".join(filter(None, [counted.get((name, split), DASH), paper.get((name, split))]))
+              for split in SPLITS] for name in names]
     frame = pd.DataFrame(cells, pd.MultiIndex.from_tuples([(LABELS.get(name, name),) for name in names],
                                                           names=["data set"]),
                          pd.MultiIndex.from_product([["studies"], SPLITS]))
-    return Table("Table 1: data sets and their sizes", _header(mix, profile, "Counted"), frame, _marks(there))
+    return Table("Table 1: data sets and their sizes", _header(mix, profile, "Counted"), frame, _marks(there),
+                 _reason_lines(reasons))
 
 
 def table2(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
@@ -173,8 +198,7 @@ def table3_text_to_image(results: pd.DataFrame, missing: Mapping[str, str] | Non
                          reference: pd.DataFrame | None = None) -> Table:
     """Table 3 the other way round, which the paper does not print: find the film of a report."""
     columns = tuple((dataset, "text_to_image", metric) for dataset, _, metric in TABLE_3)
-    return _main_table("Table 3, text-to-image retrieval (not in the paper)", results, columns, missing, reference,
-                       NOT_AVAILABLE)
+    return _main_table("Table 3, text-to-image retrieval (not in the paper)", results, columns, missing, reference)
 
 
 def table4(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
@@ -182,7 +206,7 @@ def table4(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
     """The ablation, the paper's Table 4: what each part of the method adds, one block a budget. No published number is
     known. Arguments as for table2; the rows are those with comparison 'ablation' and the labels ABLATION."""
     lines = [(budget, row) for budget in budgets for row in ABLATION]
-    return _comparison_table("Table 4: ablation", results, "ablation", lines, missing, PAGES["4"], NOT_AVAILABLE)
+    return _comparison_table("Table 4: ablation", results, "ablation", lines, missing, PAGES["4"])
 
 
 def comparison_table(results: pd.DataFrame, comparison: str, missing: Mapping[str, str] | None = None) -> Table:
@@ -197,7 +221,7 @@ def comparison_table(results: pd.DataFrame, comparison: str, missing: Mapping[st
     lines = [row for _, part in here.groupby("budget", sort=False)
              for row in dict.fromkeys(zip(part["budget"], part["row"], strict=True))]
     return _comparison_table(f"Comparison: {comparison} (not in the paper)", results, comparison, lines, missing,
-                             "the page that makes them", "")
+                             "the page that makes them")
 
 
 def other_sets_table(results: pd.DataFrame) -> Table:
@@ -206,7 +230,8 @@ def other_sets_table(results: pd.DataFrame) -> Table:
     results: tidy rows of one mix and profile. The mean over findings with its interval, chance, and how many films.
     """
     known = {dataset for dataset, _, _ in (*TABLE_2, *TABLE_3)}
-    beyond = ~results["dataset"].isin(known) & (results["class"] == "all") & (results["comparison"] == "")
+    main = (results[["class", "comparison", "reference"]] == ["all", "", ""]).all(axis=1)
+    beyond = main & ~results["dataset"].isin(known)
     own = results[beyond & results["metric"].isin(["auroc", "accuracy"])]
     if own.empty:
         raise InputError("table of other sets: no result on a test set beyond the paper's: evaluate a run on one first")
@@ -228,18 +253,16 @@ def differences_table(results: pd.DataFrame, comparison: str = "") -> Table:
     results: tidy rows; those of comparisons.differences are used. In a cell: difference, its 95 % interval, and p
     adjusted for all cells of the comparison (Holm). Raises InputError if there are none.
     """
-    here = results[(results["comparison"] == comparison) & results["metric"].str.contains(" minus ")]
+    here = results[(results["comparison"] == comparison) & (results["reference"] != "")]
     if here.empty:
         raise InputError(f"no differences of {comparison or 'the main tables'!r}: make them, comparisons.differences")
-    reference = here["metric"].str.partition(" minus ")[2]
-    here = here.assign(reference=reference, name=here["row"].where(here["row"] != "", here["run"]))
+    here = here.assign(name=here["row"].where(here["row"] != "", here["run"]))
     heads = {column: _comparison_label("all", *column)[1] for column in DIFFERENCES}
     lines = list(dict.fromkeys(zip(here["budget"], here["name"], here["reference"], strict=True)))
-    cells = {(line, column): "not measured" for line in lines for column in heads}
+    cells = {(line, column): DASH for line in lines for column in heads}
     for row in here.itertuples():
-        adjusted = row.note.partition("adjusted ")[2].split(";")[0]
-        cells[(row.budget, row.name, row.reference), (row.task, row.metric.split(" minus ")[0])] = (
-            f"{100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]\np {adjusted}")
+        cells[(row.budget, row.name, row.reference), (row.task, row.metric)] = (
+            f"{100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]\np {row.p_holm:.2g}")
     frame = pd.DataFrame([[cells[line, column] for column in heads] for line in lines],
                          pd.MultiIndex.from_tuples([(f"equal {budget}" if budget else "", name, other)
                                                     for budget, name, other in lines],
@@ -251,7 +274,8 @@ def differences_table(results: pd.DataFrame, comparison: str = "") -> Table:
     legend = (f"percentage points (RSUM: of nine recalls) [95 % interval over test patients, paired; {spread}]",
               f"p: adjusted for the {len(here)} cells of this table (Holm)")
     header = f"Measured on the mix '{mix}' (profile {profile})."
-    return Table(f"Paired differences: {comparison or 'main tables'}", header, frame, legend)
+    reasons = (f"{DASH}: not measured",) if DASH in cells.values() else ()
+    return Table(f"Paired differences: {comparison or 'main tables'}", header, frame, legend, reasons)
 
 
 def ledger_table(results: pd.DataFrame) -> Table:
@@ -260,18 +284,17 @@ def ledger_table(results: pd.DataFrame) -> Table:
     results: tidy rows; the differences of the comparison "ledger" are used. An effect is the released code's behaviour
     minus the intended one; a row without any says that it was not measured. Raises InputError if there are none.
     """
-    here = results[(results["comparison"] == "ledger") & results["metric"].str.contains(" minus ")]
+    here = results[(results["comparison"] == "ledger") & (results["reference"] != "")]
     if here.empty:
         raise InputError("no effects of the ledger: make them, comparisons.ledger and ledger_effects")
     effects: dict[str, list[str]] = {}
     for row in here.itertuples():
-        what = " ".join(column_label(row.dataset, row.task, row.metric.split(" minus ")[0]))
-        adjusted = row.note.partition("adjusted ")[2].split(";")[0]
+        what = " ".join(column_label(row.dataset, row.task, row.metric))
         effects.setdefault(row.row, []).append(
-            f"{what}: {100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}], p {adjusted}")
+            f"{what}: {100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}], p {row.p_holm:.2g}")
     rows = {item.id: (item.where, item.official) for item in LEDGER}
     rows["official"] = ("all of it", 'rules="official": all B rows together')
-    cells = [[official, "\n".join(effects.get(name, [MEASURED_ELSEWHERE.get(name, "not measured")]))]
+    cells = [[official, "\n".join(effects.get(name, [MEASURED_ELSEWHERE.get(name, DASH)]))]
              for name, (_, official) in rows.items()]
     frame = pd.DataFrame(cells, pd.MultiIndex.from_tuples([(name, where) for name, (where, _) in rows.items()],
                                                           names=["row", "where"]),
@@ -281,7 +304,8 @@ def ledger_table(results: pd.DataFrame) -> Table:
     legend = ("percentage points (RSUM: of nine recalls, or of three on one set) [95 % interval over test patients, "
               "paired, and over seeds where there are several]",
               "p: adjusted for all cells of the same kind, training or evaluation (Holm)")
-    return Table("Paper against code", f"Measured on the mix '{mix}' (profile {profile}).", frame, legend)
+    reasons = (f"{DASH}: not measured",) if DASH in frame.to_numpy() else ()
+    return Table("Paper against code", f"Measured on the mix '{mix}' (profile {profile}).", frame, legend, reasons)
 
 
 # ---- cells ----------------------------------------------------------------------------------------------------------
@@ -306,8 +330,7 @@ def _comparison_label(dataset: str, task: str, metric: str) -> tuple[str, str]:
 class _Layout:
     """What a table is before its cells are filled: lines (and how each is printed), columns, and where both come from.
 
-    line_of: the line that a result stands in. page: which notebook makes the rows. unpublished: what stands below a
-    cell where no published number is known.
+    line_of: the line that a result stands in. page: which notebook makes the rows.
     """
 
     title: str
@@ -317,19 +340,19 @@ class _Layout:
     names: Sequence[str]
     line_of: Callable[[Mapping], Row]
     page: str
-    unpublished: str = ""
     marks: Sequence[str] = ()
     head: Callable[..., tuple[str, str]] = column_label
 
 
 def _main_table(title: str, results: pd.DataFrame, columns: Sequence[Column], missing: Mapping[str, str] | None,
-                reference: pd.DataFrame | None, unpublished: str = "") -> Table:
+                reference: pd.DataFrame | None) -> Table:
     """A table of the main rows: (model, encoder, pretraining data), the published lines first."""
     paper = published() if reference is None else reference
+    numbers = _of_columns(paper, columns)
     main = _ceilings_named(results[results["comparison"] == ""])
     here = _by_cell(over_seeds(_of_columns(with_sums(main), columns)), title, _main_row)
     lines = list(dict.fromkeys(_main_row(row) for row in paper.to_dict("records") if row["model"]))
-    if unpublished:
+    if numbers.empty:
         lines = [line for line in lines if line[0] in OURS]
     first = next((i for i, line in enumerate(lines) if line[0] in OURS), len(lines))
     lines[first:first] = [] if BASELINE in lines else [BASELINE]
@@ -339,18 +362,18 @@ def _main_table(title: str, results: pd.DataFrame, columns: Sequence[Column], mi
     used = {_main_row(row): row["image_encoder"] for row in here.values() if row["image_encoder"]}
     labels = [(line[0], _encoder_label(line[1], used.get(line, line[1])), line[2]) for line in lines]
     layout = _Layout(title, columns, lines, labels, ("model", "image encoder (paper's)", "pretrained on"), _main_row,
-                     PAGES["3" if retrieval else "2"], unpublished, _marks(_of_columns(paper, columns)))
-    return _fill(layout, main, here, _by_cell(_of_columns(paper, columns), title, _main_row), missing or {})
+                     PAGES["3" if retrieval else "2"], _marks(numbers))
+    return _fill(layout, main, here, _by_cell(numbers, title, _main_row), missing or {})
 
 
 def _comparison_table(title: str, results: pd.DataFrame, comparison: str, lines: Sequence[Row],
-                      missing: Mapping[str, str] | None, page: str, unpublished: str) -> Table:
+                      missing: Mapping[str, str] | None, page: str) -> Table:
     """A table of one comparison: lines (budget, row), columns TABLE_4."""
     own = results[results["comparison"] == comparison]
     here = _by_cell(over_seeds(_of_columns(with_sums(own), TABLE_4)), title, _comparison_row)
     lines = list(dict.fromkeys([*lines, *(line for line, _ in here)]))
     labels = [(f"equal {budget}", row) for budget, row in lines]
-    layout = _Layout(title, TABLE_4, lines, labels, ("budget", "row"), _comparison_row, page, unpublished,
+    layout = _Layout(title, TABLE_4, lines, labels, ("budget", "row"), _comparison_row, page,
                      head=_comparison_label)
     return _fill(layout, own, here, {}, missing or {})
 
@@ -360,22 +383,24 @@ def _fill(layout: _Layout, results: pd.DataFrame, here: Mapping, there: Mapping,
     numbers by (line, column)."""
     mix, profile = one_mix(results, layout.title)
     seeds = max((len(row["seeds"].split()) for row in here.values()), default=0)
-    known = {(layout.line_of(row), row["dataset"], row["task"], row["metric"]) for row in results.to_dict("records")}
     runs = {line: row["run"] for (line, _), row in here.items()} if layout.line_of is _main_row else {}
+    reasons: Reasons = {}
 
     def cell(line: Row, column: Column) -> str:
+        text = DASH
         if (line, column) in here:
             text = _measured(here[line, column], seeds)
         else:
-            text = _reason(line, column, known, runs, missing, layout.page)
+            _note(reasons, *_reason(line, column, runs, missing, layout.page))
         if (line, column) in there:
             return f"{text}\npub. {_percent(there[line, column]['value'])} {STATUS[there[line, column]['status']][0]}"
-        return f"{text}\n{layout.unpublished}" if layout.unpublished and line != CEILING_ROW else text
+        return text
 
     frame = pd.DataFrame([[cell(line, column) for column in layout.columns] for line in layout.lines],
                          pd.MultiIndex.from_tuples(layout.labels, names=layout.names),
                          pd.MultiIndex.from_tuples([layout.head(*column) for column in layout.columns]))
-    return Table(layout.title, _header(mix, profile, "Measured"), frame, (*_legend(layout, seeds), *layout.marks))
+    return Table(layout.title, _header(mix, profile, "Measured", bool(there)), frame,
+                 (*_legend(layout, seeds, bool(there)), *layout.marks), _reason_lines(reasons))
 
 
 def one_mix(results: pd.DataFrame, title: str) -> tuple[str, str]:
@@ -390,7 +415,7 @@ def one_mix(results: pd.DataFrame, title: str) -> tuple[str, str]:
 def _of_columns(results: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     """The rows that stand in a table with these (dataset, task, metric) columns."""
     keys = pd.MultiIndex.from_frame(results[["dataset", "task", "metric"]])
-    return results[keys.isin(columns) & (results["class"] == "all").to_numpy()]
+    return results[keys.isin(columns) & (results[["class", "reference"]] == ["all", ""]).all(axis=1).to_numpy()]
 
 
 def _ceilings_named(results: pd.DataFrame) -> pd.DataFrame:
@@ -434,39 +459,52 @@ def _measured(result: Mapping[str, object], seeds: int) -> str:
     return f"{_percent(result['value'])}{interval}" + (f" ({own} of {seeds} seeds)" if 0 < own < seeds else "")
 
 
-def _reason(line: Row, column: Column, known: set, runs: Mapping[Row, str], missing: Mapping[str, str],
-            page: str) -> str:
-    """Why a cell has no measured number: published only, data that are missing, or the row that is lacking."""
+def _reason(line: Row, column: Column, runs: Mapping[Row, str], missing: Mapping[str, str],
+            page: str) -> tuple[str, str]:
+    """Why a cell has no measured number (published only, missing data, no row), and which model, role or row lacks it.
+    """
     main = len(line) == 3
     if main and line[0] not in OURS and line not in runs:
-        return "published only"
-    dataset, task, metric = column
+        return "published only: not trained here", line[0]
+    dataset, _, metric = column
     summed = RETRIEVAL_SETS if metric == "RSUM" else CLASSIFICATION_SETS
     sets = summed if dataset == "all" else (dataset,)
     for role in (*sets, *(line[2].split(",") if main else ())):
         if role in missing:
-            return missing[role]
-    lacking = [LABELS[name] for name in sets if (line, name, task, metric) not in known]
+            return missing[role], LABELS.get(role, role)
     run = CEILING if line == CEILING_ROW else runs.get(line, " ".join(line) if main else f"'{line[1]}', {line[0]}")
-    where = " and ".join(lacking) if lacking else "all three with the same seed"
-    return f"not measured: no row for {run} on {where}; run {page}"
+    return f"not measured; run {page}", run
+
+
+def _note(reasons: Reasons, reason: str, lacking: str) -> None:
+    """Remember why a cell has no number."""
+    reasons.setdefault(reason, {})[lacking] = None
+
+
+def _reason_lines(reasons: Reasons) -> tuple[str, ...]:
+    """One line a reason, with what lacks a number: five of them by name."""
+    def joined(names: list[str]) -> str:
+        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return tuple(f"{DASH}: {reason} ({joined(list(lacking))})" for reason, lacking in reasons.items())
 
 
 def _encoder_label(published_name: str, used: str) -> str:
     return used if used == published_name else f"{used} ({published_name})"
 
 
-def _header(mix: str, profile: str, verb: str) -> str:
-    """One sentence that says what the two numbers of a cell stand on."""
+def _header(mix: str, profile: str, verb: str, published: bool = True) -> str:
+    """What the measured numbers, and the published ones if there are any, stand on."""
     if not mix:
-        return "Nothing measured yet. Published numbers (pub.) are the paper's, on its own data."
+        return "Nothing measured yet." + " Published numbers (pub.) are the paper's, on its own data." * published
+    if not published:
+        return f"{verb} on the mix '{mix}' (profile {profile})."
     if mix == "paper":
         return f"{verb} on the paper's data sets (profile {profile}). Published numbers (pub.) are the paper's."
     return (f"{verb} on the mix '{mix}' (profile {profile}), NOT on the paper's data. Published numbers (pub.) are the "
             f"paper's, on its own data: the two stand on different films and must not be compared as if on the same.")
 
 
-def _legend(layout: _Layout, seeds: int) -> list[str]:
+def _legend(layout: _Layout, seeds: int, known: bool) -> list[str]:
     """What a cell holds, in the words that this table needs."""
     interval = {0: "measured [95 % interval]", 1: "measured [95 % interval over test patients, bootstrap; one seed]"}
     lines = [interval.get(seeds, f"measured: mean over {seeds} training seeds [95 % interval over test patients "
@@ -479,8 +517,7 @@ def _legend(layout: _Layout, seeds: int) -> list[str]:
     if CEILING_ROW in layout.lines:
         lines.append(f"{CEILING}: what a perfect reader of the findings reaches; reports that say the same cannot be "
                      "told apart")
-    lines.append("pub.: published" + ("; the paper's numbers are not known here" if layout.unpublished else
-                                      "; no pub.: the paper does not have that line; published only: not trained here"))
+    lines += ["pub.: published; no pub.: the paper does not have that line"] * known
     return [f"all in percent; {lines[0]}", *lines[1:]]
 
 

@@ -234,11 +234,12 @@ def test_the_dry_run_ends_in_marked_tables_and_leaves_nothing_else(went):
 
 
 def test_only_measured_numbers_are_marked():
-    cells = pd.DataFrame([["53.2 [40.0, 60.1]\npub. 78.8 r", "published only\npub. 1.0 r", "needs C"],
-                          ["not measured: no row for X; run notebooks/06\npub. 2.0 r", "7.0", "pub. 3.0 r"]])
-    got = dry_run.marked(tables.Table("T", "H", cells, ())).cells.to_numpy().tolist()
-    assert got == [["dry run: 53.2 [40.0, 60.1]\npub. 78.8 r", "published only\npub. 1.0 r", "needs C"],
-                   ["not in the dry run\npub. 2.0 r", "dry run: 7.0", "pub. 3.0 r"]]
+    cells = pd.DataFrame([["53.2 [40.0, 60.1]\npub. 78.8 r", "–\npub. 1.0 r", "–"],
+                          ["–\npub. 2.0 r", "7.0", "pub. 3.0 r"]])
+    got = dry_run.marked(tables.Table("T", "H", cells, (), ("–: not measured; run notebooks/06 (X)", "–: needs C (C)")))
+    assert got.cells.to_numpy().tolist() == [["dry run: 53.2 [40.0, 60.1]\npub. 78.8 r", "–\npub. 1.0 r", "–"],
+                                             ["–\npub. 2.0 r", "dry run: 7.0", "pub. 3.0 r"]]
+    assert got.reasons == ("–: not in the dry run (X)", "–: needs C (C)")
 
 
 def test_a_prepared_folder_gives_its_first_studies(tiny_mix, tiny_bench, tmp_path):

@@ -204,7 +204,7 @@ def test_evaluation_covers_the_mix_and_is_found_again(tiny_experiment, tiny_benc
     assert ("rsna", "zero-shot", "auroc") in got
     assert ("rsna", "linear-probe-10", "auroc") in got
     assert ("openi", "image_to_text", "R@10") in got
-    assert set(rows["experiment"]) == {run.key}
+    assert set(rows["key"]) == {run.key}
     assert ((rows["low"] <= rows["value"]) & (rows["value"] <= rows["high"])).all()
     assert evaluate(run).equals(rows)
     scores = run.scores("rsna", "zero-shot")

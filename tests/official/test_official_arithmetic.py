@@ -66,7 +66,7 @@ FIVE = {"Atelectasis": 210, "Cardiomegaly": 15, "Consolidation": 192, "Edema": 1
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 ABOUT = {"run": "r", "profile": "quick", "mix": "phantom", "origin": "measured", "model": "CXR-CLIP",
-         "image_encoder": "resnet-small", "pretraining_data": "M", "seeds": "0", "experiment": "e", "data": "d",
+         "image_encoder": "resnet-small", "pretraining_data": "M", "seeds": "0", "key": "e", "data": "d", "commit": "",
          "versions": ""}
 ALIKE = 1e-3  # smallest p-value of a two-sample test that passes for one distribution; the seeds are fixed
 

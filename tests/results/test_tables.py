@@ -31,12 +31,13 @@ def cell(table: tables.Table, encoder: str, data: str, dataset: str, column: str
 def test_table_2_shows_measured_and_published_side_by_side():
     table = tables.table2(tidy(*measured()))
     assert cell(table, "resnet-small (ResNet-50)", "M", "RSNA", "zero-shot AUROC") == "70.0 [60.0, 75.0]\npub. 83.3 r"
-    assert cell(table, "ResNet-50", "M,C", "RSNA", "zero-shot AUROC") == (
-        "not measured: no row for CXR-CLIP ResNet-50 M,C on RSNA; run notebooks/06\npub. 81.7 r")
-    assert cell(table, "Swin-T", "M,C,C14", "RSNA", "probe 100 % AUROC") == (
-        "not measured: no row for CXR-CLIP Swin-T M,C,C14 on RSNA; run notebooks/06\npub. 89.8 q*")
+    assert cell(table, "ResNet-50", "M,C", "RSNA", "zero-shot AUROC") == "–\npub. 81.7 r"
+    assert cell(table, "Swin-T", "M,C,C14", "RSNA", "probe 100 % AUROC") == "–\npub. 89.8 q*"
     assert cell(table, "ResNet-50", "C with reports", "CheXpert5x200", "zero-shot accuracy", "GLoRIA") == (
-        "published only\npub. 62.4 r")
+        "–\npub. 62.4 r")
+    assert table.reasons[0] == "–: published only: not trained here (GLoRIA, MedCLIP)"
+    assert table.reasons[1].startswith("–: not measured; run notebooks/06 (CLIP ResNet-50 M, CXR-CLIP Swin-T M, ")
+    assert len(table.reasons) == 2
     assert "NOT on the paper's data" in table.header
     assert any(line.startswith("r: recalled from memory") for line in table.legend)
     assert any(line.startswith("q*: ") for line in table.legend)
@@ -50,10 +51,8 @@ def test_no_cell_is_ever_blank_and_a_deleted_row_says_why():
         table = tables.table2(tidy(*part))
         assert table.cells.map(lambda text: bool(text.split("\n")[0].strip())).all(axis=None)
     table = tables.table2(tidy(*lacking))
-    assert cell(table, encoder, "M", "SIIM", "probe 10 % AUROC") == (
-        "not measured: no row for resnet-small M on SIIM; run notebooks/06\npub. 88.3 r")
-    assert cell(tables.table2(tidy()), "ResNet-50", "M", "SIIM", "probe 10 % AUROC") == (
-        "not measured: no row for CXR-CLIP ResNet-50 M on SIIM; run notebooks/06\npub. 88.3 r")
+    assert cell(table, encoder, "M", "SIIM", "probe 10 % AUROC") == "–\npub. 88.3 r"
+    assert cell(tables.table2(tidy()), "ResNet-50", "M", "SIIM", "probe 10 % AUROC") == "–\npub. 88.3 r"
 
 
 def test_data_that_are_missing_give_their_reason():
@@ -61,11 +60,11 @@ def test_data_that_are_missing_give_their_reason():
     rows = measured([column for column in tables.TABLE_2 if column[0] != "rsna"])
     table = tables.table2(tidy(*rows), missing)
     encoder = "resnet-small (ResNet-50)"
-    assert cell(table, encoder, "M", "RSNA", "zero-shot AUROC") == "needs RSNA: Kaggle account\npub. 83.3 r"
-    assert cell(table, "Swin-T", "M,C,C14", "SIIM", "zero-shot AUROC") == "no C14 here\npub. 91.4 r"
-    assert "needs RSNA: Kaggle" in table.text()         # the terminal's cells wrap
-    assert "needs RSNA: Kaggle account" in table.markdown()
-    assert "needs RSNA: Kaggle account" in table.latex()
+    assert cell(table, encoder, "M", "RSNA", "zero-shot AUROC") == "–\npub. 83.3 r"
+    assert cell(table, "Swin-T", "M,C,C14", "SIIM", "zero-shot AUROC") == "–\npub. 91.4 r"
+    for text in (table.text(), table.markdown(), table.latex()):
+        assert text.count("needs RSNA: Kaggle account (RSNA)") == 1, "once, below the table"
+        assert text.count("no C14 here (ChestX-ray14 (C14))") == 1
 
 
 def test_table_3_sums_the_recalls_itself():
@@ -82,7 +81,8 @@ def test_table_3_sums_the_recalls_itself():
     merged = results.merge_results(tidy(*rows), results.rsum_rows(tidy(*rows)))
     assert tables.table3(merged).text() == table.text()
     missing = tables.table3(tidy(*rows[:8]), {"openi": "needs Open-I"})
-    assert cell(missing, encoder, "M", "all three", "RSUM") == "needs Open-I\npub. 215.9 r"
+    assert cell(missing, encoder, "M", "all three", "RSUM") == "–\npub. 215.9 r"
+    assert "–: needs Open-I (Open-I)" in missing.reasons
 
 
 def test_tables_average_seeds_and_refuse_to_mix():
@@ -112,9 +112,10 @@ def test_table_1_counts_beside_the_published_sizes():
     cells = {(index[0], split): text for index, values in table.cells.iterrows() for (_, split), text in values.items()}
     assert cells["MIMIC-CXR (M)", "train"] == "2,000\npub. 222,628 r"
     assert cells["MIMIC-CXR (M)", "test"] == "none"
-    assert cells["RSNA", "test"] == "needs RSNA\npub. 4,003 k"
-    assert cells["CheXpert (C)", "train"] == (
-        "not measured: no row for CheXpert (C), train; run notebooks/01\npub. 216,478 c")
+    assert cells["RSNA", "test"] == "–\npub. 4,003 k"
+    assert "–: needs RSNA (RSNA)" in table.reasons
+    assert cells["CheXpert (C)", "train"] == "–\npub. 216,478 c"
+    assert table.reasons[0].startswith("–: not measured; run notebooks/01 (CheXpert (C), ")
     assert cells["own", "test"] == "7"
     assert "NOT on the paper's data" in table.header
     assert "NOT" not in tables.table1(sizes.assign(mix="paper", profile="paper")).header
@@ -137,7 +138,7 @@ def test_latex_and_markdown_are_escaped(tmp_path):
     assert "\\multicolumn{3}{c}{RSNA}" in latex
     assert "\\makecell{70.0 [60.0, 75.0] \\\\ pub. 78.8 r}" in latex
     lines = [line for line in table.markdown().splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in lines} == {14}
+    assert {line.replace("\\|", "").count("|") for line in lines} == {10, 6}   # three measures or one
     paths = tables.write_table(table, tmp_path / "t2.x")
     assert [path.name for path in paths] == ["t2.x.txt", "t2.x.md", "t2.x.tex"]
 
@@ -161,8 +162,7 @@ def test_plain_clip_stands_above_the_cxr_clip_rows_even_when_it_was_not_run(full
     assert models.index("CLIP") == models.index("CXR-CLIP") - 1
     assert cell(table, "resnet-small (ResNet-50)", "M", "RSNA", "zero-shot AUROC", "CLIP").startswith("67.0 [")
     without = tables.table2(full[full["model"] != "CLIP"])
-    assert cell(without, "ResNet-50", "M", "RSNA", "zero-shot AUROC", "CLIP") == (
-        "not measured: no row for CLIP ResNet-50 M on RSNA; run notebooks/06")
+    assert cell(without, "ResNet-50", "M", "RSNA", "zero-shot AUROC", "CLIP") == "–"
 
 
 def test_comparison_rows_do_not_reach_the_main_tables(full):
@@ -193,13 +193,15 @@ def test_the_ceiling_is_the_last_line_of_both_directions(full):
         assert table.cells.index[-1] == tables.CEILING_ROW
         assert list(table.cells.iloc[-1]) == ["10.0", "40.0", "60.0"] * 3 + ["330.0"]
     without = tables.table3(full[full["model"] != results.CEILING])
-    assert without.cells.iloc[-1].iloc[3] == (
-        "not measured: no row for attainable ceiling on MIMIC-CXR; run notebooks/07")
+    assert without.cells.iloc[-1].iloc[3] == "–"
+    assert any("attainable ceiling" in reason for reason in without.reasons)
 
 
 def test_text_to_image_has_no_published_numbers_and_says_so(full):
     table = tables.table3_text_to_image(full)
-    assert cell(table, "resnet-small (ResNet-50)", "M", "MIMIC-CXR", "R@10").split("\n")[1] == "pub. not available"
+    assert not any("pub." in text for text in (table.text(), table.markdown(), table.latex()))
+    assert "published |" not in table.markdown()
+    assert "published" in tables.table3(full).markdown()
     assert not any(index[0] == "GLoRIA" for index in table.cells.index)
 
 
@@ -213,12 +215,12 @@ def test_table_4_has_a_block_a_budget_and_no_published_number(full):
         ("retrieval", "RSUM")]
     first = table.cells.loc[("equal steps", "+ MVS"), ("classification", "zero-shot AUROC")]
     assert first.startswith("73.0 [")
-    assert table.cells.map(lambda text: text.endswith("\npub. not available")).all(axis=None)
+    assert not table.cells.map(lambda text: "pub." in text).any(axis=None)
     empty = tables.table4(tidy())
-    assert empty.cells.loc[("equal compute", "+ ICL"), ("retrieval", "Open-I R@10")] == (
-        "not measured: no row for '+ ICL', compute on Open-I; run notebooks/08\npub. not available")
+    assert empty.cells.loc[("equal compute", "+ ICL"), ("retrieval", "Open-I R@10")] == "–"
+    assert empty.reasons[0].startswith("–: not measured; run notebooks/08 (")
     assert tables.table4(full, {"openi": "needs Open-I"}).text() == table.text()      # measured rows win
-    assert "needs Open-I" in tables.table4(tidy(), {"openi": "needs Open-I"}).cells.iloc[0, 4]
+    assert "–: needs Open-I (Open-I)" in tables.table4(tidy(), {"openi": "needs Open-I"}).reasons
 
 
 def test_other_comparisons_get_the_same_columns(full):
@@ -268,19 +270,19 @@ def test_deleting_any_row_changes_exactly_the_cells_it_bears_on(seeds):
         after = cells(whole.drop(i))
         changed = {key for key in before if after[key] != before[key]}
         assert changed == affected(gone) & set(before), gone[["run", "row", "dataset", "task", "metric"]].to_dict()
-        assert seeds > 1 or all("not measured: no row for" in after[key] for key in changed)
+        assert seeds > 1 or all(after[key].startswith("–") for key in changed)
 
 
 def test_differences_table_shows_points_interval_and_adjusted_p():
-    base = COMMON | {"run": "a", "dataset": "all", "task": "zero-shot", "metric": "auroc minus M", "row": "M,C",
-                     "comparison": "label growth", "budget": "steps", "value": 0.045, "low": 0.02, "high": 0.07,
-                     "seeds": "0 1 2", "note": "paired, p = 0.002, adjusted 0.012"}
-    lower = base | {"task": "image_to_text", "metric": "RSUM minus M", "value": -0.25, "low": -0.3, "high": -0.2,
-                    "note": "paired, p = 0.1, adjusted 0.2; x"}
+    base = COMMON | {"run": "a", "dataset": "all", "task": "zero-shot", "metric": "auroc", "reference": "M",
+                     "row": "M,C", "comparison": "label growth", "budget": "steps", "value": 0.045, "low": 0.02,
+                     "high": 0.07, "seeds": "0 1 2", "p": 0.002, "p_holm": 0.012}
+    lower = base | {"task": "image_to_text", "metric": "RSUM", "value": -0.25, "low": -0.3, "high": -0.2,
+                    "p": 0.1, "p_holm": 0.2, "note": "x"}
     full = tidy(base, lower)
     table = tables.differences_table(full, "label growth")
     assert list(table.cells.index) == [("equal steps", "M,C", "M")]
-    assert table.cells.iloc[0].tolist() == ["+4.5 [+2.0, +7.0]\np 0.012", "not measured", "-25.0 [-30.0, -20.0]\np 0.2"]
+    assert table.cells.iloc[0].tolist() == ["+4.5 [+2.0, +7.0]\np 0.012", "–", "-25.0 [-30.0, -20.0]\np 0.2"]
     assert "2 cells" in table.text()
     with pytest.raises(InputError, match="no differences of 'remedies'"):
         tables.differences_table(full, "remedies")

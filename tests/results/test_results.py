@@ -11,6 +11,7 @@ from synthetic import ABOUT, row, tidy
 
 from cxrclip import metrics, results
 from cxrclip.errors import InputError
+from cxrclip.results import statistics
 
 
 def score_frame(n: int = 60, classes: str = "AB", draws: int = 1, seed: int = 0) -> pd.DataFrame:
@@ -124,7 +125,7 @@ def test_weighted_aurocs_are_those_of_repeated_rows():
     scores, targets = np.round(rng.normal(size=(30, 3)), 0), rng.random((30, 3)) < 0.3
     weights = rng.integers(0, 4, size=(8, 30)).astype(float)
     weights[0, targets[:, 1]] = 0
-    found = results._weighted_aurocs(scores, targets, weights)
+    found = statistics._weighted_aurocs(scores, targets, weights)
     for r, weight in enumerate(weights.astype(int)):
         rows = np.repeat(np.arange(30), weight)
         np.testing.assert_allclose(found[r], metrics.class_aurocs(scores[rows], targets[rows]))
@@ -151,7 +152,7 @@ def test_rsum_adds_the_three_sets_and_their_widths_in_quadrature():
 
 
 def test_seeds_are_averaged_with_an_interval_that_covers_both_sources():
-    rows = [row(seeds=str(seed), experiment=f"e{seed}", value=value, low=value - 0.03, high=value + 0.02)
+    rows = [row(seeds=str(seed), key=f"e{seed}", value=value, low=value - 0.03, high=value + 0.02)
             for seed, value in enumerate((0.70, 0.72, 0.74))]
     other = row(run="another", value=0.5)
     found = results.over_seeds(tidy(*rows, other))
@@ -159,7 +160,7 @@ def test_seeds_are_averaged_with_an_interval_that_covers_both_sources():
     spread = 4.302653 * 0.02 / np.sqrt(3)      # t(2) at 97.5 %, sd of .70 .72 .74
     np.testing.assert_allclose(first[["value", "low", "high"]].astype(float),
                                [0.72, 0.72 - np.hypot(0.03, spread), 0.72 + np.hypot(0.02, spread)], atol=1e-6)
-    assert first[["seeds", "experiment", "data"]].tolist() == ["0 1 2", "e0 e1 e2", "d0"]
+    assert first[["seeds", "key", "data"]].tolist() == ["0 1 2", "e0 e1 e2", "d0"]
     assert found.iloc[1]["value"] == 0.5
     with pytest.raises(InputError, match=r"seed '1'.*twice"):
         results.over_seeds(tidy(*rows, rows[1]))
@@ -190,20 +191,6 @@ def test_faulty_results_files_are_named(tmp_path):
         results.read_results(path)
     with pytest.raises(InputError, match="no such results file"):
         results.read_results(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="cannot be written"):
-        results.write_atomically(path / "below", "x")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = results.write_atomically(tmp_path / "a.txt", "old")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(results.os, "replace", full)
-    with pytest.raises(InputError, match="No space left"):
-        results.write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_merging_replaces_the_same_measure_of_the_same_seed():
@@ -329,7 +316,7 @@ def worse(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def slow_differences(a, b, statistic, n):
     """Slow reference: repeat each row as often as its patient was drawn, one resample at a time; patients only."""
-    weights = results._patient_weights(a["patient_id"].to_numpy(), n, 0).astype(int)
+    weights = statistics._patient_weights(a["patient_id"].to_numpy(), n, 0).astype(int)
     return [statistic(a.iloc[np.repeat(np.arange(len(a)), weight)]) - statistic(b.iloc[np.repeat(np.arange(len(b)),
                                                                                                 weight)])
             for weight in weights]
@@ -425,7 +412,8 @@ def test_difference_rows_are_tidy_and_say_what_they_are():
     found["p_holm"] = metrics.holm(found["p"])
     about = ABOUT | {"comparison": "ablation", "row": "+ MVS", "budget": "steps"}
     line = results.difference_rows(found, about, "CLIP", "zero-shot").iloc[0]
-    assert line[["metric", "task", "dataset", "row"]].tolist() == ["auroc minus CLIP", "zero-shot", "rsna", "+ MVS"]
-    assert line["note"].startswith("paired, p = ")
-    assert "adjusted" in line["note"]
+    assert line[["metric", "reference", "task", "dataset", "row"]].tolist() == ["auroc", "CLIP", "zero-shot", "rsna",
+                                                                                "+ MVS"]
+    assert line[["value", "low", "high", "p", "p_holm"]].tolist() == (
+        found.iloc[0][["value", "low", "high", "p", "p_holm"]].tolist())
     pd.testing.assert_frame_equal(results.over_seeds(tidy(line.to_dict())), tidy(line.to_dict()))

@@ -74,8 +74,8 @@ def test_a_paired_difference_is_preferred_to_the_rows_own_intervals():
     frame = growth(0.005, -0.03)
     assert "(unpaired)" in verdict(frame, 5)["why"]
     after = frame[frame["pretraining_data"] == "M,C,C14"].iloc[0].to_dict()
-    paired = after | {"dataset": "all", "task": "zero-shot", "metric": "auroc minus M", "value": 0.005, "low": 0.001,
-                      "high": 0.009, "seeds": "0 1 2"}
+    paired = after | {"dataset": "all", "task": "zero-shot", "metric": "auroc", "reference": "M",
+                      "value": 0.005, "low": 0.001, "high": 0.009, "seeds": "0 1 2"}
     line = verdict(tidy(*frame.to_dict("records"), paired), 5)
     assert line["verdict"] == "reproduced", line["why"]
     assert "+0.5 [+0.1, +0.9] (paired)" in line["why"]

@@ -150,7 +150,8 @@ def test_nine_remedies_look_all_different(axes):
 
 def test_ablation_forest_draws_points_of_difference(axes):
     frame = pd.DataFrame({"row": ["CLIP", "+ MVS", "CLIP"], "budget": ["steps", "steps", "compute"],
-                          "metric": "RSUM minus + TCL", "value": [-0.3, -0.1, 0.05], "low": [-0.4, -0.2, -0.05],
+                          "metric": "RSUM", "reference": "+ TCL",
+                          "value": [-0.3, -0.1, 0.05], "low": [-0.4, -0.2, -0.05],
                           "high": [-0.2, 0.0, 0.15]})
     figures.ablation_forest(frame, axes)
     np.testing.assert_allclose([x for x, _ in points(axes)], [-30, -10, 5])
@@ -292,8 +293,9 @@ def test_empty_frames_and_lacking_columns_are_refused(axes):
 def test_ledger_forest_keeps_the_ledgers_order_and_names_single_sets():
     rows = [("official", "all", -0.1), ("D3", "openi", 0.05), ("B3", "all", -0.02)]
     frame = pd.DataFrame([{"comparison": "ledger", "row": row, "budget": "evaluation" if row == "D3" else "steps",
-                           "dataset": dataset, "task": "image_to_text", "metric": f"RSUM minus {row}'s reference",
-                           "value": value, "low": value - 0.03, "high": value + 0.03} for row, dataset, value in rows])
+                           "dataset": dataset, "task": "image_to_text", "metric": "RSUM",
+                           "reference": f"{row}'s reference", "value": value, "low": value - 0.03,
+                           "high": value + 0.03} for row, dataset, value in rows])
     axes = figures.ledger_forest(frame, plt.figure().subplots())
     assert [label.get_text() for label in axes.get_yticklabels()] == ["B3", "D3 (Open-I)", "official"]
     assert {text.get_text() for text in axes.get_legend().get_texts()} >= {"equal steps", "one run, scored both ways"}
