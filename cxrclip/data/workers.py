@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,13 @@ def side_by_side(function: Callable, tasks: Sequence[Task], workers: int, bar: t
         WorkFailed: a task raised an exception or its process died; names task and file, traceback beside the file.
     """
     waiting, running, failures, done = deque(tasks), {}, [], 0
-    pool = ProcessPool(min(workers, len(tasks)) or 1, initializer=_end_with_parent,
+    pool = ProcessPool(min(workers, len(tasks)) or 1, initializer=_end_at_once,
                        context=multiprocessing.get_context("spawn"))
     try:
         while running or (waiting and not failures):
             while waiting and not failures and len(running) < workers:
                 task = waiting.popleft()
-                with _interrupts_ignored():  # the first call starts the processes
+                with _interrupts_held():  # the first call starts the processes
                     running[pool.schedule(function, args=task.arguments)] = task
             for future in wait(running, timeout=POLL, return_when=FIRST_COMPLETED).done:
                 task = running.pop(future)
@@ -90,23 +91,40 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes that start here never hear the terminal's Ctrl-C, which reaches all: their parent alone answers it."""
-    if threading.current_thread() is not threading.main_thread():  # where Python lets nobody choose
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until processes have been started, or one would be left half begun.
+
+    A terminal sends it to all of them. Processes that start here inherit that it is blocked: their parent alone answers
+    it. (Windows knows no such mask: there they hear it until the pool has them ignore it.)
+    """
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handler
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    held: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # or the first process starts it, and that lifts the mask
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if held:
+        raise KeyboardInterrupt
 
 
-def _end_with_parent() -> None:
-    """In each process: end when the parent was killed. Nothing is lost, for only what is whole counts as made."""
+def _end_at_once() -> None:
+    """In each process: end when told to, without waiting for a long step, and when the parent was killed.
+
+    Nothing is lost, for only what is whole counts as made.
+    """
     def watch() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore of the system, which such an end would leave behind
     threading.Thread(target=watch, daemon=True).start()
 
 
