@@ -162,7 +162,8 @@ def test_seeds_and_distinct_experiments():
 
 def tidy(seed, value):
     about = dict.fromkeys(results.COLUMNS, "x") | {"seeds": str(seed), "metric": "auroc", "value": value,
-                                                   "low": value - 0.1, "high": value + 0.1, "chance": 0.5, "n": 10}
+                                                   "low": value - 0.1, "high": value + 0.1, "chance": 0.5, "n": 10,
+                                                   "p": np.nan, "p_holm": np.nan, "reference": ""}
     return results.tidy_frame([about])
 
 

@@ -106,7 +106,8 @@ def test_recall_curve_counts_ranks_up_to_k(axes):
 def both_axes(rows, x, y, **columns) -> pd.DataFrame:
     """Rows with a classification value x and a retrieval value y, 0.05 wide to each side."""
     parts = [tidy(row=rows, value=values, low=[v - 0.05 for v in values], high=[v + 0.05 for v in values],
-                  dataset="all", task=task, metric=metric, **{"class": "all", "budget": "steps", **columns})
+                  dataset="all", task=task, metric=metric, reference="",
+                  **{"class": "all", "budget": "steps", **columns})
              for values, (_, task, metric) in ((x, figures.CLASSIFICATION), (y, figures.RETRIEVAL))]
     return pd.concat(parts, ignore_index=True)
 
