@@ -23,7 +23,8 @@ from cxrclip.experiments import batches_for, model_config, pretrain, tokenizer_f
 from cxrclip.experiments import tokenizer as vocabulary
 from cxrclip.experiments.cache import VERSIONS
 from cxrclip.prompts import PromptBank
-from cxrclip.results.rows import ABOUT, auroc_rows, retrieval_rows
+from cxrclip.results.rows import ABOUT
+from cxrclip.results.statistics import auroc_rows, retrieval_rows
 
 FOLDER = Path(__file__).parent / "golden"
 TOLERANCE = {"phantom": 5e-3, "tokenizer": 0.0, "training": 2e-3, "evaluation": 1e-6}  # relative

@@ -61,7 +61,7 @@ def reproduce(profile: str, mix: str, seed: int, bench: Workbench, folder: Path 
     missing = missing_runs(experiments, bench)
     _part(2, f"runs: {len(experiments)}, of which {len(experiments) - len(missing)} were found")
     runs = run_all(experiments, bench)
-    if pages := sorted(folder.glob("[0-9]*.ipynb")):
+    if pages := pages_of(folder):
         _part(3, f"notebooks: {len(pages)}")
         parameters = {"profile": profile, "seed": seed, **_places(mix, bench, folder)}
         executed = notebooks.execute_all(notebook_keys(pages, parameters, runs), out, parameters, redraw)
@@ -74,6 +74,11 @@ def reproduce(profile: str, mix: str, seed: int, bench: Workbench, folder: Path 
         write_tables(rows, runs, data, out)
     _finish(out, time.monotonic() - started)
     return out
+
+
+def pages_of(folder: Path) -> list[Path]:
+    """The notebooks of a folder by number, without the copies that a failed execution leaves beside them."""
+    return sorted(path for path in folder.glob("[0-9]*.ipynb") if not path.stem.endswith(".failed"))
 
 
 def check(profile: str, mix: str, seed: int, bench: Workbench) -> None:
@@ -121,7 +126,7 @@ def in_place(bench: Workbench) -> None:
     """Execute the committed notebooks where they stand, with the parameters they show, after the runs they ask for."""
     _, experiments = planned("quick", "phantom", 0, bench.prepared("phantom", "quick"))
     run_all(experiments, bench)
-    notebooks.execute_in_place(sorted(NOTEBOOKS.glob("[0-9]*.ipynb")))
+    notebooks.execute_in_place(pages_of(NOTEBOOKS))
 
 
 def notebook_keys(pages: Sequence[Path], parameters: dict[str, object], runs: Sequence[Run]) -> dict[Path, str]:
