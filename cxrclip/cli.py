@@ -182,8 +182,8 @@ def figures(root: Root = None) -> None:
 def export(run: Annotated[Path, typer.Option(help="folder of a finished run: BUILD/runs/KEY")],
            out: Annotated[Path, typer.Option(help="new folder for the model")], data: Data = "") -> None:
     """Write a trained model as plain transformers reads it, with its card."""
-    from cxrclip.hub.export import export, open_run
-    typer.echo(f"wrote {export(open_run(run, data), out)}: its README.md tells how to use it")
+    from cxrclip.hub.export import export
+    typer.echo(f"wrote {export(run, out, data)}: its README.md tells how to use it")
 
 
 @command("scan")

@@ -18,8 +18,9 @@ from huggingface_hub import HfApi, ModelCard, hf_api
 from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
+from typer.testing import CliRunner
 
-from cxrclip import results
+from cxrclip import cli, results
 from cxrclip.book import governance
 from cxrclip.data.images import decode_gray
 from cxrclip.encoders import CXRCLIPModel
@@ -247,7 +248,7 @@ def test_push_to_hub_sends_the_same_files_and_keeps_the_card(folder, hub):
 def test_a_run_is_opened_by_its_folder(run, rows):
     again = open_run(run.folder)
     assert again.experiment == run.experiment
-    assert again.fingerprint == run.key
+    assert again.key == run.key
     assert again.bench.build == run.bench.build.resolve()
     assert evaluate(again).equals(rows)
 
@@ -293,16 +294,16 @@ def test_governance_is_heard_and_nothing_is_left(run, rows, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_command_line(run, rows, tmp_path, capsys):
-    assert exporting.main(["--run", str(run.folder), "--out", str(tmp_path / "model")]) == 0
-    assert f"wrote {tmp_path / 'model'}" in capsys.readouterr().out
+def test_command_line(run, rows, tmp_path):
+    done = CliRunner().invoke(cli.app, ["export", "--run", str(run.folder), "--out", str(tmp_path / "model")])
+    assert done.exit_code == 0, done.output
     assert {path.name for path in (tmp_path / "model").iterdir()} == FILES
-    assert exporting.main(["--run", str(tmp_path / "gone"), "--out", str(tmp_path / "other")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'gone'}: no such folder")
+    gone = CliRunner().invoke(cli.app, ["export", "--run", str(tmp_path / "gone"), "--out", str(tmp_path / "other")])
+    assert gone.exit_code == 2
 
 
 def test_make_export_asks_for_what_it_needs():
     """Dry (-n): nothing is made, but what is asked for is asked for."""
     call = subprocess.run(["make", "-n", "export"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert call.returncode
-    assert "make export needs RUN=build/runs/<fingerprint> OUT=<new folder>" in call.stderr
+    assert "make export needs RUN=build/runs/<key> OUT=<new folder>" in call.stderr
