@@ -33,7 +33,6 @@ test_metrics.py) and not repeated.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from types import SimpleNamespace
 
@@ -50,8 +49,10 @@ from cxrclip.data import shards
 from cxrclip.data.images import encode_gray, read_gray
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, CXRCLIPOutput
 from cxrclip.experiments import Experiment, evaluate, pretrain, total_steps
+from cxrclip.experiments.checkpoints import FolderStore
 from cxrclip.experiments.tokenizer import train_tokenizer
 from cxrclip.losses import CXRCLIPLoss
+from cxrclip.official.behaviours import released_groups
 from cxrclip.prompts import PromptBank
 from cxrclip.results import rows as results_rows
 from cxrclip.transforms import EvalTransform, TrainTransform
@@ -277,7 +278,7 @@ def test_retrieval_is_the_place_in_a_sorted_list():
             expected |= {"RSUM": sum(expected.values()), "mean rank": sum(slow) / len(slow)}
             assert dict(zip(found["metric"], found["value"], strict=True)) == pytest.approx(expected, abs=1e-12)
             rows += found.to_dict("records")
-    total = results.rsum_rows(results_rows._tidy(rows)).set_index("task")["value"]
+    total = results.rsum_rows(results_rows.tidy_frame(rows)).set_index("task")["value"]
     for direction, nine in recalls.items():
         assert len(nine) == 9
         assert total[direction] == pytest.approx(sum(nine), abs=1e-12)
@@ -519,7 +520,7 @@ class Watched(torch.optim.AdamW):
 def test_adamw_gets_the_published_rate_decay_and_whole_gradient():
     """15 epochs of 3 steps through train_step; the shrinking of `idle` tells rate times decay, step by step."""
     recipe = training.Recipe(45)
-    accelerator = training.start_accelerator(recipe)
+    accelerator = training.start_accelerator()
     torch.manual_seed(0)
     plain, criterion = Plain().to(accelerator.device), CXRCLIPLoss(icl_weight=1e6)  # a gradient worth clipping
     optimizer = Watched(plain.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -547,13 +548,14 @@ def test_fit_gives_all_parameters_to_one_adamw(model, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "AdamW", watched)
     fresh = CXRCLIPModel(model.config)
     items = batch(4, 32, torch.float32)
+    log = []
     training.fit(fresh, CXRCLIPLoss(), lambda *_: itertools.repeat(items), lambda: iter([items]),
-                 training.Recipe(30, validations=1, decay_on_all=True), tmp_path, lambda step: None)
+                 training.Recipe(30, validations=1), FolderStore(tmp_path),
+                 lambda step, line: log.append(line["learning_rate"]), released_groups)
     (optimizer,) = made
     assert [seen["lr"] for seen in optimizer.seen] == pytest.approx([published_rate(step, 2) for step in range(30)])
     assert {seen["weight_decay"] for seen in optimizer.seen} == {1e-4}
     assert {id(p) for p in optimizer.seen[0]["params"]} == {id(p) for p in fresh.parameters()}
-    log = [json.loads(line)["learning_rate"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert log == [seen["lr"] for seen in optimizer.seen]
 
 
@@ -693,7 +695,7 @@ def test_logit_scale_starts_at_one_over_007_and_is_not_clamped():
         items = {name: tensor[0] for name, tensor in batch(3, 32, torch.float32).items()}
         assert fresh.eval()(**items).logit_scale.item() == pytest.approx(500, rel=1e-5)
     recipe = training.Recipe(20, learning_rate=0.01)
-    accelerator = training.start_accelerator(recipe)
+    accelerator = training.start_accelerator()
     torch.manual_seed(0)
     plain = Plain(scale=99.9).to(accelerator.device)
     optimizer = torch.optim.AdamW([plain.logit_scale], lr=0.01)
