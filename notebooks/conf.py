@@ -27,6 +27,8 @@ autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 88
+nitpick_ignore_regex = [("py:.*", r"(?!cxrclip\.).*"),  # with -n: other libraries' inventories would be fetched
+                        ("py:class", r"cxrclip\..*\.(T|Item)")]  # type variables
 
 html_theme = "sphinx_book_theme"
 html_theme_options = {"use_download_button": True, "show_toc_level": 2, "home_page_in_toc": True,

@@ -135,6 +135,11 @@ def test_readme_maps_every_notebook_and_every_file_of_the_paper():
         assert f"]({name})" in text or path.stem == "cli", f"README.md: no line for {name}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "notebooks/index.md"])
+def test_first_pages_have_the_block_of_verdicts_that_make_tables_fills(page):
+    assert len(re.findall(r"<!-- verdicts -->\n- \*\*.*?<!-- /verdicts -->", (ROOT / page).read_text(), re.S)) == 1
+
+
 def test_notebooks_are_numbered_without_gaps():
     assert [path.name[:3] for path in NOTEBOOKS] == [f"{number:02d}_" for number in range(len(NOTEBOOKS))]
 
