@@ -91,7 +91,7 @@ def test_data_hands_its_options_to_the_source(tmp_path):
     done = call("data", "--source", "siim", "--root", tmp_path, "--out", tmp_path / "out", "--option", "seed=1",
                 "--option", "seeds=1", "--allow-partial")
     assert done.exit_code == 2
-    assert "siim has no such parameter" in done.stderr
+    assert "siim has no such option" in done.stderr
 
 
 def test_augment_texts_names_the_new_folder(monkeypatch, tmp_path):

@@ -23,12 +23,12 @@ from cxrclip.experiments import (
     Experiment,
     Workbench,
     comparisons,
-    fingerprint,
     finished_run,
     model_config,
     tokenizer_for,
     total_steps,
 )
+from cxrclip.experiments.cache import run_key
 from cxrclip.prompts import PromptBank
 from cxrclip.results import tables
 from cxrclip.transforms import TrainTransform
@@ -137,7 +137,7 @@ def test_weights_put_into_that_place_are_found(offline, tmp_path):
 def test_random_weights_are_part_of_the_run(tiny_experiment, tiny_bench, monkeypatch):
     data = tiny_bench.prepared(tiny_experiment.mix, "quick")
     dry = replace(tiny_experiment, published_weights=False)
-    assert fingerprint(dry, data) != fingerprint(tiny_experiment, data)
+    assert run_key(dry, data) != run_key(tiny_experiment, data)
     assert "published_weights=False" in dry.run_name
     paper = replace(dry, text_encoder="bio-clinical-bert")
     tokenizer = tokenizer_for(paper, data, PromptBank.load(), tiny_bench)
