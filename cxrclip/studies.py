@@ -135,6 +135,7 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def facts_of(folder: str | Path) -> dict[str, Any]:
+    """What dataset.json says of a study folder. Raises InputError where it is missing or damaged."""
     path = Path(folder) / "dataset.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))

@@ -93,3 +93,16 @@ def same(item, other):
     """Are two items of a data set equal?"""
     return (item["study_id"], item["texts"]) == (other["study_id"], other["texts"]) and bool(
         (item["images"] == other["images"]).all())
+
+
+def image_pairs(views):
+    """Slow statement: first a view, then another one, then any image of each; with one view, one image twice."""
+    names = sorted(set(views))
+    if len(names) == 1:
+        return {(i, i): 1 / len(views) for i in range(len(views))}
+    probabilities = {}
+    for i, j in itertools.product(range(len(views)), repeat=2):
+        if views[i] != views[j]:
+            pairs = len(names) * (len(names) - 1)
+            probabilities[i, j] = 1 / pairs / views.count(views[i]) / views.count(views[j])
+    return probabilities

@@ -109,8 +109,7 @@ def test_augment_texts_names_the_new_folder(monkeypatch, tmp_path):
 
 
 def test_export_says_what_it_wrote(monkeypatch, tmp_path):
-    monkeypatch.setattr("cxrclip.hub.export.open_run", lambda run, data: (Path(run).name, data))
-    monkeypatch.setattr("cxrclip.hub.export.export", lambda run, out: (out / json.dumps(run)))
+    monkeypatch.setattr("cxrclip.hub.export.export", lambda run, out, data: out / json.dumps((run.name, data)))
     done = call("export", "--run", tmp_path / "runs" / "k", "--out", tmp_path, "--data", "films")
     assert done.stdout == f'wrote {tmp_path}/["k", "films"]: its README.md tells how to use it\n'
 

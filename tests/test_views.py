@@ -6,25 +6,12 @@ from functools import partial
 
 import numpy as np
 import pytest
-from builders import assert_even, prompt_bank, study
+from builders import assert_even, image_pairs, prompt_bank, study
 
 from cxrclip import views
 from cxrclip.views import draw_images, draw_texts, first_image, first_text, generator, shuffle_sentences
 
 # ---- images ---------------------------------------------------------------------------------------------------------
-
-
-def image_pairs(views):
-    """Slow statement: first a view, then another one, then any image of each; with one view, one image twice."""
-    names = sorted(set(views))
-    if len(names) == 1:
-        return {(i, i): 1 / len(views) for i in range(len(views))}
-    probabilities = {}
-    for i, j in itertools.product(range(len(views)), repeat=2):
-        if views[i] != views[j]:
-            pairs = len(names) * (len(names) - 1)
-            probabilities[i, j] = 1 / pairs / views.count(views[i]) / views.count(views[j])
-    return probabilities
 
 
 @pytest.mark.parametrize("views", [

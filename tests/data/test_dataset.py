@@ -1,13 +1,12 @@
 """data/dataset.py: items follow from (seed, epoch, study) alone, faults name the study, workers change no batch."""
 
-import itertools
 import re
 from collections import Counter
 
 import builders
 import pytest
 import torch
-from builders import HALF, assert_even, dataset, prompt_bank, same, study, table, take, word_tokenizer
+from builders import HALF, assert_even, dataset, image_pairs, prompt_bank, same, study, table, take, word_tokenizer
 
 from cxrclip.data.batches import EpochBatches
 from cxrclip.data.dataset import PretrainingDataset, StudyMix, collate, load_batches
@@ -20,19 +19,6 @@ from cxrclip.views import first_image, first_text
 @pytest.fixture(scope="module")
 def mixed_rows():
     return builders.mixed_rows()
-
-
-def image_pairs(views):
-    """Slow statement: first a view, then another one, then any image of each; with one view, one image twice."""
-    names = sorted(set(views))
-    if len(names) == 1:
-        return {(i, i): 1 / len(views) for i in range(len(views))}
-    probabilities = {}
-    for i, j in itertools.product(range(len(views)), repeat=2):
-        if views[i] != views[j]:
-            pairs = len(names) * (len(names) - 1)
-            probabilities[i, j] = 1 / pairs / views.count(views[i]) / views.count(views[j])
-    return probabilities
 
 
 def test_single_image_is_augmented_twice_and_differently():
