@@ -18,8 +18,9 @@ class InputError(ValueError):
 
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # what pydantic calls an unknown key
-_PLAIN = {"dict_type": "`name: value` lines are needed", "model_type": "`name: value` lines are needed",
-          "list_type": "a list is needed", "string_type": "text is needed", "too_short": "at least one is needed"}
+_PLAIN = dict.fromkeys(("dict_type", "mapping_type", "model_type"), "`name: value` lines are needed") | {
+    "list_type": "a list is needed", "tuple_type": "a list is needed", "string_type": "text is needed",
+    "too_short": "at least one is needed", "string_pattern_mismatch": "a plain name is needed (no / or \\)"}
 
 
 def one_line(error: ValidationError, where: object, known: Iterable[str] = ()) -> str:

@@ -66,4 +66,4 @@ def checked(kind: type[T], value: object, where: object) -> T:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        raise InputError(one_line(error, where, getattr(kind, "model_fields", ()))) from error
+        raise InputError(one_line(error, where, getattr(kind, "__pydantic_fields__", ()))) from error
