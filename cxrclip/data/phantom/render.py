@@ -13,13 +13,14 @@ import cv2
 import numpy as np
 
 from cxrclip.data.phantom.anatomy import Body, Case
-from cxrclip.data.phantom.lesions import build_chest, posed
-from cxrclip.data.phantom.organs import LEFT, RIGHT, SOFT, Blob, Chest, Dust, Stack, Y
+from cxrclip.data.phantom.lesions import build_chest
+from cxrclip.data.phantom.organs import LEFT, RIGHT, SOFT, Blob, Chest, Dust, Stack, Y, posed
 from cxrclip.errors import InputError
 
 VIEWS = ("PA", "AP", "LATERAL")
 FIELD_MM = 372.0  # side of the square film
 TOP_MM = -52.0  # height of its upper edge
+CENTRE_MM = 120.0  # height of the central ray
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,6 @@ class Beam:
     def magnify(self, depth: np.ndarray | float) -> np.ndarray | float:
         """Size on the film of a thing at `depth` on the ray axis, relative to the mid-plane."""
         return (self.source - abs(self.film)) / (self.source - abs(self.film - depth))
-
-
-CENTRE_MM = 120.0  # height of the central ray
 
 
 def aim(view: str, body: Body, scanner: Scanner, size: int, rng: np.random.Generator) -> Beam:
@@ -259,7 +257,6 @@ class Projection:
             depth = cv2.resize(fine, (self.size, self.size), interpolation=cv2.INTER_AREA)
             self.add(depth * confined if in_lung else depth, members[0].owner)
 
-
     def rotate(self, degrees: float) -> None:
         """Turn the patient in the plane of the film."""
         if not degrees:
@@ -321,9 +318,8 @@ def enhance(signal: np.ndarray, detail: float, mm: float) -> np.ndarray:
     return signal - 0.3 * detail * coarse + 0.8 * detail * fine
 
 
-def render_study(
-    case: Case, views: Sequence[str], scanner: Scanner, size: int = 128, masks: bool = False
-) -> list[Film]:
+def render_study(case: Case, views: Sequence[str], scanner: Scanner, size: int = 128,
+                 masks: bool = False) -> list[Film]:  # fmt: skip
     """Render the films of a case.
 
     views: of "PA", "AP", "LATERAL".  size: pixels of the square film.  masks: also where each finding shows.

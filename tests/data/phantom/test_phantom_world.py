@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxrclip import studies
-from cxrclip.data import images
+from cxrclip.data import images, shards
 from cxrclip.data.phantom import reports, world
 from cxrclip.data.phantom.anatomy import FINDINGS, Case, Finding, sample_body
 from cxrclip.data.phantom.render import Film
@@ -129,7 +129,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch, workers):
         next(iter(rows))
         raise InputError("disk full")
 
-    monkeypatch.setattr(studies, "write_studies", full_disk)
+    monkeypatch.setattr(shards, "write_studies", full_disk)
     with pytest.raises(InputError, match="disk full"):
         world.generate("M", {"train": 70}, tmp_path / "out", image_size=32, workers=workers, progress=False)
     assert list(tmp_path.iterdir()) == []
@@ -193,7 +193,8 @@ def test_tables_name_every_finding():
     assert set(world.PREVALENCE) == set(FINDINGS)
     assert set(world.PLACES) == set(FINDINGS) - {"Support Devices"}
     order = list(world.PREVALENCE)
-    assert all(order.index(first) < order.index(later) for first, later in world.TENDENCIES)
+    assert all(order.index(first) < order.index(later)
+               for first, effects in world.TENDENCIES.items() for later in effects)
     assert set(world.BEDSIDE) | set(world.OLD) <= set(FINDINGS)
     for shares in (world.SEVERITY_UP, world.SEVERITY_BED, *(s for pair in world.PLACES.values() for s in pair if s)):
         assert sum(shares) == pytest.approx(1)
