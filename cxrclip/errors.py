@@ -33,7 +33,8 @@ def one_line(error: ValidationError, where: object, known: Iterable[str] = ()) -
     in_list = len(place) == len(fault["loc"])
     *keys, last = ("", *(f"item {key + 1}" if in_list and isinstance(key, int) else str(key) for key in place))
     if fault["type"] in _UNKNOWN:
-        reason = f"unknown key {last!r}" + (f": known are {', '.join(sorted(known))}" if known and len(place) == 1 else "")
+        listed = f": known are {', '.join(sorted(known))}" if known and len(place) == 1 else ""
+        reason = f"unknown key {last!r}{listed}"
     elif fault["type"] == "missing":
         reason = f"{last!r} is missing"
     else:
