@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from cxrclip.data.settings import checked, read_settings
 from cxrclip.errors import InputError
 
-OWN_FILE = Path(__file__).with_name("prompts.yaml")
+DEFAULT_FILE = Path(__file__).with_name("prompts.yaml")
 STATES = ("positive", "negative", "uncertain")
 
 Texts = tuple[str, ...]
@@ -49,12 +49,12 @@ class PromptBank:
         .json selects it. Sections the file does not have (always `aliases` and `zero_shot` of a JSON file)
         are those of `prompts.yaml`. Raises InputError that names the file and the key.
         """
-        path = OWN_FILE if path is None else Path(path)
+        path = DEFAULT_FILE if path is None else Path(path)
         content = read_settings(path)
         if path.suffix.lower() == ".json":
             official = {name: checked(_Official, states, f"{path}: {name}") for name, states in content.items()}
             content = {"prompts": {name: states.states() for name, states in official.items()}}
-        file = checked(_File, read_settings(OWN_FILE) | content, path)
+        file = checked(_File, read_settings(DEFAULT_FILE) | content, path)
         prompts = {name: checked(_Class, states, f"{path}: prompts: {name}").texts()
                    for name, states in file.prompts.items()}
         aliases = {alias: name for alias, name in file.aliases.items() if name in prompts}

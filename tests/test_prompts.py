@@ -11,7 +11,7 @@ import yaml
 
 from cxrclip.data.sources import chestxray14
 from cxrclip.errors import InputError
-from cxrclip.prompts import OWN_FILE, PromptBank
+from cxrclip.prompts import DEFAULT_FILE, PromptBank
 
 CHEXPERT = [
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
@@ -322,6 +322,6 @@ def test_faults_of_other_files(tmp_path):
 
 
 def test_a_sentence_twice_across_keys_of_yaml_is_found(tmp_path):
-    text = OWN_FILE.read_text(encoding="utf-8").replace("  Edema:\n", "  Cardiomegaly:\n", 1)
+    text = DEFAULT_FILE.read_text(encoding="utf-8").replace("  Edema:\n", "  Cardiomegaly:\n", 1)
     with pytest.raises(InputError, match="'Cardiomegaly' is given twice"):
         PromptBank.load(write(tmp_path / "mine.yaml", text))

@@ -86,7 +86,7 @@ def test_a_missing_column(release):
 
 def test_a_full_disk(release):
     """A limit on the size of any file stands for the full disk: the same error, from the system itself."""
-    one_line(release, r"out/t: cannot be written \(.*\); free space or choose another folder", before=FULL)
+    one_line(release, r"out/t: cannot be written \(.*\): free space or choose another folder", before=FULL)
 
 
 def test_a_full_disk_while_the_table_is_opened(release):
@@ -110,8 +110,8 @@ def test_a_read_only_folder(release):
 def test_a_killed_process_leaves_no_folder_and_the_next_run_is_whole(release):
     before = """
         import os
-        from cxrclip import studies
-        studies._write_rejected = lambda *_: os._exit(9)
+        from cxrclip.data import shards
+        shards._write_rejected = lambda *_: os._exit(9)
     """
     assert run(release, before=before) == (9, "")
     assert not (release / "out" / "t").exists()

@@ -270,17 +270,17 @@ def heart(shape: Shape) -> Stack:
 def mediastinum(shape: Shape) -> list[Stack]:
     """Great vessels and fat between the lungs, the arch with its knob, the descending aorta."""
     wide, knob, aorta = shape.mediastinum, shape.knob, shape.aorta
-    own, own_aorta = shape.owners.get("mediastinum"), shape.owners.get("aorta")
+    owner, aorta_owner = shape.owners.get("mediastinum"), shape.owners.get("aorta")
     ease = 1 + (wide - 1) * np.clip(np.minimum((Y + 40) / 60, (165 - Y) / 50), 0, 1)
     shift = shape.shift
     centre = stack(MEDIASTINUM_RIGHT * ease + shift, MEDIASTINUM_LEFT * ease + shift, CAVITY_BACK + 20,
-                   np.minimum(CAVITY_FRONT - 22, 44), 0.001 * (Y < 150), own)
+                   np.minimum(CAVITY_FRONT - 22, 44), 0.001 * (Y < 150), owner)
     arch = ball((9 + 6 * knob + shift, 66 - 6 * (knob - 1), -24), (17 * knob + 3, 19 * knob, 42 * np.sqrt(knob)),
-                0.0015, own_aorta)
+                0.0015, aorta_owner)
     bend = along((60, 0), (110, 6), (170, 2), (240, -8), (300, -14), smooth=15)
     x = 20 + bend + 22 * (aorta - 1) * np.clip((Y - 50) / 60, 0, 1) + shift * 0.5
     r = np.where((Y > 60) & (Y < 300), 12 * aorta, 0)
-    descending = stack(x - r, x + r, SPINE_Z + 14 - r, SPINE_Z + 14 + r, 0.0015, own_aorta)
+    descending = stack(x - r, x + r, SPINE_Z + 14 - r, SPINE_Z + 14 + r, 0.0015, aorta_owner)
     return [centre, arch, descending]
 
 

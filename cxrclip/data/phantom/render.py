@@ -160,7 +160,7 @@ class Projection:
         self.beam = beam
         self.size = size
         self.total = np.zeros((size, size), np.float32)
-        self.own = [np.zeros((size, size), np.float32) for _ in range(findings)]
+        self.shares = [np.zeros((size, size), np.float32) for _ in range(findings)]
         self.step = beam.scale[0] if beam.side else beam.scale[2]  # reference mm -> mm along the ray
         self.air = self._solids(chest)
         self._blobs(chest.blobs)
@@ -169,7 +169,7 @@ class Projection:
     def add(self, depth: np.ndarray, owner: int | None) -> None:
         self.total += depth
         if owner is not None:
-            self.own[owner] += np.abs(depth)
+            self.shares[owner] += np.abs(depth)
 
     def _solids(self, chest: Chest) -> np.ndarray:
         """Soft tissue with the lungs carved out; returns mm of lung on each ray."""
@@ -195,9 +195,9 @@ class Projection:
                 for fill, mu, owner in chest.pleura[side]:
                     part = space * np.interp(rows, Y, fill).astype(np.float32)[:, None]
                     self.total -= (SOFT - np.float32(mu)) * part
-                    self.own[owner] += SOFT * part
+                    self.shares[owner] += SOFT * part
             for owner in chest.lung_owner:
-                self.own[owner] += SOFT * lung
+                self.shares[owner] += SOFT * lung
             air += lung
         return air
 
@@ -263,9 +263,9 @@ class Projection:
             return
         middle = (self.size - 1) / 2
         turn = cv2.getRotationMatrix2D((middle, middle), degrees, 1.0)
-        self.total, *self.own = (
+        self.total, *self.shares = (
             cv2.warpAffine(m, turn, m.shape, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            for m in (self.total, *self.own)
+            for m in (self.total, *self.shares)
         )
 
 
@@ -339,8 +339,8 @@ def render_study(case: Case, views: Sequence[str], scanner: Scanner, size: int =
         mm = float(beam.u[1] - beam.u[0])
         shadow.rotate(float(rng.normal(0, scanner.tilt)))
         gray = finish(expose(shadow.total, scanner, view, mm, rng), scanner, view, mm, rng)
-        found = {}
+        shown = {}
         if masks:  # a quarter of its deepest shadow, but whatever is as dense as a rib counts
-            found = {i: own > np.clip(0.25 * own.max(), 0.02, 0.12) for i, own in enumerate(shadow.own)}
-        films.append(Film(view, (gray * 255 + 0.5).astype(np.uint8), found))
+            shown = {i: part > np.clip(0.25 * part.max(), 0.02, 0.12) for i, part in enumerate(shadow.shares)}
+        films.append(Film(view, (gray * 255 + 0.5).astype(np.uint8), shown))
     return films

@@ -134,20 +134,20 @@ def findings_section(
     remarks = _remarks(case, style, rng, views)
     parts = _opening(style, rng, views, follow_up)
     for organ in style["order"]:
-        here = [f for f in case.findings if _entry(f)["organ"] == organ]
-        said = [_assert(f, habit, rng, PLAIN_IN_FINDINGS) for f in reading.sure if f in here]
-        said += [_hedge(f, rival, rng) for f, rival in reading.hedged if f in here]
+        present = [f for f in case.findings if _entry(f)["organ"] == organ]
+        sentences = [_assert(f, habit, rng, PLAIN_IN_FINDINGS) for f in reading.sure if f in present]
+        sentences += [_hedge(f, rival, rng) for f, rival in reading.hedged if f in present]
         passing = [text for where, text in remarks if where == organ]
         replaced = organ == "heart" and passing
         if organ in reading.normal and not replaced and (style["thorough"] or rng.random() < NORMAL_SAID):
-            said.append(pick(rng, words["organs"][organ][register]))
+            sentences.append(pick(rng, words["organs"][organ][register]))
         denied = [k for k in reading.denied if words["findings"][k]["organ"] == organ]
         if denied:
-            said.append(_deny(denied, register, rng))
-        said += passing
-        if said and style["headings"]:
-            said[0] = f"{pick(rng, words['organs'][organ]['heading'])}: {said[0]}"
-        parts += said
+            sentences.append(_deny(denied, register, rng))
+        sentences += passing
+        if sentences and style["headings"]:
+            sentences[0] = f"{pick(rng, words['organs'][organ]['heading'])}: {sentences[0]}"
+        parts += sentences
     return " ".join(parts) if parts else pick(rng, words["normal_impressions"][register])
 
 
@@ -165,23 +165,23 @@ def impression_section(
     weights = [_entry(f)["importance"] - 0.7 * f.severity + rng.random() for f, _, _ in items]
     weighed = sorted(zip(weights, items, strict=True), key=lambda pair: pair[0])
     kept = [item for k, (weight, item) in enumerate(weighed[:4]) if k == 0 or weight < MINOR]
-    said = [_assert(finding, habit, rng, PLAIN_IN_IMPRESSION) if sure else _hedge(finding, rival, rng)
+    sentences = [_assert(finding, habit, rng, PLAIN_IN_IMPRESSION) if sure else _hedge(finding, rival, rng)
             for finding, rival, sure in kept]  # fmt: skip
-    if style["numbered"] and len(said) > 1:
-        said = [f"{n}. {text}" for n, text in enumerate(said, 1)]
-    if not said:
-        said.append(pick(rng, words["normal_impressions"][register]))
+    if style["numbered"] and len(sentences) > 1:
+        sentences = [f"{n}. {text}" for n, text in enumerate(sentences, 1)]
+    if not sentences:
+        sentences.append(pick(rng, words["normal_impressions"][register]))
     elif len(kept) == len(items) and rng.random() < 0.25:
-        said.append(pick(rng, words["closings"][register]))
+        sentences.append(pick(rng, words["closings"][register]))
     if reading.denied and rng.random() < 0.3:
-        said.append(_deny(list(rng.permutation(reading.denied)[:2]), register, rng))
+        sentences.append(_deny(list(rng.permutation(reading.denied)[:2]), register, rng))
     if rng.random() < (0.15 if items else 0.45):
-        said += [text for _, text in _remarks(case, style, rng, views)[:1]]
+        sentences += [text for _, text in _remarks(case, style, rng, views)[:1]]
     if items and rng.random() < 0.15:
-        said.append(pick(rng, words["advice"][register]))
+        sentences.append(pick(rng, words["advice"][register]))
     if follow_up and rng.random() < 0.5 * style["comparison"]:
-        said.insert(0, pick(rng, words["comparison"][register]))
-    return " ".join(said)
+        sentences.insert(0, pick(rng, words["comparison"][register]))
+    return " ".join(sentences)
 
 
 def report_labels(case: Case, rng: np.random.Generator, slips: float = 0.03) -> tuple[list[str], list[str], list[str]]:
@@ -199,10 +199,10 @@ def report_labels(case: Case, rng: np.random.Generator, slips: float = 0.03) -> 
     denied |= {n for organ, n in MEANT.items() if organ in reading.normal and rng.random() < NORMAL_SAID}
     negative = denied - positive - uncertain
     groups = (positive, negative, uncertain)
-    said = [[n for n in CHEXPERT if n in group and rng.random() >= slips] for group in groups]
+    mentioned = [[n for n in CHEXPERT if n in group and rng.random() >= slips] for group in groups]
     if all(f.name == "Support Devices" for f in case.findings):
-        said[0].insert(0, "No Finding")
-    return said[0], said[1], said[2]
+        mentioned[0].insert(0, "No Finding")
+    return mentioned[0], mentioned[1], mentioned[2]
 
 
 def chexpert_names(finding: Finding) -> list[str]:

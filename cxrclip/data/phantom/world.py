@@ -210,13 +210,13 @@ def labeller(case: Case, rng: np.random.Generator) -> Labels:
 def text_mined(case: Case, rng: np.random.Generator) -> Labels:
     """As ChestX-ray14: positives with misses and false ones, all other names negative."""
     true = [n for n in true_labels(case, "chestxray14") if n != "No Finding"]
-    found = [n for n in true if rng.random() >= MISSED]
+    mined = [n for n in true if rng.random() >= MISSED]
     names = list(VOCABULARIES["chestxray14"])
     if rng.random() < INVENTED:
         mistaken = [CONFUSED[n] for n in true if n in CONFUSED] or names
-        found.append(reports.pick(rng, [n for n in mistaken if n not in true] or names))
-    positive = [n for n in names if n in found] or ["No Finding"]
-    return positive, [n for n in names if n not in found], []
+        mined.append(reports.pick(rng, [n for n in mistaken if n not in true] or names))
+    positive = [n for n in names if n in mined] or ["No Finding"]
+    return positive, [n for n in names if n not in mined], []
 
 
 def consensus(case: Case, rng: np.random.Generator, vocabulary: str) -> Labels:
@@ -410,13 +410,13 @@ def _place(name: str, bedside: bool, rng: np.random.Generator) -> list[Finding]:
 
 
 def _devices(bedside: bool, rng: np.random.Generator) -> list[Finding]:
-    found: list[Finding] = []
-    while not found:
+    devices: list[Finding] = []
+    while not devices:
         for kind, (in_bed, standing, sides) in DEVICES.items():
             if rng.random() < (in_bed if bedside else standing):
                 side = ("left", "right")[int(rng.choice(2, p=sides))] if sides else None
-                found.append(Finding("Support Devices", side, None, 2, kind))
-    return found
+                devices.append(Finding("Support Devices", side, None, 2, kind))
+    return devices
 
 
 # Studies ----------------------------------------------------------------------------------------------------
