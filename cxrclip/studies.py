@@ -6,7 +6,8 @@ Nothing else in the library knows a data set's name. A folder holds
     dataset.json                number of studies, SHA-256 of their content, where they came from
     rejected.csv                rows of the source that could not be used, if any
 
-Parquet, because pandas, DuckDB, Spark, Ray and Hugging Face `datasets` all read it.
+Parquet, because pandas, DuckDB, Spark, Ray and Hugging Face `datasets` all read it. Such folders are written by
+data/shards.py.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from cxrclip.errors import InputError
 
 SPLITS = ("train", "valid", "test")
 SEXES = ("F", "M")
-MAX_AGE = 120.0
+MAX_AGE = 120.0  # years
 MAX_TEXT = 20_000  # characters; the longest of the 3,955 Open-I reports has fewer than 3,000
 SHOWN = 3  # faults spelled out in a message; the others are counted
 
@@ -135,7 +136,10 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def facts_of(folder: str | Path) -> dict[str, Any]:
-    """What dataset.json says of a study folder. Raises InputError where it is missing or damaged."""
+    """What `dataset.json` says of a study folder: studies, shards, sha256, rejected (counts) and about.
+
+    Raises InputError where the file is missing or damaged.
+    """
     path = Path(folder) / "dataset.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -162,23 +166,27 @@ def read_shards(folder: str | Path) -> Iterator[list[dict[str, Any]]]:
         InputError: the folder is no study table or not whole, or a shard is damaged.
     """
     for shard in _shards(Path(folder)):
-        try:
-            yield pq.read_table(shard, schema=SCHEMA).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{shard}: damaged ({str(error).splitlines()[0]}); prepare the folder again") from error
+        with _opened(shard) as file:
+            yield file.read().to_pylist()
 
 
-def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+def _rows(folder: str | Path) -> Iterator[dict[str, Any]]:
     """Every study in order, a few at a time in memory."""
-    for shard in _shards(folder):
-        try:
-            with pq.ParquetFile(shard) as file:
-                if not file.schema_arrow.equals(SCHEMA):
-                    raise InputError(f"{shard}: other columns than a study table; {_difference(file.schema_arrow)}")
-                for batch in file.iter_batches(batch_size=64):
-                    yield from batch.to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{shard}: damaged ({str(error).splitlines()[0]}); prepare the folder again") from error
+    for shard in _shards(Path(folder)):
+        with _opened(shard) as file:
+            for batch in file.iter_batches(batch_size=64):
+                yield from batch.to_pylist()
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(shard) as file:
+            if not file.schema_arrow.equals(SCHEMA):
+                raise InputError(f"{shard}: other columns than a study table; {_difference(file.schema_arrow)}")
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{shard}: damaged ({str(error).splitlines()[0]}); prepare the folder again") from error
 
 
 def _difference(schema: pa.Schema) -> str:
@@ -190,7 +198,7 @@ def _difference(schema: pa.Schema) -> str:
     return f"column {next(name for name in schema.names if name not in SCHEMA.names)} is unknown"
 
 
-# ----------------------------------------------------------------------------------------------------------- checks
+# ---- checks
 
 
 def validate(folder: str | Path, vocabulary: Iterable[str] | None = None) -> None:
@@ -208,9 +216,8 @@ def validate(folder: str | Path, vocabulary: Iterable[str] | None = None) -> Non
     seen: set[str] = set()
     faults: list[str] = []
     for count, row in enumerate(_rows(folder), 1):
-        found = list(faults_of(row, seen, names))
-        faults += [f"row {count} ({row['study_id']}), {fault}" for fault in found]
-        if not found:
+        faults += [f"row {count} ({row['study_id']}), {fault}" for fault in faults_of(row, seen, names)]
+        if not faults:
             digest.update(canonical(row))
     if faults:
         raise InputError(f"{folder}: {first_faults(faults)}; correct the source and prepare the folder again")
@@ -228,11 +235,11 @@ def faults_of(row: Mapping[str, Any], seen: set[str], vocabulary: set[str] | Non
     """Every fault of one study as "column: what"; `seen` collects the study ids."""
     for name in REQUIRED:
         if not isinstance(row[name], str) or not row[name].strip():
-            yield f"column {name}: {row[name]!r} is no text"
+            yield f"column {name}: {row[name]!r} is not a text"
     if row["split"] not in SPLITS:
         yield f"column split: {row['split']!r} is not one of {', '.join(SPLITS)}"
     if row["study_id"] in seen:
-        yield "column study_id: stands in the table twice"
+        yield "column study_id: is in the table twice"
     seen.add(row["study_id"])
     yield from _image_faults(row)
     for name in _TEXTS:
@@ -261,16 +268,16 @@ def _image_faults(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _label_faults(row: Mapping[str, Any], vocabulary: set[str] | None) -> Iterator[str]:
-    said: set[str] = set()
+    named: set[str] = set()
     for name in _LABELS:
         for finding in row[name]:
             if not isinstance(finding, str) or not finding:
-                yield f"column {name}: {finding!r} is no finding name"
-            elif finding in said:
+                yield f"column {name}: {finding!r} is not a finding name"
+            elif finding in named:
                 yield f"column {name}: {finding!r} is named twice among positive, negative and uncertain"
             elif vocabulary is not None and finding not in vocabulary:
                 yield f"column {name}: unknown finding {finding!r}"
-            said.add(finding)
+            named.add(finding)
 
 
 def first_faults(faults: Sequence[object]) -> str:
@@ -280,7 +287,7 @@ def first_faults(faults: Sequence[object]) -> str:
 
 
 def check_leakage(folders: Mapping[str, str | Path]) -> None:
-    """Check that no patient stands in two splits and no film in two sources.
+    """Check that no patient is in two splits and no film in two sources.
 
     Patients are told apart by (source, patient_id), films by the SHA-256 of their encoded bytes.
 
@@ -294,7 +301,7 @@ def check_leakage(folders: Mapping[str, str | Path]) -> None:
     films: dict[bytes, tuple[str, str]] = {}
     faults: dict[object, str] = {}
     for name, folder in folders.items():
-        for row in _rows(Path(folder)):
+        for row in _rows(folder):
             who, place = (row["source"], row["patient_id"]), f"{name} ({row['study_id']})"
             split, first = patients.setdefault(who, (row["split"], place))
             if split != row["split"]:
@@ -309,7 +316,7 @@ def check_leakage(folders: Mapping[str, str | Path]) -> None:
 
 
 def summary(folders: Mapping[str, str | Path]) -> pd.DataFrame:
-    """Count what is there: one row per name and split, in the layout of the paper's Table 1.
+    """Count studies, images and labels: one row per name and split, in the layout of the paper's Table 1.
 
     Returns:
         Columns name, split, studies, patients, images, two_views (studies with two distinct views), findings,
@@ -328,10 +335,10 @@ def summary(folders: Mapping[str, str | Path]) -> pd.DataFrame:
 
 
 def _shape(shard: Path) -> pd.DataFrame:
-    """What `summary` counts, a line a study: whether a text is there, how many a list holds. A shard's texts go."""
+    """What `summary` counts, a line per study: whether a text is there, how many items a list has. No text is kept."""
     table = pq.read_table(shard, columns=["source", "patient_id", "split", "views", *_TEXTS, *_LABELS])
-    columns = {name: table[name].to_pylist() for name in ("source", "patient_id", "split")}
     views = table["views"].to_pylist()
+    columns = {name: table[name].to_pylist() for name in ("source", "patient_id", "split")}
     columns |= {"images": [len(names) for names in views], "two_views": [len(set(names)) > 1 for names in views]}
     columns |= {name: table[name].is_valid().to_numpy() for name in _TEXTS}
     return pd.DataFrame(columns | {name: pc.list_value_length(table[name]).to_numpy() for name in _LABELS})

@@ -53,6 +53,19 @@ def study(number, views=("PA",), **columns):
     return row | columns
 
 
+def small_film(seed):
+    """A noisy film of 16 x 16 pixels as PNG."""
+    return encode_gray(np.random.default_rng(seed).integers(0, 256, (16, 16), dtype=np.uint8), "png")
+
+
+def small_row(i, **changes):
+    """A study of one small film with the required columns alone; half of the studies are for training."""
+    row = {"study_id": f"s{i}", "patient_id": f"p{i}", "source": "here",
+           "split": ("train", "train", "valid", "test")[i % 4],
+           "images": [{"bytes": small_film(i), "path": f"{i}.png"}], "views": ["PA"]}
+    return row | changes
+
+
 def table(rows):
     return Dataset(pa.Table.from_pylist(rows, schema=SCHEMA))
 

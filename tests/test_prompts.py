@@ -11,7 +11,7 @@ import yaml
 
 from cxrclip.data.sources import chestxray14
 from cxrclip.errors import InputError
-from cxrclip.prompts import OWN_FILE, PromptBank
+from cxrclip.prompts import DEFAULT_FILE, PromptBank
 
 CHEXPERT = [
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
@@ -263,30 +263,37 @@ def fault(*keys, value):
     ("prompts: [unclosed", "malformed"),
     ("", "lines are needed"),
     ("- a list", "lines are needed"),
-    ("a: 1\nb: 2\na: 3\n", "'a' stands there twice"),
+    ("a: 1\nb: 2\na: 3\n", "'a' is given twice"),
     ("prompts: {[Edema]: {}}", "malformed"),
-    (fault("aliases", "Oedema", value=["Edema"]), "aliases: Oedema: ['Edema'] is not a class"),
-    (tiny(promts={}), "unknown section 'promts'"),
-    (tiny(prompts={}), "prompts: `name: value` lines"),
-    (tiny(prompts={1: {}}), "prompts: the name 1 is not text"),
+    (fault("aliases", "Oedema", value=["Edema"]), "aliases: Oedema: text is needed, found ['Edema']"),
+    (tiny(promts={}), "unknown key 'promts': known are aliases, prompts, zero_shot"),
+    (tiny(prompts={}), "prompts: at least one is needed"),
+    (tiny(prompts={1: {}}), "prompts: 1: text is needed"),
     (fault("prompts", "Mass", value=["A mass."]), "prompts: Mass: `name: value` lines"),
-    (fault("prompts", "Mass", "positive", value=[]), "prompts: Mass: positive: empty list"),
-    (fault("prompts", "Mass", "positive", value=None), "prompts: Mass: no positive sentences"),
-    (fault("prompts", "Mass", "negative", value=None), "prompts: Mass: no negative sentences"),
+    (fault("prompts", "Mass", "positive", value=[]), "prompts: Mass: positive: at least one is needed"),
+    (fault("prompts", "Mass", "positive", value=None), "prompts: Mass: 'positive' is missing"),
+    (fault("prompts", "Mass", "negative", value=None), "prompts: Mass: 'negative' is missing"),
     (fault("prompts", "Mass", "negativ", value=["No."]), "prompts: Mass: unknown key 'negativ'"),
-    (fault("prompts", "Mass", "positive", value="A mass."), "prompts: Mass: positive: 'A mass.' is not a list"),
-    (fault("prompts", "Mass", "positive", value=["A", "A"]), "prompts: Mass: positive: 'A' stands there twice"),
-    (fault("prompts", "Mass", "positive", value=["No mass."]), "prompts: Mass: 'No mass.' stands there twice"),
-    (fault("prompts", "Mass", "positive", value=[" "]), "prompts: Mass: positive: empty sentence"),
-    (fault("prompts", "Mass", "positive", value=[{"Note": "x"}]), "prompts: Mass: positive: {'Note': 'x'} is not text"),
-    (fault("prompts", "Mass", "positive", value=[False]), "prompts: Mass: positive: False is not text"),
+    (fault("prompts", "Mass", "positive", value="A mass."), "Mass: positive: a list is needed, found 'A mass.'"),
+    (fault("prompts", "Mass", "positive", value=["A", "A"]), "prompts: Mass: positive: 'A' is given twice"),
+    (fault("prompts", "Mass", "positive", value=["No mass."]), "prompts: Mass: 'No mass.' is given twice"),
+    (fault("prompts", "Mass", "positive", value=[" "]), "prompts: Mass: positive: item 1: empty sentence"),
+    (fault("prompts", "Mass", "positive", value=[{"Note": "x"}]),
+     "prompts: Mass: positive: item 1: text is needed, found {'Note': 'x'}"),
+    (fault("prompts", "Mass", "positive", value=[False]), "Mass: positive: item 1: text is needed, found False"),
     (fault("aliases", "Oedema", value="Odema"), "aliases: Oedema: 'Odema' is not a class"),
-    (fault("zero_shot", "two", "positive", value=None), "zero_shot: two: keys"),
-    (fault("zero_shot", "two", "positive", value=[]), "zero_shot: two: positive: empty list"),
-    (fault("zero_shot", "two", "classes", value=["A", "A"]), "zero_shot: two: classes: 'A' stands there twice"),
-    (fault("zero_shot", "two", value={"A": {"severity": [""], "subtype": ["x"]}}), "zero_shot: two: A: keys"),
+    (fault("zero_shot", "two", "positive", value=None), "zero_shot: two: 'positive' is missing"),
+    (fault("zero_shot", "two", "positive", value=[]), "zero_shot: two: positive: at least one is needed"),
+    (fault("zero_shot", "two", "classes", value=["A", "A"]), "zero_shot: two: classes: 'A' is given twice"),
+    (fault("zero_shot", "two", value={"A": {"severity": [""], "subtype": ["x"]}}),
+     "zero_shot: two: A: 'location' is missing"),
     (fault("zero_shot", "two", value={"A": {"severity": [""], "subtype": [""], "location": [""]}}),
-     "zero_shot: two: A: subtype: empty sentence"),
+     "zero_shot: two: A: subtype: item 1: empty sentence"),
+    (fault("zero_shot", "two", value={"A": {"severity": [" "], "subtype": ["x"], "location": [""]}}),
+     "zero_shot: two: A: severity: item 1: empty sentence"),
+    (fault("zero_shot", "two", "classes", value=[{}]), "zero_shot: two: classes: {}: text is needed"),
+    (fault("zero_shot", "two", "classes", value={"A": "x", "B": "x"}), "zero_shot: two: classes: 'x' is given twice"),
+    (fault("zero_shot", "two", value=["A"]), "zero_shot: two: `name: value` lines"),
 ])
 def test_faults_are_one_line_with_file_and_key(tmp_path, content, message):
     path = write(tmp_path / "mine.yaml", content)
@@ -307,7 +314,7 @@ def test_faults_of_other_files(tmp_path):
         ("{", "malformed"),
         ('{"Edema": {"positive": ["x"]}}', "Edema: unknown key 'positive'"),
         ('{"Edema": ["x"]}', "Edema: `name: value` lines"),
-        ('{"Edema": {"pos": ["x"], "neg": ["y"]}, "Edema": {}}', "'Edema' stands there twice"),
+        ('{"Edema": {"pos": ["x"], "neg": ["y"]}, "Edema": {}}', "'Edema' is given twice"),
     ]:
         (tmp_path / "official.json").write_text(text)
         with pytest.raises(InputError, match=message):
@@ -315,6 +322,6 @@ def test_faults_of_other_files(tmp_path):
 
 
 def test_a_sentence_twice_across_keys_of_yaml_is_found(tmp_path):
-    text = OWN_FILE.read_text(encoding="utf-8").replace("  Edema:\n", "  Cardiomegaly:\n", 1)
-    with pytest.raises(InputError, match="'Cardiomegaly' stands there twice"):
+    text = DEFAULT_FILE.read_text(encoding="utf-8").replace("  Edema:\n", "  Cardiomegaly:\n", 1)
+    with pytest.raises(InputError, match="'Cardiomegaly' is given twice"):
         PromptBank.load(write(tmp_path / "mine.yaml", text))

@@ -1,10 +1,10 @@
-"""Back-translation as a prepared step: report sections go to another language and return in other words.
+"""Back-translation as a step of preparation: report sections are translated to another language and back.
 
     cxrclip augment-texts --studies data/M --out data/M-aug
 
-The paper replaces a section by its translation from English to Italian and back with probability 0.5 while it trains.
-This writes these texts once, into the columns findings_aug and impression_aug of a new study folder. Any pair of
-transformers models that turn a text into a text will do (MarianMT, T5 with a prefix); nothing is downloaded.
+In training, the paper replaces a section with probability 0.5 by its translation from English to Italian and back.
+Here these texts are written once, into the columns findings_aug and impression_aug of a new study folder. Any pair of
+text-to-text models of transformers will do (MarianMT, T5 with a prefix); nothing is downloaded.
 
 Sections are translated sentence by sentence: such models were trained on sentences, most of which recur in many
 reports, and no section is cut at a model's limit.
@@ -40,8 +40,8 @@ Translate = Callable[[Sequence[str]], list[str]]
 class Translator:
     """One direction: a model and its tokenizer. Called with sentences, it returns their translations in order.
 
-    `prefix` stands before each sentence (T5 wants "translate English to Italian: "). Sentences longer than the model
-    takes, and those it answers with nothing, come back unchanged.
+    `prefix` is put before each sentence (T5 needs "translate English to Italian: "). Sentences too long for the model,
+    and those it answers with nothing, come back unchanged.
     """
 
     model: PreTrainedModel
@@ -83,24 +83,20 @@ class Translator:
     @torch.inference_mode()
     def _generate(self, tokens: list[list[int]]) -> list[str]:
         padded = self.tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self.model.device)
-        ids = self.model.generate(
-            input_ids=padded["input_ids"],
-            attention_mask=padded["attention_mask"],
-            max_new_tokens=self.limit,  # not less for short batches: a text must not depend on its neighbours
-            max_length=None,
-            do_sample=False,
-        )
+        ids = self.model.generate(  # as many new tokens for short batches: a text must not depend on its neighbours
+            input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], max_new_tokens=self.limit,
+            max_length=None, do_sample=False)
         return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Places of texts in batches of similar length, at most `MAX_TOKENS` with padding; longer ones than `limit` not."""
+    """Indices of texts up to `limit` tokens, in batches of similar length and at most `MAX_TOKENS` with padding."""
     batch: list[int] = []
-    for place in sorted((i for i, length in enumerate(lengths) if length <= limit), key=lambda i: lengths[i]):
-        if batch and (len(batch) + 1) * lengths[place] > MAX_TOKENS:
+    for i in sorted((i for i, length in enumerate(lengths) if length <= limit), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[i] > MAX_TOKENS:
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(i)
     if batch:
         yield batch
 
@@ -116,10 +112,8 @@ def find_model(name: str, models: Path) -> str:
 def missing(name: str, models: Path) -> str:
     """One line that says what to fetch and where to put it."""
     folder = models / name.split("/")[-1]
-    return (
-        f"this translation model is not here and nothing is downloaded; on a machine with a network run "
-        f"'hf download {name} --local-dir {folder}' and copy the folder here"
-    )
+    return ("this translation model is not here and nothing is downloaded; on a machine with a network run "
+            f"'hf download {name} --local-dir {folder}' and copy the folder here")
 
 
 def split_sentences(text: str) -> list[str]:
@@ -127,16 +121,8 @@ def split_sentences(text: str) -> list[str]:
     return [sentence for sentence in _SENTENCE_ENDS.split(text.strip()) if sentence]
 
 
-def augment(
-    folder: str | Path,
-    out: str | Path,
-    there: Translate,
-    back: Translate,
-    *,
-    about: Mapping[str, Any],
-    split: str | None = "train",
-    progress: bool = True,
-) -> dict[str, int]:
+def augment(folder: str | Path, out: str | Path, there: Translate, back: Translate, *, about: Mapping[str, Any],
+            split: str | None = "train", progress: bool = True) -> dict[str, int]:
     """Write `out`, a copy of the study folder with back-translated sections.
 
     Interrupted, the same call goes on from the finished shards (see `cxrclip.data.shards.resumable_studies`).
@@ -146,7 +132,7 @@ def augment(
         out: another folder.
         there: sentences -> sentences in the other language.
         back: and back.
-        about: names the translators; kept in `dataset.json`. Another value makes finished shards anew.
+        about: names the translators; kept in `dataset.json`. With another value, finished shards are made anew.
         split: whose studies to translate; None takes all. Only training reads the texts.
         progress: show a bar.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -118,3 +120,8 @@ def flush(*paths: Path) -> None:
     for path in paths:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
+
+
+def digest(content: object) -> str:
+    """A short stable hash of anything JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

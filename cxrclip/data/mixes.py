@@ -1,60 +1,65 @@
 """A mix says which study folder plays which role of the paper.
 
 The roles are M, C and C14 for pretraining and the test sets of Tables 2 and 3. A role is filled by a phantom
-institution, by a public data set in its download layout, by a study folder that exists already, or by another
-role's folder. A role with no data carries the reason, and that reason is what its table cells print. A source may
-name such a reason, too (`missing`): it holds where the download is not there, so that one mix serves whoever has some
-of the data sets.
+institution, by a public data set in its download layout, by an existing study folder, or by another role's folder. A
+role with no data carries the reason, which the tables print. A source may name such a reason, too (`missing`): it
+holds where the download is not there, so that one mix serves whoever has some of the data sets.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from datasets import Dataset
+from pydantic import BaseModel, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cxrclip import studies
-from cxrclip.data.files import locked
+from cxrclip.data.files import digest, locked, write_text
 from cxrclip.data.phantom import world
+from cxrclip.data.settings import checked, read_settings
 from cxrclip.data.sources import SOURCES
 from cxrclip.errors import InputError
 from cxrclip.prompts import PromptBank
 
 SOURCES_VERSION = 1  # raised by hand when a source gives other studies of the same files
-FILLINGS = ("phantom", "source", "folder", "role", "missing")
-TASKS = ("zero-shot", "linear-probe", "retrieval")
-_KEYS = {"phantom", "sizes", "source", "root", "needs", "options", "folder", "role", "missing", "max_negatives",
-         "tasks", "prompts", "split", "seen"}
+Filling = Literal["phantom", "source", "folder", "role", "missing"]
+Split = Literal["train", "valid", "test"]
+Count = Annotated[int, Field(strict=True, ge=0)]
+FILLINGS: tuple[str, ...] = get_args(Filling)
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class Role:
-    """One line of a mix: a data set of the paper and what fills it here.
+    """One role of a mix: a data set of the paper, and what fills it. Values are checked when a role is made.
 
-    `filling` is one of FILLINGS and `value` its argument: an institution, a source, a path, a role or a reason.
-    `seen`: test role -> share of its test studies that a pretraining role also holds under ledger D2 (rules.py).
-    `reason` says what a source lacks where its `root`, or a file below it that it `needs`, is not there; without a
-    reason that is a fault.
+    filling, value: one of FILLINGS and its argument: an institution, a source, a path, a role or a reason.
+    sizes: profile -> split -> studies, for a phantom.  options: of a source.  max_negatives: of a prompt.
+    root, needs: where a source lies below the folder of downloads, and the files below it that it needs.
+    reason: what a source lacks where they are not there; without a reason, that is a fault.
+    tasks, prompts: what a test role is evaluated on, and the zero-shot task whose texts it uses.
+    seen: test role -> share of its test studies that a pretraining role also holds under ledger D2.
     """
 
-    name: str
-    filling: str
+    name: Annotated[str, Field(pattern=r"^\w[\w .+-]*$")]
+    filling: Filling
     value: str
-    sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    sizes: Mapping[str, Mapping[Split, Count]] = field(default_factory=dict)
     root: str = ""
-    options: Mapping = field(default_factory=dict)
-    max_negatives: int | None = None
-    tasks: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    max_negatives: Annotated[int, Field(strict=True, ge=1)] | None = None
+    tasks: tuple[Literal["zero-shot", "linear-probe", "retrieval"], ...] = ()
     prompts: str = ""
-    split: str = "test"
-    seen: Mapping[str, float] = field(default_factory=dict)
+    split: Split = "test"
+    seen: Mapping[str, Annotated[float, Field(gt=0, le=1)]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     reason: str = ""
+
+
+KEYS = {item.name for item in fields(Role)} - {"name", "filling", "value", "reason"} | {*FILLINGS}  # of a mix file
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,18 @@ class Mix:
         """All roles by name, pretraining first."""
         return {**self.pretraining, **self.tests}
 
+    def origin(self, role: Role) -> Role:
+        """The role whose data a role uses: itself, or the one it names."""
+        return self.roles[role.value] if role.filling == "role" else role
+
+
+class _File(BaseModel, extra="forbid"):
+    """The sections of a mix file; roles are checked one by one."""
+
+    about: str = ""
+    pretraining: dict[str, Any]
+    tests: dict[str, Any] | None = None
+
 
 def mix_path(name: str) -> Path:
     """Find a mix by name (in cxrclip/data/mix) or by path; InputError lists the known names."""
@@ -79,50 +96,41 @@ def mix_path(name: str) -> Path:
         if not path.is_file():
             raise InputError(f"mix file {path} does not exist: give a path to a YAML file or a mix name")
         return path
-    folder = Path(__file__).parent / "mix"
-    known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    known = {path.stem: path for path in sorted(Path(__file__).with_name("mix").glob("*.yaml"))}
     if name not in known:
         raise InputError(f"unknown mix {name!r}: choose one of {', '.join(known)} or give the path of a YAML file")
     return known[name]
 
 
 def load_mix(name: str) -> Mix:
-    """Read and check a mix file. InputError names the file and the key at fault."""
+    """Read and check a mix file. InputError names the file, the role and the key at fault."""
     path = mix_path(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}): mend the file") from error
-    if not isinstance(content, dict) or not isinstance(content.get("pretraining"), dict):
-        raise InputError(f"{path}: a mix needs a 'pretraining' and a 'tests' section, as cxrclip/data/mix/phantom.yaml")
-    sections = {use: {role: _read_role(path, role, spec) for role, spec in (content.get(use) or {}).items()}
-                for use in ("pretraining", "tests")}
-    mix = Mix(path.stem, str(content.get("about", "")).strip(), **sections)
+    file = checked(_File, read_settings(path), path)
+    sections = [{role: _role(role, spec, f"{path}: role {role}") for role, spec in (section or {}).items()}
+                for section in (file.pretraining, file.tests)]
+    if twice := sorted(set(sections[0]) & set(sections[1])):
+        raise InputError(f"{path}: role {twice[0]} is in pretraining and in tests: rename one")
+    mix = Mix(path.stem, file.about.strip(), *sections)
     for role in mix.roles.values():
         if role.filling == "role" and mix.roles.get(role.value, role).filling in ("role", "missing"):
             raise InputError(f"{path}: role {role.name}: 'role: {role.value}' must name a role with data of its own")
     return mix
 
 
-def _read_role(path: Path, name: str, spec: object) -> Role:
-    if not isinstance(spec, dict):
-        raise InputError(f"{path}: role {name}: expected settings, found {spec!r}")
-    if unknown := sorted(set(spec) - _KEYS):
-        raise InputError(f"{path}: role {name}: unknown key {unknown[0]!r}: known are {', '.join(sorted(_KEYS))}")
-    fillings = [key for key in FILLINGS if key in spec and not (key == "missing" and "source" in spec)]
+def _role(name: str, spec: object, where: str) -> Role:
+    settings = dict(checked(dict[str, Any], spec, where))
+    if unknown := sorted(settings.keys() - KEYS):
+        raise InputError(f"{where}: unknown key {unknown[0]!r}: known are {', '.join(sorted(KEYS))}")
+    reason = settings.pop("missing", "") if "source" in settings else ""
+    fillings = [key for key in FILLINGS if key in settings]
     if len(fillings) != 1:
-        raise InputError(f"{path}: role {name}: give exactly one of {', '.join(FILLINGS)}, found {fillings or 'none'}")
-    filling, value = fillings[0], str(spec[fillings[0]])
+        raise InputError(f"{where}: give exactly one of {', '.join(FILLINGS)}, found {fillings or 'none'}")
+    filling, value = fillings[0], settings.pop(fillings[0])
     known = {"phantom": world.INSTITUTIONS, "source": SOURCES}.get(filling)
-    if known is not None and value not in known:
-        raise InputError(f"{path}: role {name}: unknown {filling} {value!r}: choose one of {', '.join(known)}")
-    tasks = tuple(spec.get("tasks", ()))
-    if bad := [task for task in tasks if task not in TASKS]:
-        raise InputError(f"{path}: role {name}: unknown task {bad[0]!r}: choose from {', '.join(TASKS)}")
-    return Role(name, filling, value, spec.get("sizes", {}), str(spec.get("root", "")), spec.get("options", {}),
-                spec.get("max_negatives"), tasks, str(spec.get("prompts", name)), str(spec.get("split", "test")),
-                spec.get("seen", {}), tuple(spec.get("needs", ())),
-                str(spec.get("missing", "")) if filling == "source" else "")
+    if known is not None and str(value) not in known:
+        raise InputError(f"{where}: unknown {filling} {value!r}: choose one of {', '.join(known)}")
+    settings = {"name": name, "filling": filling, "value": value, "reason": reason, "prompts": name} | settings
+    return checked(Role, settings, where)
 
 
 @dataclass(frozen=True)
@@ -147,21 +155,21 @@ def with_downloads(mix: Mix, data: str) -> Mix:
 
     Raises InputError, naming what was looked for, if no pretraining role with data is left.
     """
-    gone = {role.name for role in mix.roles.values() if role.filling == "source" and role.reason
-            and not all(path.exists() for path in _wanted(role, data))}
+    absent = {role.name for role in mix.roles.values() if role.filling == "source" and role.reason
+              and not all(path.exists() for path in _needed(role, data))}
 
-    def found(role: Role) -> Role:
-        own = mix.roles[role.value] if role.filling == "role" else role
-        return replace(role, filling="missing", value=own.reason) if own.name in gone else role
+    def available(role: Role) -> Role:
+        origin = mix.origin(role)
+        return replace(role, filling="missing", value=origin.reason) if origin.name in absent else role
 
-    here = Mix(mix.name, mix.about, *({name: found(role) for name, role in roles.items()}
-                                      for roles in (mix.pretraining, mix.tests)))
-    if gone & set(mix.pretraining) and all(role.filling == "missing" for role in here.pretraining.values()):
-        wanted = ", ".join(f"{path} ({role.name}: {role.reason})" for role in mix.pretraining.values()
-                           if role.name in gone for path in _wanted(role, data))
-        raise InputError(f"mix {mix.name}: nothing to pretrain on, there is no {wanted}: set DATA to the folder of the "
+    pretraining, tests = ({name: available(role) for name, role in roles.items()}
+                          for roles in (mix.pretraining, mix.tests))
+    if absent & set(pretraining) and all(role.filling == "missing" for role in pretraining.values()):
+        needed = ", ".join(f"{path} ({role.name}: {role.reason})" for role in mix.pretraining.values()
+                           if role.name in absent for path in _needed(role, data))
+        raise InputError(f"mix {mix.name}: nothing to pretrain on, there is no {needed}: set DATA to the folder of the "
                          "downloads (DATA.md says how to get them)")
-    return here
+    return replace(mix, pretraining=pretraining, tests=tests)
 
 
 def check_mix(mix: Mix, profile: str, data: str) -> None:
@@ -173,10 +181,10 @@ def check_mix(mix: Mix, profile: str, data: str) -> None:
             raise InputError(f"{where}: no sizes for profile {profile!r}: add 'sizes: {{{profile}: ...}}' to the mix")
         if role.filling == "folder" and not (Path(role.value) / "dataset.json").is_file():
             raise InputError(f"{where}: {role.value} is no study folder (no dataset.json): prepare it or mend the path")
-        for path in _wanted(role, data) if role.filling == "source" else ():
-            if not path.exists():
-                kind = "folder" if path == _root(role, data) else "file"
-                raise InputError(f"{where}: no {kind} {path}: set DATA to the folder that holds it")
+        absent = [path for path in _needed(role, data) if role.filling == "source" and not path.exists()]
+        if absent:
+            kind = "folder" if absent[0] == _root(role, data) else "file"
+            raise InputError(f"{where}: no {kind} {absent[0]}: set DATA to the folder that holds it")
 
 
 def prepare(mix: Mix, profile: str, build: Path, data: str = "", progress: bool = True) -> Prepared:
@@ -187,13 +195,10 @@ def prepare(mix: Mix, profile: str, build: Path, data: str = "", progress: bool 
     """
     check_mix(mix, profile, data)
     mix = with_downloads(mix, data)
-    folders, missing = {}, {role.name: role.value for role in mix.roles.values() if role.filling == "missing"}
-    for role in mix.roles.values():
-        if role.filling in ("phantom", "source", "folder"):
-            folders[role.name] = _fill(role, profile, build / "data", data, progress)
-    for role in mix.roles.values():
-        if role.filling == "role":
-            folders[role.name] = folders[role.value]
+    missing = {role.name: role.value for role in mix.roles.values() if role.filling == "missing"}
+    filled = [role for role in mix.roles.values() if role.filling not in ("role", "missing")]
+    folders = {role.name: _fill(role, profile, build / "data", data, progress) for role in filled}
+    folders |= {role.name: folders[role.value] for role in mix.roles.values() if role.filling == "role"}
     _check_once(folders, build / "data")
     return Prepared(mix, folders, missing)
 
@@ -208,11 +213,11 @@ def _fill(role: Role, profile: str, cache: Path, data: str, progress: bool) -> P
         recipe = [role.value, dict(role.options), file_digest(_root(role, data)), SOURCES_VERSION]
     folder = cache / f"{role.name}-{digest(recipe)}"
     with locked(folder):
-        if not (folder / "dataset.json").is_file():
-            if role.filling == "phantom":
-                world.generate(role.value, role.sizes[profile], folder, progress=progress)
-            else:
-                SOURCES[role.value](_root(role, data), folder, progress=progress, **role.options)
+        if (folder / "dataset.json").is_file():
+            return folder
+        if role.filling == "phantom":
+            return world.generate(role.value, role.sizes[profile], folder, progress=progress)
+        SOURCES[role.value](_root(role, data), folder, progress=progress, **role.options)
     return folder
 
 
@@ -220,8 +225,8 @@ def _root(role: Role, data: str) -> Path:
     return Path(data or ".") / role.root
 
 
-def _wanted(role: Role, data: str) -> tuple[Path, ...]:
-    """What must be there to read a source: its root, and below it the files that it needs."""
+def _needed(role: Role, data: str) -> tuple[Path, ...]:
+    """What must be there to read a source: its root, and the files below it that it needs."""
     return _root(role, data), *(_root(role, data) / name for name in role.needs)
 
 
@@ -235,7 +240,7 @@ def _check_once(folders: Mapping[str, Path], cache: Path) -> None:
     for path in unique.values():
         studies.validate(path)
     studies.check_leakage({name: path for name, path in folders.items() if unique.pop(str(path), None)})
-    marker.touch()
+    write_text(marker, "")
 
 
 def training_studies(mix: Mix, profile: str, published: Mapping[str, int]) -> dict[str, int]:
@@ -244,16 +249,16 @@ def training_studies(mix: Mix, profile: str, published: Mapping[str, int]) -> di
     Of a phantom its size at the profile, of a study folder what it holds; a source is not read yet: the `published`
     number of its role. Roles of which none of these is known are left out.
     """
-    found = {}
+    counts = {}
     for name, role in mix.pretraining.items():
-        own = mix.roles[role.value] if role.filling == "role" else role
-        if own.filling == "folder":
-            found[name] = len(studies.open_studies(Path(own.value), "train"))
-        elif own.filling == "phantom":
-            found[name] = own.sizes[profile]["train"]
-        elif own.filling == "source" and name in published:
-            found[name] = published[name]
-    return found
+        origin = mix.origin(role)
+        if origin.filling == "folder":
+            counts[name] = len(studies.open_studies(Path(origin.value), "train"))
+        elif origin.filling == "phantom":
+            counts[name] = origin.sizes[profile]["train"]
+        elif origin.filling == "source" and name in published:
+            counts[name] = published[name]
+    return counts
 
 
 def training_texts(prepared: Prepared, bank: PromptBank) -> Iterator[str]:
@@ -264,11 +269,6 @@ def training_texts(prepared: Prepared, bank: PromptBank) -> Iterator[str]:
             for row in table:
                 yield from (text for text in row.values() if text)
     yield from bank.sentences()
-
-
-def digest(content: object) -> str:
-    """A short stable hash of anything JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def file_digest(root: Path) -> str:

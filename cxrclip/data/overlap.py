@@ -1,8 +1,8 @@
-"""Films that stand in pretraining and in a test set, found by their pixels.
+"""Films that are in pretraining and in a test set, found by their pixels.
 
-RSNA's and SIIM's films are NIH films under other names, with other numbers, converted to DICOM: `check_leakage`,
-which compares bytes and patients, cannot know. The tables that could tell (NIH's train_val_list.txt and RSNA's own
-mapping of its names to NIH's) come with the downloads, and no package carries them; for SIIM there is none. So
+RSNA's and SIIM's films are NIH films under other names, with other numbers, converted to DICOM, so `check_leakage`,
+which compares bytes and patients, cannot find them. The tables that could tell (NIH's train_val_list.txt and RSNA's
+own mapping of its names to NIH's) come with the downloads, and no package holds them; for SIIM there is none. So
 films are compared as thumbnails of 32 x 32 pixels. Among 1,427 real NIH films, the same film at 64 and at 256 pixels
 correlates with more than 0.9999, after a gamma of 1.3 and a coarse JPEG with more than 0.992; two films of one
 patient with less than 0.978, of two patients with less than 0.96. (One pair of file names holds the same film.)
@@ -10,6 +10,7 @@ patient with less than 0.978, of two patients with less than 0.96. (One pair of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from cxrclip.data.images import decode_gray
 from cxrclip.studies import open_studies
 
 SIDE = 32
-_AT_ONCE = 512  # films a product of matrices
+_AT_ONCE = 512  # films in one matrix product
 
 
 def thumbnail(film: np.ndarray) -> np.ndarray:
@@ -47,7 +48,7 @@ def shared_films(
         pretraining: role -> study folder.
         tests: role -> study folder, of which `split` is taken.
         min_correlation: of two thumbnails that count as one film. Phantom films are more alike than real ones (up
-            to 0.989 among 22,500 pairs); no two phantom studies share a film, so leave those roles out.
+            to 0.989 in 22,500 pairs) and none is in two studies, so leave those roles out.
 
     Returns:
         Columns test, pretraining, films (of the test split), shared (of these also in pretraining), share.
@@ -73,11 +74,5 @@ def _thumbnails(folder: str | Path, split: str) -> Iterator[np.ndarray]:
 
 
 def _batches(thumbnails: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    batch: list[np.ndarray] = []
-    for one in thumbnails:
-        batch.append(one)
-        if len(batch) == _AT_ONCE:
-            yield np.stack(batch)
-            batch = []
-    if batch:
+    while batch := list(itertools.islice(thumbnails, _AT_ONCE)):
         yield np.stack(batch)

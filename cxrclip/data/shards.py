@@ -108,14 +108,14 @@ class _Shards:
         return table, shard.hexdigest()
 
     def close(self, about: Mapping[str, Any] | None, rejected: Sequence[Rejected]) -> None:
-        """Write what stands beside the shards."""
+        """Write the files beside the shards."""
         if not self.count:
             raise InputError(f"{self.folder}: no study to write; check the source and its filters")
         with writing(self.folder):
             _write_rejected(rejected, self.partial)
             facts = {"studies": self.count, "shards": self.shards, "sha256": self.digest.hexdigest()}
             facts |= {"rejected": len(rejected), "about": dict(about or {})}
-            (self.partial / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n")
+            (self.partial / MARKER).write_text(json.dumps(facts, indent=1) + "\n")
 
     def path(self, number: int) -> Path:
         return self.partial / f"studies-{number:05d}.parquet"
@@ -127,8 +127,8 @@ class ResumableStudies(_Shards):
     def has(self, number: int, key: str) -> bool:
         """Whether shard `number` was finished earlier under this key, which names all that its rows depend on."""
         note = self._note(number)
-        here = self.path(number).stat().st_size if self.path(number).is_file() else 0
-        return note is not None and note["key"] == key and note["bytes"] == here
+        size = self.path(number).stat().st_size if self.path(number).is_file() else 0
+        return note is not None and note["key"] == key and note["bytes"] == size
 
     def reuse(self, number: int) -> list[Rejected]:
         """Take a shard that `has` found; return the rows that were set aside when it was made."""
@@ -150,9 +150,9 @@ class ResumableStudies(_Shards):
             write_text(path, json.dumps(note))
 
     def finish(self, about: Mapping[str, Any], rejected: Sequence[Rejected], shards: int) -> None:
-        """Write what stands beside the shards and put the folder in its place. `shards` were wanted, no more."""
+        """Write the files beside the shards and put the folder in its place, with its first `shards` shards alone."""
         self.close(about, rejected)
-        wanted = {self.path(number).name for number in range(shards)} | {"dataset.json", "rejected.csv"}
+        wanted = {self.path(number).name for number in range(shards)} | {MARKER, "rejected.csv"}
         with writing(self.folder):
             for path in self.partial.iterdir():
                 if path.name not in wanted or (path.name == "rejected.csv" and not rejected):
@@ -173,12 +173,12 @@ class ResumableStudies(_Shards):
 def resumable_studies(folder: str | Path) -> Iterator[ResumableStudies]:
     """Yield a study table that becomes `folder` when its `finish` is called, whole or not at all.
 
-    Until then its shards stand in `.<name>.partial` beside it. They stay there when the block ends in any other
-    way (a killed process, a full disk, too many bad rows), so that the next call can go on from them. A shard
-    counts as finished only by a note that is written after it; both are written under another name first.
+    Until then its shards are in `.<name>.partial` beside it. They stay there when the block ends in any other way (a
+    killed process, a full disk, too many bad rows), so that the next call can go on from them. A shard counts as
+    finished only by a note that is written after it; both appear whole or not at all.
 
     Raises:
-        InputError: the place cannot be written, something else stands there, or another process is at it.
+        InputError: the place cannot be written, holds something else, or another process is preparing it.
     """
     folder = Path(folder).absolute()
     place = folder.with_name(f".{folder.name}.partial")

@@ -13,39 +13,14 @@ import numpy as np
 from cxrclip.errors import InputError
 
 FINDINGS: tuple[str, ...] = (
-    "Cardiomegaly",
-    "Enlarged Cardiomediastinum",
-    "Aortic Enlargement",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Infiltration",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Thickening",
-    "Fracture",
-    "Support Devices",
-    "Emphysema",
-    "Fibrosis",
-    "Hernia",
-    "Mass",
-    "Nodule",
-    "Calcification",
-    "Tuberculosis",
-)
-
-DEVICE_KINDS: tuple[str, ...] = (
-    "endotracheal tube",
-    "central line",
-    "pacemaker",
-    "nasogastric tube",
-    "sternal wires",
-)
-FRACTURE_KINDS: tuple[str, ...] = ("rib", "clavicle")
-
-SIDES: tuple[str, ...] = ("left", "right", "both")
-ZONES: tuple[str, ...] = ("upper", "mid", "lower")
+    "Cardiomegaly", "Enlarged Cardiomediastinum", "Aortic Enlargement", "Edema", "Consolidation", "Pneumonia",
+    "Infiltration", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Thickening", "Fracture",
+    "Support Devices", "Emphysema", "Fibrosis", "Hernia", "Mass", "Nodule", "Calcification", "Tuberculosis",
+)  # fmt: skip
+DEVICE_KINDS = ("endotracheal tube", "central line", "pacemaker", "nasogastric tube", "sternal wires")
+FRACTURE_KINDS = ("rib", "clavicle")
+SIDES = ("left", "right", "both")
+ZONES = ("upper", "mid", "lower")
 
 
 @dataclass(frozen=True)
@@ -66,13 +41,8 @@ class Finding:
 
     def __post_init__(self) -> None:
         kinds = {"Support Devices": DEVICE_KINDS, "Fracture": FRACTURE_KINDS}.get(self.name, ())
-        valid = (
-            self.name in FINDINGS
-            and self.side in (None, *SIDES)
-            and self.zone in (None, *ZONES)
-            and self.severity in (1, 2, 3)
-            and self.kind in (None, *kinds)
-        )
+        valid = (self.name in FINDINGS and self.side in (None, *SIDES) and self.zone in (None, *ZONES)
+                 and self.severity in (1, 2, 3) and self.kind in (None, *kinds))  # fmt: skip
         if not valid:
             raise InputError(f"not a finding: {self!r}; see FINDINGS, SIDES, ZONES and the kinds in phantom/anatomy.py")
 
@@ -104,7 +74,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Case:
-    """A body with its findings. `seed` settles everything left open (vessel tree, position of a lesion, noise)."""
+    """A body with its findings. `seed` decides all that these leave open (vessels, where a lesion lies, noise)."""
 
     body: Body
     findings: tuple[Finding, ...]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from cxrclip.data.phantom.anatomy import DEVICE_KINDS, Case, Finding
@@ -28,19 +26,11 @@ from cxrclip.data.phantom.organs import (
     ball,
     base_shape,
     bone,
-    cavities,
     clavicles,
     curve,
-    domes,
-    heart,
-    hilum,
-    limb_bones,
-    mediastinum,
+    healthy,
     rib_paths,
-    skin,
-    spine,
     stack,
-    trachea,
     tube,
     vessel_tree,
 )
@@ -109,18 +99,6 @@ def _open_pleura(shape: Shape, f: Finding, i: int, sides: list[int]) -> None:
             y0, y1 = {"upper": (-20, 62), "mid": (70, 150), "lower": (140, 240), None: (30, 230)}[f.zone]
             gap, mu = along((y0 - 25, 0), (y0, t), (y1, t), (y1 + 25, 0)), SOFT * 1.1
         shape.gaps[s].append((gap.astype(np.float32), mu, i))
-
-
-def inflated(cavity: Stack, gaps: list, side: int) -> tuple[Stack, list]:
-    """The lung inside its cavity and what fills the pleural space: at each height the widest gap wins."""
-    if not gaps:
-        return cavity, []
-    widths = np.stack([g for g, _, _ in gaps])
-    widest, winner = widths.max(0), widths.argmax(0)
-    inset = widest * 0.66
-    x0, x1 = (cavity.x0 + widest, cavity.x1) if side == RIGHT else (cavity.x0, cavity.x1 - widest)
-    pleura = [((winner == k).astype(np.float32), mu, owner) for k, (_, mu, owner) in enumerate(gaps)]
-    return stack(x0, x1, cavity.z0 + inset, cavity.z1 - inset), pleura
 
 
 # --- lesions -------------------------------------------------------------------------------------------------
@@ -344,44 +322,10 @@ def _device(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gener
 
 
 LESIONS = {
-    "Consolidation": _opacity,
-    "Pneumonia": _opacity,
-    "Infiltration": _opacity,
-    "Edema": _edema,
-    "Atelectasis": _atelectasis,
-    "Nodule": _nodules,
-    "Mass": _nodules,
-    "Tuberculosis": _tuberculosis,
-    "Fibrosis": _fibrosis,
-    "Calcification": _calcification,
-    "Hernia": _hernia,
-    "Support Devices": _device,
-}
-
-
-def _healthy(case: Case, shape: Shape) -> Chest:
-    """Soft organs, air and hila in the given shape."""
-    cavity = cavities(shape)
-    inner = [inflated(c, g, s) for s, (c, g) in enumerate(zip(cavity, shape.gaps, strict=True))]
-    front = CAVITY_FRONT + shape.barrel * np.clip(Y / 60, 0, 1) + 9
-    half = np.where((Y > 22) & (Y < 190), 17, 0)
-    sternum = stack(-half, half, front - 6, front + 6, BONE * 0.45)
-    gas = 10 + 24 * case.body.gas
-    bubble = ball((52, shape.dome[LEFT] + 16 + gas * 0.5, 20), (gas * 1.3, gas * 0.62, gas), -SOFT * 0.9)
-    return Chest(
-        skin=[],
-        cavity=cavity,
-        lung=[lung for lung, _ in inner],
-        lung_mu=shape.lung_mu,
-        pleura=[pleura for _, pleura in inner],
-        dome=domes(shape),
-        middle=[heart(shape), *mediastinum(shape)],
-        solids=[trachea(shape), sternum, bubble],
-        blobs=[],
-        dust=hilum(shape),
-        lung_owner=[i for i, f in enumerate(case.findings) if f.name == "Emphysema"],
-        shape=shape,
-    )
+    "Consolidation": _opacity, "Pneumonia": _opacity, "Infiltration": _opacity, "Edema": _edema,
+    "Atelectasis": _atelectasis, "Nodule": _nodules, "Mass": _nodules, "Tuberculosis": _tuberculosis,
+    "Fibrosis": _fibrosis, "Calcification": _calcification, "Hernia": _hernia, "Support Devices": _device,
+}  # fmt: skip
 
 
 def build_chest(case: Case, supine: bool) -> Chest:
@@ -392,7 +336,7 @@ def build_chest(case: Case, supine: bool) -> Chest:
     shape = base_shape(case.body, supine)
     for i, f in enumerate(case.findings):
         _reshape(shape, f, i, np.random.default_rng([case.seed, 10 + i]))
-    chest = _healthy(case, shape)
+    chest = healthy(case, shape)
     ribs, collars = rib_paths(shape.barrel).copy(), clavicles().copy()
     for i, f in enumerate(case.findings):
         rng = np.random.default_rng([case.seed, 10 + i])  # the same stream: its first draw is the side, if left open
@@ -407,13 +351,6 @@ def build_chest(case: Case, supine: bool) -> Chest:
             part.xyz[:, 0] = _follow_lung(part.xyz, chest.lung[s], chest.cavity[s])
             chest.dust.append(part)
     return chest
-
-
-def posed(chest: Chest, case: Case, view: str) -> Chest:
-    """The same chest with arms, shoulders and spine as a view ("PA", "AP", "LATERAL") shows them."""
-    column, arches = spine(case.body, view)
-    return replace(chest, skin=skin(case.body, chest.shape, view), solids=[*chest.solids, column],
-                   dust=[*chest.dust, arches, *limb_bones(view)])
 
 
 def _follow_lung(xyz: np.ndarray, lung: Stack, cavity: Stack) -> np.ndarray:

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from cxrclip.data.phantom.anatomy import Body
+from cxrclip.data.phantom.anatomy import Body, Case
 
 SOFT, LUNG, BONE, METAL = 0.019, 0.0045, 0.024, 0.28
 RIGHT, LEFT = 0, 1
@@ -232,6 +232,18 @@ def cavities(shape: Shape) -> list[Stack]:
     ]
 
 
+def inflated(cavity: Stack, gaps: list, side: int) -> tuple[Stack, list]:
+    """The lung inside its cavity and what fills the pleural space: at each height the widest gap wins."""
+    if not gaps:
+        return cavity, []
+    widths = np.stack([g for g, _, _ in gaps])
+    widest, winner = widths.max(0), widths.argmax(0)
+    inset = widest * 0.66
+    x0, x1 = (cavity.x0 + widest, cavity.x1) if side == RIGHT else (cavity.x0, cavity.x1 - widest)
+    pleura = [((winner == k).astype(np.float32), mu, owner) for k, (_, mu, owner) in enumerate(gaps)]
+    return stack(x0, x1, cavity.z0 + inset, cavity.z1 - inset), pleura
+
+
 def domes(shape: Shape) -> list[Stack]:
     """Hemidiaphragms: half ellipsoids wider than the chest, so that the angles with the ribs are sharp."""
     out = []
@@ -258,17 +270,17 @@ def heart(shape: Shape) -> Stack:
 def mediastinum(shape: Shape) -> list[Stack]:
     """Great vessels and fat between the lungs, the arch with its knob, the descending aorta."""
     wide, knob, aorta = shape.mediastinum, shape.knob, shape.aorta
-    own, own_aorta = shape.owners.get("mediastinum"), shape.owners.get("aorta")
+    owner, aorta_owner = shape.owners.get("mediastinum"), shape.owners.get("aorta")
     ease = 1 + (wide - 1) * np.clip(np.minimum((Y + 40) / 60, (165 - Y) / 50), 0, 1)
     shift = shape.shift
     centre = stack(MEDIASTINUM_RIGHT * ease + shift, MEDIASTINUM_LEFT * ease + shift, CAVITY_BACK + 20,
-                   np.minimum(CAVITY_FRONT - 22, 44), 0.001 * (Y < 150), own)
+                   np.minimum(CAVITY_FRONT - 22, 44), 0.001 * (Y < 150), owner)
     arch = ball((9 + 6 * knob + shift, 66 - 6 * (knob - 1), -24), (17 * knob + 3, 19 * knob, 42 * np.sqrt(knob)),
-                0.0015, own_aorta)
+                0.0015, aorta_owner)
     bend = along((60, 0), (110, 6), (170, 2), (240, -8), (300, -14), smooth=15)
     x = 20 + bend + 22 * (aorta - 1) * np.clip((Y - 50) / 60, 0, 1) + shift * 0.5
     r = np.where((Y > 60) & (Y < 300), 12 * aorta, 0)
-    descending = stack(x - r, x + r, SPINE_Z + 14 - r, SPINE_Z + 14 + r, 0.0015, own_aorta)
+    descending = stack(x - r, x + r, SPINE_Z + 14 - r, SPINE_Z + 14 + r, 0.0015, aorta_owner)
     return [centre, arch, descending]
 
 
@@ -419,3 +431,35 @@ def vessel_tree(side: int, shape: Shape, rng: np.random.Generator) -> list[Dust]
         parts.append(dust(xyz, SOFT * 2.0 * np.pi * r**2 * ds, 0.55 * sum(radius) / 2, in_lung=True))
         root = tip
     return parts
+
+
+def healthy(case: Case, shape: Shape) -> Chest:
+    """Soft organs, air and hila in the given shape."""
+    cavity = cavities(shape)
+    inner = [inflated(c, g, s) for s, (c, g) in enumerate(zip(cavity, shape.gaps, strict=True))]
+    front = CAVITY_FRONT + shape.barrel * np.clip(Y / 60, 0, 1) + 9
+    half = np.where((Y > 22) & (Y < 190), 17, 0)
+    sternum = stack(-half, half, front - 6, front + 6, BONE * 0.45)
+    gas = 10 + 24 * case.body.gas
+    bubble = ball((52, shape.dome[LEFT] + 16 + gas * 0.5, 20), (gas * 1.3, gas * 0.62, gas), -SOFT * 0.9)
+    return Chest(
+        skin=[],
+        cavity=cavity,
+        lung=[lung for lung, _ in inner],
+        lung_mu=shape.lung_mu,
+        pleura=[pleura for _, pleura in inner],
+        dome=domes(shape),
+        middle=[heart(shape), *mediastinum(shape)],
+        solids=[trachea(shape), sternum, bubble],
+        blobs=[],
+        dust=hilum(shape),
+        lung_owner=[i for i, f in enumerate(case.findings) if f.name == "Emphysema"],
+        shape=shape,
+    )
+
+
+def posed(chest: Chest, case: Case, view: str) -> Chest:
+    """The same chest with arms, shoulders and spine as a view ("PA", "AP", "LATERAL") shows them."""
+    column, arches = spine(case.body, view)
+    return replace(chest, skin=skin(case.body, chest.shape, view), solids=[*chest.solids, column],
+                   dust=[*chest.dust, arches, *limb_bones(view)])

@@ -13,13 +13,14 @@ import cv2
 import numpy as np
 
 from cxrclip.data.phantom.anatomy import Body, Case
-from cxrclip.data.phantom.lesions import build_chest, posed
-from cxrclip.data.phantom.organs import LEFT, RIGHT, SOFT, Blob, Chest, Dust, Stack, Y
+from cxrclip.data.phantom.lesions import build_chest
+from cxrclip.data.phantom.organs import LEFT, RIGHT, SOFT, Blob, Chest, Dust, Stack, Y, posed
 from cxrclip.errors import InputError
 
 VIEWS = ("PA", "AP", "LATERAL")
 FIELD_MM = 372.0  # side of the square film
 TOP_MM = -52.0  # height of its upper edge
+CENTRE_MM = 120.0  # height of the central ray
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,6 @@ class Beam:
     def magnify(self, depth: np.ndarray | float) -> np.ndarray | float:
         """Size on the film of a thing at `depth` on the ray axis, relative to the mid-plane."""
         return (self.source - abs(self.film)) / (self.source - abs(self.film - depth))
-
-
-CENTRE_MM = 120.0  # height of the central ray
 
 
 def aim(view: str, body: Body, scanner: Scanner, size: int, rng: np.random.Generator) -> Beam:
@@ -162,7 +160,7 @@ class Projection:
         self.beam = beam
         self.size = size
         self.total = np.zeros((size, size), np.float32)
-        self.own = [np.zeros((size, size), np.float32) for _ in range(findings)]
+        self.shares = [np.zeros((size, size), np.float32) for _ in range(findings)]
         self.step = beam.scale[0] if beam.side else beam.scale[2]  # reference mm -> mm along the ray
         self.air = self._solids(chest)
         self._blobs(chest.blobs)
@@ -171,7 +169,7 @@ class Projection:
     def add(self, depth: np.ndarray, owner: int | None) -> None:
         self.total += depth
         if owner is not None:
-            self.own[owner] += np.abs(depth)
+            self.shares[owner] += np.abs(depth)
 
     def _solids(self, chest: Chest) -> np.ndarray:
         """Soft tissue with the lungs carved out; returns mm of lung on each ray."""
@@ -197,9 +195,9 @@ class Projection:
                 for fill, mu, owner in chest.pleura[side]:
                     part = space * np.interp(rows, Y, fill).astype(np.float32)[:, None]
                     self.total -= (SOFT - np.float32(mu)) * part
-                    self.own[owner] += SOFT * part
+                    self.shares[owner] += SOFT * part
             for owner in chest.lung_owner:
-                self.own[owner] += SOFT * lung
+                self.shares[owner] += SOFT * lung
             air += lung
         return air
 
@@ -259,16 +257,15 @@ class Projection:
             depth = cv2.resize(fine, (self.size, self.size), interpolation=cv2.INTER_AREA)
             self.add(depth * confined if in_lung else depth, members[0].owner)
 
-
     def rotate(self, degrees: float) -> None:
         """Turn the patient in the plane of the film."""
         if not degrees:
             return
         middle = (self.size - 1) / 2
         turn = cv2.getRotationMatrix2D((middle, middle), degrees, 1.0)
-        self.total, *self.own = (
+        self.total, *self.shares = (
             cv2.warpAffine(m, turn, m.shape, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            for m in (self.total, *self.own)
+            for m in (self.total, *self.shares)
         )
 
 
@@ -321,9 +318,8 @@ def enhance(signal: np.ndarray, detail: float, mm: float) -> np.ndarray:
     return signal - 0.3 * detail * coarse + 0.8 * detail * fine
 
 
-def render_study(
-    case: Case, views: Sequence[str], scanner: Scanner, size: int = 128, masks: bool = False
-) -> list[Film]:
+def render_study(case: Case, views: Sequence[str], scanner: Scanner, size: int = 128,
+                 masks: bool = False) -> list[Film]:  # fmt: skip
     """Render the films of a case.
 
     views: of "PA", "AP", "LATERAL".  size: pixels of the square film.  masks: also where each finding shows.
@@ -343,8 +339,8 @@ def render_study(
         mm = float(beam.u[1] - beam.u[0])
         shadow.rotate(float(rng.normal(0, scanner.tilt)))
         gray = finish(expose(shadow.total, scanner, view, mm, rng), scanner, view, mm, rng)
-        found = {}
+        shown = {}
         if masks:  # a quarter of its deepest shadow, but whatever is as dense as a rib counts
-            found = {i: own > np.clip(0.25 * own.max(), 0.02, 0.12) for i, own in enumerate(shadow.own)}
-        films.append(Film(view, (gray * 255 + 0.5).astype(np.uint8), found))
+            shown = {i: part > np.clip(0.25 * part.max(), 0.02, 0.12) for i, part in enumerate(shadow.shares)}
+        films.append(Film(view, (gray * 255 + 0.5).astype(np.uint8), shown))
     return films

@@ -1,8 +1,8 @@
 """The institutions of the phantom world: who comes, what they have, how it is filmed, reported and labelled.
 
-The numbers of this file are the world: prevalences, tendencies, severities and the table of institutions.
-They follow clinical experience in direction, not in size: rare findings are more common here, so that a
-small world holds enough of them.
+The numbers in this file are the world: prevalences, tendencies, severities and the table of institutions. Their
+directions follow clinical experience, their sizes do not: rare findings are more common here, so that a small world
+holds enough of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from cxrclip.data import files, images
 from cxrclip.data.phantom import reports
-from cxrclip.data.phantom.anatomy import Body, Case, Finding, sample_body
+from cxrclip.data.phantom.anatomy import SIDES, ZONES, Body, Case, Finding, sample_body
 from cxrclip.data.phantom.render import Scanner, render_study
 from cxrclip.data.progress import progress_bar
 from cxrclip.errors import InputError
@@ -37,7 +37,7 @@ VERSION = 1  # of the phantom world: raised by hand when it draws other films or
 # What the sick have -----------------------------------------------------------------------------------------
 
 POPULATIONS = ("hospital", "archive", "clinic", "screening")
-# Percent of sick patients with a finding before the tendencies below; causes stand above what they cause.
+# Percent of sick patients with a finding, before the tendencies below; causes come before what they cause.
 PREVALENCE: Mapping[str, tuple[float, ...]] = {
     #                               hospital archive clinic screening
     "Aortic Enlargement":           (    5,      3,     8,    18),
@@ -61,58 +61,30 @@ PREVALENCE: Mapping[str, tuple[float, ...]] = {
     "Hernia":                       (    4,      3,     6,     2),
     "Support Devices":              (   10,      6,     5,     3),
 }  # fmt: skip
-# (finding, later finding): factor on the odds of the later one where the first is there.
-TENDENCIES: Mapping[tuple[str, str], float] = {
-    ("Aortic Enlargement", "Cardiomegaly"): 1.8,
-    ("Aortic Enlargement", "Enlarged Cardiomediastinum"): 2.5,
-    ("Cardiomegaly", "Edema"): 3.5,
-    ("Cardiomegaly", "Pleural Effusion"): 1.8,
-    ("Cardiomegaly", "Emphysema"): 0.6,
-    ("Cardiomegaly", "Support Devices"): 2.0,
-    ("Emphysema", "Mass"): 1.6,
-    ("Emphysema", "Nodule"): 1.6,
-    ("Emphysema", "Pneumothorax"): 2.0,
-    ("Emphysema", "Edema"): 0.5,
-    ("Tuberculosis", "Fibrosis"): 2.0,
-    ("Tuberculosis", "Calcification"): 2.5,
-    ("Tuberculosis", "Pneumonia"): 0.4,
-    ("Tuberculosis", "Pleural Thickening"): 2.5,
-    ("Fibrosis", "Pleural Thickening"): 1.6,
-    ("Mass", "Nodule"): 2.0,
-    ("Mass", "Pleural Effusion"): 1.8,
-    ("Pneumonia", "Consolidation"): 2.0,
-    ("Pneumonia", "Infiltration"): 0.5,
-    ("Pneumonia", "Pleural Effusion"): 1.6,
-    ("Consolidation", "Infiltration"): 0.5,
-    ("Consolidation", "Pleural Effusion"): 1.5,
-    ("Edema", "Pleural Effusion"): 3.5,
-    ("Edema", "Support Devices"): 2.0,
-    ("Fracture", "Pneumothorax"): 3.0,
-    ("Pneumothorax", "Support Devices"): 2.0,
-    ("Pleural Effusion", "Atelectasis"): 2.5,
-}
+# Finding -> later finding: factor on the odds of the later one where the first is present.
+TENDENCIES: Mapping[str, Mapping[str, float]] = {
+    "Aortic Enlargement": {"Cardiomegaly": 1.8, "Enlarged Cardiomediastinum": 2.5},
+    "Cardiomegaly": {"Edema": 3.5, "Pleural Effusion": 1.8, "Emphysema": 0.6, "Support Devices": 2.0},
+    "Emphysema": {"Mass": 1.6, "Nodule": 1.6, "Pneumothorax": 2.0, "Edema": 0.5},
+    "Tuberculosis": {"Fibrosis": 2.0, "Calcification": 2.5, "Pneumonia": 0.4, "Pleural Thickening": 2.5},
+    "Fibrosis": {"Pleural Thickening": 1.6},
+    "Mass": {"Nodule": 2.0, "Pleural Effusion": 1.8},
+    "Pneumonia": {"Consolidation": 2.0, "Infiltration": 0.5, "Pleural Effusion": 1.6},
+    "Consolidation": {"Infiltration": 0.5, "Pleural Effusion": 1.5},
+    "Edema": {"Pleural Effusion": 3.5, "Support Devices": 2.0},
+    "Fracture": {"Pneumothorax": 3.0},
+    "Pneumothorax": {"Support Devices": 2.0},
+    "Pleural Effusion": {"Atelectasis": 2.5},
+}  # fmt: skip
 # The same for patients filmed in bed, and for those above 65.
 BEDSIDE: Mapping[str, float] = {
-    "Support Devices": 7.0,
-    "Edema": 2.5,
-    "Pleural Effusion": 2.0,
-    "Atelectasis": 1.5,
-    "Pneumothorax": 1.3,
-    "Nodule": 0.5,
-    "Mass": 0.6,
-    "Calcification": 0.5,
-    "Hernia": 0.5,
-    "Tuberculosis": 0.5,
-}
+    "Support Devices": 7.0, "Edema": 2.5, "Pleural Effusion": 2.0, "Atelectasis": 1.5, "Pneumothorax": 1.3,
+    "Nodule": 0.5, "Mass": 0.6, "Calcification": 0.5, "Hernia": 0.5, "Tuberculosis": 0.5,
+}  # fmt: skip
 OLD: Mapping[str, float] = {
-    "Aortic Enlargement": 2.0,
-    "Cardiomegaly": 1.5,
-    "Hernia": 2.0,
-    "Calcification": 1.5,
-    "Emphysema": 1.5,
-    "Mass": 1.4,
+    "Aortic Enlargement": 2.0, "Cardiomegaly": 1.5, "Hernia": 2.0, "Calcification": 1.5, "Emphysema": 1.5, "Mass": 1.4,
     "Fracture": 1.3,
-}
+}  # fmt: skip
 # Shares of mild, moderate and severe: the difficulty of the world.
 SEVERITY_UP: tuple[float, float, float] = (0.38, 0.40, 0.22)  # patients who stand
 SEVERITY_BED: tuple[float, float, float] = (0.25, 0.40, 0.35)  # patients in bed
@@ -164,59 +136,44 @@ def _named(*names: str) -> Rule:
     return lambda finding: finding.name in names
 
 
+def _vocabulary(*names: str, **rules: Rule) -> Mapping[str, Rule]:
+    """Names -> rules; a name without a rule of its own covers the finding of that name."""
+    return {name: rules.get(name, _named(name)) for name in names}
+
+
 VOCABULARIES: Mapping[str, Mapping[str, Rule]] = {
-    "chexpert": {n: reports.DERIVED.get(n, _named(n)) for n in reports.CHEXPERT if n != "No Finding"},
-    "chestxray14": {
-        "Atelectasis": _named("Atelectasis"),
-        "Cardiomegaly": _named("Cardiomegaly"),
-        "Effusion": _named("Pleural Effusion"),
-        "Infiltration": _named("Infiltration"),
-        "Mass": _named("Mass"),
-        "Nodule": _named("Nodule"),
-        "Pneumonia": _named("Pneumonia"),
-        "Pneumothorax": _named("Pneumothorax"),
-        "Consolidation": _named("Consolidation"),
-        "Edema": _named("Edema"),
-        "Emphysema": _named("Emphysema"),
-        "Fibrosis": _named("Fibrosis"),
-        "Pleural_Thickening": _named("Pleural Thickening"),
-        "Hernia": _named("Hernia"),
-    },
-    "vindr": {
-        "Aortic enlargement": _named("Aortic Enlargement"),
-        "Atelectasis": _named("Atelectasis"),
-        "Calcification": _named("Calcification"),
-        "Cardiomegaly": _named("Cardiomegaly"),
-        "Consolidation": _named("Consolidation"),
-        "ILD": reports.DERIVED["ILD"],
-        "Infiltration": _named("Infiltration"),
-        "Lung Opacity": reports.DERIVED["Lung Opacity"],
-        "Mediastinal shift": reports.DERIVED["Mediastinal shift"],
-        "Nodule/Mass": _named("Nodule", "Mass"),
-        "Pleural effusion": _named("Pleural Effusion"),
-        "Pleural thickening": _named("Pleural Thickening"),
-        "Pneumothorax": _named("Pneumothorax"),
-        "Pulmonary fibrosis": _named("Fibrosis"),
-        "Rib fracture": lambda f: f.name == "Fracture" and f.kind == "rib",
-        "Lung tumor": reports.DERIVED["Lung tumor"],
-        "Pneumonia": _named("Pneumonia"),
-        "Tuberculosis": _named("Tuberculosis"),
-    },
+    "chexpert": _vocabulary(*(name for name in reports.CHEXPERT if name != "No Finding"), **reports.DERIVED),
+    "chestxray14": _vocabulary(
+        "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+        "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
+        **{"Effusion": _named("Pleural Effusion"), "Pleural_Thickening": _named("Pleural Thickening")},
+    ),
+    "vindr": _vocabulary(
+        "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Consolidation", "ILD", "Infiltration",
+        "Lung Opacity", "Mediastinal shift", "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumothorax",
+        "Pulmonary fibrosis", "Rib fracture", "Lung tumor", "Pneumonia", "Tuberculosis",
+        **reports.DERIVED | {
+            "Aortic enlargement": _named("Aortic Enlargement"),
+            "Nodule/Mass": _named("Nodule", "Mass"),
+            "Pleural effusion": _named("Pleural Effusion"),
+            "Pleural thickening": _named("Pleural Thickening"),
+            "Pulmonary fibrosis": _named("Fibrosis"),
+            "Rib fracture": lambda f: f.name == "Fracture" and f.kind == "rib",
+        },
+    ),
     # RSNA's readers boxed every opacity that might be pneumonia.
     "rsna": {"Pneumonia": _named("Pneumonia", "Consolidation", "Infiltration")},
-    "siim": {"Pneumothorax": _named("Pneumothorax")},
-    "5x200": {
-        n: _named(n) for n in ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-    },
-}
+    "siim": _vocabulary("Pneumothorax"),
+    "5x200": _vocabulary("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"),
+}  # fmt: skip
 """Vocabulary -> its names -> which findings they cover. `true_labels` adds "No Finding" and "Normal"."""
 
 
 def true_labels(case: Case, vocabulary: str) -> tuple[str, ...]:
-    """What a case has in the names of a vocabulary (a key of VOCABULARIES), in the vocabulary's order.
+    """What a case has, in the names of a vocabulary (a key of VOCABULARIES) and in their order.
 
-    chexpert: "No Finding" where there is nothing but support devices.  chestxray14: "No Finding" where none
-    of its 14 is there.  rsna: "Normal" where there is nothing at all.  The others may be empty.
+    chexpert: "No Finding" where there are at most support devices.  chestxray14: "No Finding" where it has none of
+    the 14.  rsna: "Normal" where there is nothing at all.  The others may be empty.
     """
     names = tuple(n for n, rule in VOCABULARIES[vocabulary].items() if any(map(rule, case.findings)))
     if vocabulary == "chexpert" and all(f.name == "Support Devices" for f in case.findings):
@@ -233,17 +190,11 @@ def true_labels(case: Case, vocabulary: str) -> tuple[str, ...]:
 Labels = tuple[list[str], list[str], list[str]]
 UNLABELLED = 0.01  # share of C's reports in which the labeller finds nothing
 MISSED, INVENTED = 0.10, 0.02  # C14's text mining: share of true labels lost, of studies with a false one
-# What text mining takes for something else.
+# What text mining takes it for instead.
 CONFUSED: Mapping[str, str] = {
-    "Consolidation": "Infiltration",
-    "Pneumonia": "Infiltration",
-    "Infiltration": "Pneumonia",
-    "Mass": "Nodule",
-    "Nodule": "Mass",
-    "Edema": "Infiltration",
-    "Effusion": "Pleural_Thickening",
-    "Fibrosis": "Pleural_Thickening",
-}
+    "Consolidation": "Infiltration", "Pneumonia": "Infiltration", "Infiltration": "Pneumonia", "Mass": "Nodule",
+    "Nodule": "Mass", "Edema": "Infiltration", "Effusion": "Pleural_Thickening", "Fibrosis": "Pleural_Thickening",
+}  # fmt: skip
 
 
 def no_labels(case: Case, rng: np.random.Generator) -> Labels:
@@ -252,20 +203,20 @@ def no_labels(case: Case, rng: np.random.Generator) -> Labels:
 
 
 def labeller(case: Case, rng: np.random.Generator) -> Labels:
-    """As CheXpert's labeller reads the hidden report; now and then nothing at all."""
+    """What CheXpert's labeller reads in the hidden report; now and then nothing at all."""
     return ([], [], []) if rng.random() < UNLABELLED else reports.report_labels(case, rng)
 
 
 def text_mined(case: Case, rng: np.random.Generator) -> Labels:
     """As ChestX-ray14: positives with misses and false ones, all other names negative."""
     true = [n for n in true_labels(case, "chestxray14") if n != "No Finding"]
-    found = [n for n in true if rng.random() >= MISSED]
+    mined = [n for n in true if rng.random() >= MISSED]
     names = list(VOCABULARIES["chestxray14"])
     if rng.random() < INVENTED:
         mistaken = [CONFUSED[n] for n in true if n in CONFUSED] or names
-        found.append(_pick(rng, [n for n in mistaken if n not in true] or names))
-    positive = [n for n in names if n in found] or ["No Finding"]
-    return positive, [n for n in names if n not in found], []
+        mined.append(reports.pick(rng, [n for n in mistaken if n not in true] or names))
+    positive = [n for n in names if n in mined] or ["No Finding"]
+    return positive, [n for n in names if n not in mined], []
 
 
 def consensus(case: Case, rng: np.random.Generator, vocabulary: str) -> Labels:
@@ -390,7 +341,8 @@ def visit(name: str, split: str, i: int, seed: int = 0) -> Visit:
     first = i
     while first and _returns(name, split, first, seed):
         first -= 1
-    body = _body(institution, _rng(seed, name, split, first, 1))
+    rng = _rng(seed, name, split, first, 1)
+    body = sample_body(rng, age=float(np.clip(rng.normal(*institution.age), 18, 95)))
     findings: tuple[Finding, ...] = ()
     for k in range(first, i + 1):
         rng = _rng(seed, name, split, k, 2)
@@ -407,17 +359,8 @@ def _returns(name: str, split: str, i: int, seed: int) -> bool:
     return not INSTITUTIONS[name].one_of and bool(_rng(seed, name, split, i, 0).random() < RETURNS)
 
 
-def _body(institution: Institution, rng: np.random.Generator) -> Body:
-    age = float(np.clip(rng.normal(*institution.age), 18, 95))
-    return sample_body(rng, age=age)
-
-
 def _illness(
-    institution: Institution,
-    body: Body,
-    kept: tuple[Finding, ...],
-    target: str | None,
-    rng: np.random.Generator,
+    institution: Institution, body: Body, kept: tuple[Finding, ...], target: str | None, rng: np.random.Generator
 ) -> tuple[tuple[Finding, ...], bool]:
     """(findings, filmed in bed). kept: findings of the last visit.  target: the one finding wanted."""
     healthy = rng.random() < institution.healthy and not kept
@@ -433,14 +376,10 @@ def _illness(
 
 
 def _which(
-    institution: Institution,
-    body: Body,
-    bedside: bool,
-    old: Sequence[str],
-    target: str | None,
+    institution: Institution, body: Body, bedside: bool, old: Sequence[str], target: str | None,
     rng: np.random.Generator,
-) -> list[str]:
-    """Names of a sick patient's findings, drawn from causes to effects. `old` ones are there already."""
+) -> list[str]:  # fmt: skip
+    """Names of a sick patient's findings, drawn from causes to effects. `old`: those still there."""
     column = POPULATIONS.index(institution.population)
     present: list[str] = []
     for name, shares in PREVALENCE.items():
@@ -448,17 +387,13 @@ def _which(
         odds *= BEDSIDE.get(name, 1) if bedside else 1
         odds *= OLD.get(name, 1) if body.age > 65 else 1
         for other in present:
-            odds *= TENDENCIES.get((other, name), 1)
+            odds *= TENDENCIES.get(other, {}).get(name, 1)
         chance = odds / (1 + odds)
-        if target and (name == target or _in_chexpert(name)):
+        if target and (name == target or any(rule(Finding(name)) for rule in VOCABULARIES["chexpert"].values())):
             chance = float(name == target)
         if name in old or rng.random() < chance:
             present.append(name)
     return present
-
-
-def _in_chexpert(name: str) -> bool:
-    return any(rule(Finding(name)) for rule in VOCABULARIES["chexpert"].values())
 
 
 def _place(name: str, bedside: bool, rng: np.random.Generator) -> list[Finding]:
@@ -467,23 +402,21 @@ def _place(name: str, bedside: bool, rng: np.random.Generator) -> list[Finding]:
         return _devices(bedside, rng)
     severity = 1 + int(rng.choice(3, p=SEVERITY_BED if bedside else SEVERITY_UP))
     sides, zones = PLACES[name]
-    side = ("left", "right", "both")[int(rng.choice(3, p=sides))] if sides else None
-    zone = ("upper", "mid", "lower")[int(rng.choice(3, p=zones))] if zones else None
-    if name != "Fracture":
-        return [Finding(name, side, zone, severity)]
-    if rng.random() < CLAVICLE:
+    side = SIDES[int(rng.choice(3, p=sides))] if sides else None
+    zone = ZONES[int(rng.choice(3, p=zones))] if zones else None
+    if name == "Fracture" and rng.random() < CLAVICLE:
         return [Finding(name, side, None, severity, "clavicle")]
-    return [Finding(name, side, zone, severity, "rib")]
+    return [Finding(name, side, zone, severity, "rib" if name == "Fracture" else None)]
 
 
 def _devices(bedside: bool, rng: np.random.Generator) -> list[Finding]:
-    found: list[Finding] = []
-    while not found:
+    devices: list[Finding] = []
+    while not devices:
         for kind, (in_bed, standing, sides) in DEVICES.items():
             if rng.random() < (in_bed if bedside else standing):
                 side = ("left", "right")[int(rng.choice(2, p=sides))] if sides else None
-                found.append(Finding("Support Devices", side, None, 2, kind))
-    return found
+                devices.append(Finding("Support Devices", side, None, 2, kind))
+    return devices
 
 
 # Studies ----------------------------------------------------------------------------------------------------
@@ -526,27 +459,18 @@ def generate(
     _check(name, sizes, studies.SPLITS)
     places = [(split, i) for split, n in sizes.items() for i in range(n)]
     chunks = [places[k : k + CHUNK] for k in range(0, len(places), CHUNK)]
-    about = {
-        "institution": name,
-        "seed": seed,
-        "sizes": dict(sizes),
-        "image_size": image_size,
-        "description": f"Phantom. {INSTITUTIONS[name].about}",
-    }
-    with files.atomic_folder(folder) as whole:
-        try:
-            with (
-                progress_bar(total=len(places), desc=name, unit="study", shown=progress) as bar,
-                pq.ParquetWriter(whole / "truth.parquet", TRUTH) as truth,
-                _drawn(name, chunks, seed, image_size, workers) as drawn,
-            ):
-                table = shards.write_studies(_rows(drawn, truth, bar), whole / "table", about=about)
-            for file in table.iterdir():
-                file.rename(whole / file.name)
-            table.rmdir()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise InputError(f"{folder}: cannot be written ({reason}); free space there") from error
+    about = {"institution": name, "seed": seed, "sizes": dict(sizes), "image_size": image_size,
+             "description": f"Phantom. {INSTITUTIONS[name].about}"}  # fmt: skip
+    with files.atomic_folder(folder) as whole, files.writing(folder):
+        with (
+            progress_bar(total=len(places), desc=name, unit="study", shown=progress) as bar,
+            pq.ParquetWriter(whole / "truth.parquet", TRUTH) as truth,
+            _drawn(name, chunks, seed, image_size, workers) as drawn,
+        ):
+            table = shards.write_studies(_rows(drawn, truth, bar), whole / "table", about=about)
+        for file in table.iterdir():
+            file.rename(whole / file.name)
+        table.rmdir()
     return Path(folder)
 
 
@@ -598,9 +522,7 @@ def _draw(name: str, chunk: Sequence[tuple[str, int]], seed: int, size: int) -> 
         cv2.setNumThreads(threads)
 
 
-def study(
-    name: str, split: str, i: int, *, seed: int = 0, image_size: int = 128
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def study(name: str, split: str, i: int, *, seed: int = 0, image_size: int = 128) -> tuple[dict, dict]:
     """One study: its row of the study table and its row of `truth.parquet`."""
     institution, seen = INSTITUTIONS[name], visit(name, split, i, seed)
     films = render_study(seen.case, seen.views, institution.scanner, image_size, masks=True)
@@ -620,11 +542,8 @@ def study(
         "sex": seen.case.body.sex,
         "age": round(seen.case.body.age),
     }
-    masks = [
-        {"finding_index": k, "view": film.view, "png": images.encode_gray(mask.astype(np.uint8) * 255, "png")}
-        for film in films
-        for k, mask in film.masks.items()
-    ]
+    masks = [{"finding_index": k, "view": film.view, "png": images.encode_gray(mask.astype(np.uint8) * 255, "png")}
+             for film in films for k, mask in film.masks.items()]  # fmt: skip
     known = [asdict(f) for f in seen.case.findings]
     return row, {"study_id": seen.study_id, "findings": known, "masks": masks}
 
@@ -650,7 +569,3 @@ def _texts(institution: Institution, seen: Visit, rng: np.random.Generator) -> d
 def _rng(seed: int, name: str, split: str, i: int, purpose: int) -> np.random.Generator:
     """A stream of its own for each institution, split, study and purpose."""
     return np.random.default_rng([seed, zlib.crc32(name.encode()), zlib.crc32(split.encode()), i, purpose])
-
-
-def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[int(rng.integers(len(options)))]

@@ -23,17 +23,28 @@ def test_committed_mixes_load_and_name_the_papers_roles(name):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("pretraining: [", "not valid YAML"),
-    ({"tests": {}}, "needs a 'pretraining' and a 'tests' section"),
+    ("pretraining: [", "malformed"),
+    ({"tests": {}}, "'pretraining' is missing"),
     ({"pretraining": {"M": {"phantom": "X"}}}, "role M: unknown phantom 'X': choose one of M, C"),
     ({"pretraining": {"M": {"source": "X"}}}, "role M: unknown source 'X'"),
     ({"pretraining": {"M": {"phantom": "M", "colour": 1}}}, "role M: unknown key 'colour'"),
     ({"pretraining": {"M": {"phantom": "M", "folder": "x"}}}, "exactly one of"),
     ({"pretraining": {"M": {}}}, "exactly one of"),
-    ({"pretraining": {"M": "phantom"}}, "expected settings"),
+    ({"pretraining": {"M": "phantom"}}, "role M: `name: value` lines"),
     ({"pretraining": {"M": {"missing": "x"}}, "tests": {"t": {"role": "M"}}}, "must name a role with data"),
     ({"pretraining": {"M": {"phantom": "M"}}, "tests": {"t": {"role": "N"}}}, "must name a role with data"),
-    ({"pretraining": {}, "tests": {"t": {"phantom": "rsna", "tasks": ["guess"]}}}, "unknown task 'guess'"),
+    ({"pretraining": {}, "tests": {"t": {"phantom": "rsna", "tasks": ["guess"]}}}, "role t: tasks: item 1: "),
+    ({"pretraining": {}, "tests": {"t": {"phantom": "rsna", "tasks": "retrieval"}}}, "role t: tasks: a list is needed"),
+    ({"pretraining": {"../M": {"phantom": "M"}}}, r"role \.\./M: name: a plain name is needed"),
+    ({"pretraining": {"M": {"phantom": ["M"]}}}, "role M: unknown phantom"),
+    ({"pretraining": {"M": {"missing": 3}}}, "role M: value: text is needed, found 3"),
+    ({"pretraining": {"M": {"phantom": "M", "name": "N"}}}, "role M: unknown key 'name'"),
+    ({"pretraining": {"M": {"phantom": "M", "sizes": {"quick": {"train": -1}}}}}, "sizes: quick: train: .* found -1"),
+    ({"pretraining": {"M": {"phantom": "M", "sizes": {"quick": {"dev": 9}}}}}, "sizes: quick: dev"),
+    ({"pretraining": {"M": {"phantom": "M", "max_negatives": 0}}}, "role M: max_negatives"),
+    ({"pretraining": {"M": {"phantom": "M"}}, "tests": {"M": {"role": "M"}}}, "role M is in pretraining and in tests"),
+    ({"pretraining": {}, "testing": {}}, "unknown key 'testing': known are about, pretraining, tests"),
+    ("pretraining: {M: {phantom: M}, M: {phantom: C}}", "'M' is given twice"),
 ])
 def test_faults_name_file_role_and_key(tmp_path, content, message):
     path = write(tmp_path, content)

@@ -193,7 +193,8 @@ def test_tables_name_every_finding():
     assert set(world.PREVALENCE) == set(FINDINGS)
     assert set(world.PLACES) == set(FINDINGS) - {"Support Devices"}
     order = list(world.PREVALENCE)
-    assert all(order.index(first) < order.index(later) for first, later in world.TENDENCIES)
+    assert all(order.index(first) < order.index(later)
+               for first, effects in world.TENDENCIES.items() for later in effects)
     assert set(world.BEDSIDE) | set(world.OLD) <= set(FINDINGS)
     for shares in (world.SEVERITY_UP, world.SEVERITY_BED, *(s for pair in world.PLACES.values() for s in pair if s)):
         assert sum(shares) == pytest.approx(1)

@@ -1,0 +1,69 @@
+"""Settings files (prompts, mixes): YAML or JSON, read strictly and checked by schema; each fault is one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from cxrclip.errors import InputError, one_line
+
+T = TypeVar("T")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as usual, except that a key written twice is an error, not a silent loss of the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        mapping = super().construct_mapping(node, deep)  # first: it refuses keys that are lists
+        _refuse_repeated((self.construct_object(key, deep=True) for key, _ in node.value), node.start_mark.line + 1)
+        return mapping
+
+
+def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_repeated(key for key, _ in pairs)
+    return dict(pairs)
+
+
+def _refuse_repeated(keys: Iterable[Hashable], line: int | None = None) -> None:
+    seen: set[Hashable] = set()
+    for key in keys:
+        if key in seen:
+            raise InputError(f"{f'line {line}: ' if line else ''}{key!r} is given twice; keep one")
+        seen.add(key)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The content of a YAML file, or of a JSON file (its name ends in .json): `name: value` lines, each name once.
+
+    Raises:
+        InputError: names the file; it cannot be read, is malformed, holds no such lines, or a name twice.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() == ".json":
+            content = json.loads(text, object_pairs_hook=_unique_object)
+        else:
+            content = yaml.load(text, Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (ValueError, yaml.YAMLError) as error:  # not UTF-8, not JSON, not YAML
+        raise InputError(f"{path}: malformed: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path}: `name: value` lines are needed here, found {content!r:.60}")
+    return content
+
+
+def checked(kind: type[T], value: object, where: object) -> T:
+    """`value` as `kind`, a pydantic model or type. Raises InputError: one line that begins with `where`."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise InputError(one_line(error, where, getattr(kind, "__pydantic_fields__", ()))) from error
