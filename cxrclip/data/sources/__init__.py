@@ -12,8 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cxrclip.data.sources import chestxray14, chexpert, chexpert5x200, mimic, openi, rsna, siim, table, vindr
-from cxrclip.data.sources.counts import compared
-from cxrclip.data.sources.prepare import COUNTED, Source
+from cxrclip.data.sources.prepare import COUNTED, Source, compared
 from cxrclip.errors import InputError
 from cxrclip.studies import validate
 
@@ -60,15 +59,17 @@ def prepare_from_text(
 
 
 def parse_options(source: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """The options of a source from "name=value", each in its type; raises InputError as `prepare_from_text`."""
+    """The options of a source from "name=value", each in its type; those it does not have are left as they are.
+
+    Raises:
+        InputError: no "=", no YAML, or a value of another type.
+    """
     known, values = SOURCES[source].options(), {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise InputError(f"option {pair!r}: write NAME=VALUE")
-        if name not in known:
-            raise InputError(f"option {name!r}: {source} has no such option; it has {', '.join(sorted(known))}")
-        values[name] = _value(f"option {name}", text, TypeAdapter(known[name]))
+        values[name] = _value(f"option {name}", text, TypeAdapter(known.get(name, Any)))
     return values
 
 

@@ -11,13 +11,14 @@ The labels are mined from text: a part of them is wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from cxrclip.data.sources.prepare import Film, Intake, Source, Study
 from cxrclip.data.sources.splits import SHARES, split_patients
-from cxrclip.data.sources.tables import Cells, Unusable, read_table, records, to_age, to_sex
+from cxrclip.data.sources.tables import Cells, Unusable, filled, one_of, read_table, records, to_age, to_sex
 from cxrclip.errors import InputError
 
 FINDINGS = (
@@ -80,7 +81,7 @@ def read(
         "in_two_folders": repeated,
         "without_row": len(films.keys() - set(table["Image Index"])),
     }
-    intake.take(records(table), lambda row, cells: _study(row, cells, films))
+    intake.take(records(table), partial(_study, films=films))
     intake.splits = _splits(intake.studies, used, shares, seed)
 
 
@@ -115,19 +116,16 @@ def _find_films(root: Path, folders: Sequence[str] | None) -> tuple[dict[str, Pa
     return films, len(files) - len(films)
 
 
-def _study(row: int, cells: Cells, films: Mapping[str, Path]) -> Study | None:
-    if cells["Image Index"] not in films:
+def _study(cells: Cells, films: Mapping[str, Path]) -> Study | None:
+    image = cells["Image Index"]
+    if image not in films:
         return None
     names = [RENAMED.get(name, name) for name in cells["Finding Labels"].split("|")]
     unknown = [name for name in names if name not in (*FINDINGS, NO_FINDING)]
     if unknown or len(set(names)) < len(names) or (NO_FINDING in names and len(names) > 1):
         raise Unusable("Finding Labels", f"{cells['Finding Labels']!r} is not a list of the 14 findings")
-    if not cells["Patient ID"]:
-        raise Unusable("Patient ID", "is empty")
-    if cells["View Position"] not in ("PA", "AP"):
-        raise Unusable("View Position", f"{cells['View Position']!r} is not PA or AP")
-    return Study(row=row, study_id=cells["Image Index"].removesuffix(".png"), patient_id=cells["Patient ID"],
-                 films=[Film(films[cells["Image Index"]], cells["View Position"])], positive=names,
+    patient, view = filled(cells, "Patient ID"), one_of(("PA", "AP"), "PA or AP", cells, "View Position")
+    return Study(image.removesuffix(".png"), patient, [Film(films[image], view)], positive=names,
                  negative=[name for name in FINDINGS if name not in names],
                  sex=to_sex("Patient Gender", cells["Patient Gender"]),
                  age=to_age("Patient Age", cells["Patient Age"]))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake
+from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Study
 from cxrclip.studies import MAX_AGE, SEXES
 
 SUFFIXES = (".dicom", ".dcm", ".png", ".jpg")  # the release's own first, then films converted by hand
@@ -68,11 +70,29 @@ def _years(age: str) -> float | None:
     return years if years is not None and years <= MAX_AGE else None
 
 
-def film_of(path: Path, intake: Intake, view: str = UNKNOWN) -> dict[str, Any]:
-    """The fields films, sex and age of a study with one film; `view` where its header names none.
+@dataclass(frozen=True)
+class Films:
+    """The films of a release in which a film is a study and a patient, all by the name of its file.
 
-    Values of the header that make no sense are counted ("odd_headers").
+    Args:
+        intake: counts films that are not downloaded, and headers with values that make no sense.
+        paths: the films that are here.
+        splits: the split of every film listed.
+        view: the view of a film whose header names none.
     """
-    header = read_header(path)
-    intake.tally("odd_headers", header.odd)
-    return {"films": [Film(path, header.view or view)], "sex": header.sex, "age": header.age}
+
+    intake: Intake
+    paths: Mapping[str, Path]
+    splits: Mapping[str, str]
+    view: str = UNKNOWN
+
+    def study(self, name: str, positive: Sequence[str], negative: Sequence[str]) -> Study | None:
+        """The film as a study, with view, sex and age of its header; None where it is not downloaded."""
+        if name not in self.paths:
+            self.intake.tally("not_downloaded")
+            return None
+        header = read_header(self.paths[name])
+        self.intake.tally("odd_headers", header.odd)
+        films = [Film(self.paths[name], header.view or self.view)]
+        return Study(name, name, films, self.splits[name], positive=positive, negative=negative, sex=header.sex,
+                     age=header.age)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cxrclip.data.sources.report_text import Sections, parse_report
 from cxrclip.data.sources.tables import Unusable, read_table, records, to_text
@@ -16,11 +16,13 @@ TABLES = ("mimic_cxr_sectioned.csv", "mimic_cxr_sections.csv")
 ZIP, FOLDER = "mimic-cxr-reports.zip", "mimic-cxr-reports"
 
 
-@dataclass(frozen=True)
-class Reports:
-    """Where the reports of a download come from.
+class Reports(NamedTuple):
+    """Where the reports of a download come from, and two functions of (subject, study).
 
-    has(subject, study): is there one? read(subject, study): its sections; `Unusable` where it cannot be read.
+    Args:
+        where: the name of the file or folder.
+        has: is there a report?
+        read: its sections; raises `Unusable` where it cannot be read.
     """
 
     where: str
@@ -46,17 +48,13 @@ def open_reports(places: Sequence[Path], reports: str | None) -> Reports:
         known = (place / name for place in places for name in (*TABLES, ZIP, FOLDER))
         path = next((path for path in known if path.exists()), places[-1])
     if path.is_dir():
-        return _folder(path)
+        return _texts(path.name, lambda name: (path / name).is_file(), lambda name: (path / name).read_bytes())
     return _zip(path) if path.suffix == ".zip" else _table(path)
 
 
 def report_name(subject: str, study: str) -> str:
     """files/p10/p10000032/s50414267.txt"""
     return f"files/p{subject[:2]}/p{subject}/s{study}.txt"
-
-
-def _folder(folder: Path) -> Reports:
-    return _texts(folder.name, lambda name: (folder / name).is_file(), lambda name: (folder / name).read_bytes())
 
 
 def _zip(path: Path) -> Reports:
@@ -93,8 +91,6 @@ def _table(path: Path) -> Reports:
             findings, impression, last = (to_text(name, cells[name]) for name in names)
         except Unusable as fault:
             raise Unusable(fault.column, fault.reason, row=row, file=path.name) from fault
-        if findings or impression:
-            return Sections(findings, impression)
-        return Sections(None, last, last is not None)
+        return Sections(findings, impression) if findings or impression else Sections(None, last, last is not None)
 
     return Reports(path.name, lambda _, study: f"s{study}" in rows, read)

@@ -85,8 +85,7 @@ def read(
     intake.facts |= {"seed": seed, "shares": dict(shares)}
     intake.facts |= dict.fromkeys(
         ("not_downloaded", "without_film", "missing_films", "guessed_views", "without_frontal"), 0)
-    intake.take(enumerate(reports, 1),
-                lambda row, report: _study(row, report, _films(report, films, views, intake), split))
+    intake.take(enumerate(reports, 1), lambda report: _study(report, _films(report, films, views, intake), split))
     intake.splits = {} if split else split_patients((study.patient_id for study in intake.studies), shares, seed)
 
 
@@ -134,15 +133,14 @@ def _films(
     return viewed
 
 
-def _study(row: int, report: Report, films: list[Film], split: str | None) -> Study | None:
+def _study(report: Report, films: list[Film], split: str | None) -> Study | None:
     if not films:
         return None
     findings, impression = to_text("findings", report.findings), to_text("impression", report.impression)
     if findings is None and impression is None:
         raise Unusable("findings, impression", f"report {report.uid} has no text")
-    return Study(row=row, study_id=f"CXR{report.uid}", patient_id=f"CXR{report.uid}",
-                 films=sorted(films, key=lambda film: film.view != FRONTAL), split=split or "", findings=findings,
-                 impression=impression)
+    films = sorted(films, key=lambda film: film.view != FRONTAL)
+    return Study(f"CXR{report.uid}", f"CXR{report.uid}", films, split or "", findings, impression)
 
 
 def _key(name: str) -> str:

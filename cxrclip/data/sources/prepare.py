@@ -14,7 +14,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
@@ -26,7 +26,7 @@ from cxrclip.data.images import MIN_SIDE, store_film
 from cxrclip.data.pool import Failure, in_order
 from cxrclip.data.progress import progress_bar
 from cxrclip.data.shards import Rejected, ResumableStudies, refuse_many, resumable_studies
-from cxrclip.data.sources.counts import check_counts
+from cxrclip.data.sources.report_text import Sections
 from cxrclip.data.sources.tables import Cells, Rows, Unusable, check_encoding, name_in
 from cxrclip.errors import InputError
 from cxrclip.studies import summary
@@ -52,12 +52,8 @@ class Film(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """One study of a release before its films are read; `row` is its place in the table it comes from.
+    """One study of a release before its films are read; `Intake.take` adds the table and the row it comes from."""
 
-    `file` names that table where it is not the intake's own.
-    """
-
-    row: int
     study_id: str
     patient_id: str
     films: Sequence[Film]
@@ -69,6 +65,7 @@ class Study:
     uncertain: Sequence[str] = ()
     sex: str | None = None
     age: float | None = None
+    row: int | None = None
     file: str | None = None
 
 
@@ -144,14 +141,13 @@ class Source:
 
     def _check(self, options: Mapping[str, Any]) -> None:
         known = self.options()
-        if unknown := [name for name in options if name not in known]:
-            raise InputError(f"{self.name}: unknown option {unknown[0]!r}; it has {', '.join(sorted(known))}")
-        needed = [p.name for p in inspect.signature(self.read).parameters.values()
-                  if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-        if self.columns:
-            needed += [f.name for f in fields(self.columns) if f.default is f.default_factory is MISSING]
-        if absent := [name for name in needed if not options.get(name)]:
-            raise InputError(f"{self.name}: option {absent[0]!r} is needed: {absent[0]}=...")
+        for name in options:
+            if name not in known:
+                raise InputError(f"option {name!r}: {self.name} has no such option; it has {', '.join(sorted(known))}")
+        for callee in filter(None, (self.read, self.columns)):
+            for name, parameter in inspect.signature(callee).parameters.items():
+                if name in known and parameter.default is parameter.empty and not options.get(name):
+                    raise InputError(f"{self.name}: option {name!r} is needed: {name}=...")
 
 
 @dataclass
@@ -162,6 +158,7 @@ class Intake:
         name: the `source` column of the study table.
         root: the folder of the release; messages name files relative to it.
         file: the table that row numbers refer to.
+        taking: the table whose rows are being parsed, where there are several.
         allow_partial: go on where counts are not those of the release.
         progress: show counts and a bar.
         facts: what `dataset.json` keeps in "about".
@@ -171,6 +168,7 @@ class Intake:
     name: str
     root: Path
     file: str = ""
+    taking: str = ""
     allow_partial: bool = False
     progress: bool = True
     facts: dict[str, Any] = field(default_factory=dict)
@@ -179,55 +177,67 @@ class Intake:
     rejected: list[Rejected] = field(default_factory=list)
 
     def count(self, published: Mapping[str, int], measured: Mapping[str, int]) -> None:
-        """Keep the counts of this download, and stop where they are not the published ones (`check_counts`)."""
-        self.facts["counts"] = check_counts(
-            self.name, self.root, published, measured, allow_partial=self.allow_partial, progress=self.progress
-        )
+        """Compare what this download holds with the published counts of its release, before any film is read.
+
+        `measured` may count more than is published, which is only shown. Both are kept in `dataset.json`.
+
+        Raises:
+            InputError: counts differ and `allow_partial` is off. Fewer than published is a partial download, more is
+                another version of the release.
+        """
+        if self.progress:
+            tqdm.write(f"{self.name}:\n{compared(published, measured).to_string(index=False)}", file=sys.stderr)
+        differing = {what: (measured.get(what, 0), n) for what, n in published.items() if measured.get(what, 0) != n}
+        if differing and not self.allow_partial:
+            listed = ", ".join(f"{what} {count:,} of {n:,}" for what, (count, n) in differing.items())
+            go_on = "set --allow-partial (allow_partial=True) to go on"
+            if any(count > n for count, n in differing.values()):
+                raise InputError(f"{self.root}: not the {self.name} release known here: {listed}; check its version, "
+                                 f"or {go_on}")
+            raise InputError(f"{self.root}: a partial download of {self.name}: {listed}; fetch the rest, or {go_on}")
+        self.facts["counts"] = {"whole": not differing, "expected": dict(published), "found": dict(measured)}
 
     def tally(self, fact: str, number: int = 1) -> None:
         """Count one more of what `COUNTED` names."""
         self.facts[fact] = self.facts.get(fact, 0) + number
 
-    def take(
-        self, rows: Iterable[tuple[int, Any]], parse: Callable[[int, Any], Study | None], file: str | None = None
-    ) -> None:
-        """Parse each numbered row or group of rows; keep the study, skip None, set the row aside on `Unusable`.
+    def tallied(self, report: Sections) -> Sections:
+        """The same report, counted by how its sections were come by."""
+        self.tally("last_paragraphs", report.last_paragraph)
+        self.tally("addenda", report.addenda > 0)
+        return report
 
-        `file` names the table where it is not the intake's own.
+    def usable(
+        self, rows: Iterable[tuple[int, Any]], parse: Callable[[Any], T], file: str = ""
+    ) -> Iterator[tuple[int, T]]:
+        """What `parse` makes of each row or group of rows, with its number; those it calls `Unusable` are set aside.
+
+        `file` names the table where it is not the one that is being taken.
         """
-        first_row: dict[str, int] = {study.study_id: study.row for study in self.studies}
         for number, row in rows:
             try:
                 check_encoding(row)
-                study = parse(number, row)
-                if study is not None:
-                    first = first_row.setdefault(study.study_id, number)
-                    if first != number:
-                        raise Unusable("study", f"{study.study_id} stands already in row {first}; the first is kept")
-                    self.studies.append(study)
+                yield number, parse(row)
             except Unusable as fault:
                 self.set_aside(fault.row or number, fault.column, fault.reason, fault.file or file)
 
-    def usable(
-        self, rows: Iterable[tuple[int, Cells]], parse: Callable[[Cells], T], file: str | None = None
-    ) -> list[tuple[int, T]]:
-        """What `parse` makes of each row, with its number; rows it calls `Unusable` are set aside."""
-        good = []
-        for number, cells in rows:
-            try:
-                good.append((number, parse(cells)))
-            except Unusable as fault:
-                self.set_aside(number, fault.column, fault.reason, fault.file or file)
-        return good
+    def take(self, rows: Iterable[tuple[int, Any]], parse: Callable[[Any], Study | None], file: str = "") -> None:
+        """Keep the study that `parse` makes of each row or group of rows; skip None and, as set aside, what is doubled.
+
+        `file` names the table where it is not the intake's own.
+        """
+        self.taking = file or self.file
+        first_row = {study.study_id: study.row for study in self.studies}
+        for number, study in self.usable(rows, parse):
+            if study is None:
+                continue
+            if (first := first_row.setdefault(study.study_id, number)) != number:
+                self.set_aside(number, "study", f"{study.study_id} stands already in row {first}; the first is kept")
+            else:
+                self.studies.append(replace(study, row=number, file=self.taking))
 
     def usable_films(
-        self,
-        group: Rows,
-        parse: Callable[[Cells], tuple[str, Film | None]],
-        *,
-        unique: str,
-        shared: Sequence[str],
-        file: str | None = None,
+        self, group: Rows, parse: Callable[[Cells], tuple[str, Film | None]], *, unique: str, shared: Sequence[str]
     ) -> tuple[list[Film], Cells]:
         """The films of a study, a row each, and its first usable row; rows that repeat or contradict one are set aside.
 
@@ -236,15 +246,15 @@ class Intake:
             unique: the column of the former.
             shared: columns in which all rows of a study are equal.
         """
-        rows, cells = self.usable(group, parse, file), dict(group)
+        rows, cells = list(self.usable(group, parse)), dict(group)
         films: list[Film] = []
         first_row: dict[str, int] = {}
         for row, (name, film) in rows:
             first = rows[0][0]
             if first_row.setdefault(name, row) != row:
-                self.set_aside(row, unique, f"{name} stands already in row {first_row[name]}; the first is kept", file)
+                self.set_aside(row, unique, f"{name} stands already in row {first_row[name]}; the first is kept")
             elif column := next((key for key in shared if cells[row][key] != cells[first][key]), ""):
-                self.set_aside(row, column, f"differs from row {first}, a film of the same study", file)
+                self.set_aside(row, column, f"differs from row {first}, a film of the same study")
             elif film is None:
                 self.tally("not_downloaded")
             else:
@@ -252,8 +262,8 @@ class Intake:
         return films, cells[rows[0][0]] if rows else {}
 
     def set_aside(self, row: int | None, column: str, reason: str, file: str | None = None) -> None:
-        """List a row as unusable; `file` where it is not the intake's own table."""
-        self.rejected.append(Rejected(file or self.file, row, column, reason))
+        """List a row as unusable; `file` where it is not of the table that is being taken."""
+        self.rejected.append(Rejected(file or self.taking or self.file, row, column, reason))
 
     def write(
         self, out: str | Path, *, image_size: int = 512, max_rejected: float = 0.05, workers: int | None = None
@@ -346,15 +356,9 @@ class Intake:
                 good.append((film, data))
         if not good:
             return []
-        return [
-            {
-                **{name: getattr(study, name) for name in _COPIED},
-                "source": self.name,
-                "split": self._split(study),
-                "images": [{"bytes": data, "path": name_in(self.root, film.path)} for film, data in good],
-                "views": [film.view for film, _ in good],
-            }
-        ]
+        row = {name: getattr(study, name) for name in _COPIED} | {"source": self.name, "split": self._split(study)}
+        row["images"] = [{"bytes": data, "path": name_in(self.root, film.path)} for film, data in good]
+        return [row | {"views": [film.view for film, _ in good]}]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -364,3 +368,13 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return stat.st_size, stat.st_mtime_ns
+
+
+def compared(published: Mapping[str, int], measured: Mapping[str, int]) -> pd.DataFrame:
+    """Columns count, expected, found, and a remark where they differ; counts without a published number last."""
+    lines = []
+    for what in dict.fromkeys([*published, *measured]):
+        expected, count = published.get(what), measured.get(what, 0)
+        remark = "" if expected in (None, count) else f"{count - expected:+,}"
+        lines.append((what, "-" if expected is None else f"{expected:,}", f"{count:,}", remark))
+    return pd.DataFrame(lines, columns=["count", "expected", "found", ""])

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxrclip.data.sources.dicom import film_of, find_films
+from cxrclip.data.sources.dicom import Films, find_films
 from cxrclip.data.sources.prepare import Intake, Source, Study
 from cxrclip.data.sources.splits import gloria_split, split_sizes
-from cxrclip.data.sources.tables import Rows, Unusable, find_one, grouped, need_columns, read_table
+from cxrclip.data.sources.tables import Rows, Unusable, filled, find_one, grouped, need_columns, read_table
 from cxrclip.errors import InputError
 
 TABLES = ("train-rle.csv", "stage_2_train.csv")
@@ -56,7 +56,7 @@ def read(intake: Intake, *, file: str | None = None) -> None:
     intake.file = path.name
     intake.count(EXPECTED, counts(table, films, splits))
     intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
-    intake.take(grouped(table, "ImageId"), partial(_study, intake=intake, films=films, splits=splits))
+    intake.take(grouped(table, "ImageId"), partial(_study, films=Films(intake, films, splits)))
 
 
 SOURCE = Source("siim", f"the SIIM download, with {TABLES[0]} or {TABLES[1]}", read,
@@ -77,28 +77,19 @@ def counts(table: pd.DataFrame, films: Mapping[str, Path], splits: Mapping[str, 
     return measured | {"rows without mask": int((table["EncodedPixels"] == NO_MASK).sum())} | split_sizes(splits)
 
 
-def _study(
-    row: int, group: Rows, *, intake: Intake, films: Mapping[str, Path], splits: Mapping[str, str]
-) -> Study | None:
+def _study(group: Rows, films: Films) -> Study | None:
     """One film: a row with -1, or a row for each of its masks."""
-    image = group[0][1]["ImageId"]
-    if not image:
-        raise Unusable("ImageId", "is empty")
+    image = filled(group[0][1], "ImageId")
     first_row: dict[str, int] = {}
-    for number, cells in group:
+    for row, cells in group:
         mask = cells["EncodedPixels"]
         if not _is_mask(mask):
-            raise Unusable("EncodedPixels", f"{mask[:40]!r} is neither -1 nor pairs of numbers", row=number)
-        if first_row.setdefault(mask, number) != number:
-            intake.set_aside(number, "EncodedPixels", f"the same as in row {first_row[mask]}; the first is kept")
+            raise Unusable("EncodedPixels", f"{mask[:40]!r} is neither -1 nor pairs of numbers", row=row)
+        if first_row.setdefault(mask, row) != row:
+            films.intake.set_aside(row, "EncodedPixels", f"the same as in row {first_row[mask]}; the first is kept")
     if NO_MASK in first_row and len(first_row) > 1:
         raise Unusable("EncodedPixels", f"{image} has a mask and -1", row=first_row[NO_MASK])
-    if image not in films:
-        intake.tally("not_downloaded")
-        return None
-    labels = {"negative" if NO_MASK in first_row else "positive": [PNEUMOTHORAX]}
-    return Study(row=row, study_id=image, patient_id=image, split=splits[image], **labels,
-                 **film_of(films[image], intake))
+    return films.study(image, *([], [PNEUMOTHORAX]) if NO_MASK in first_row else ([PNEUMOTHORAX], []))
 
 
 def _is_mask(cell: str) -> bool:

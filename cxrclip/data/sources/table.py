@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pandas as pd
 from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Source, Study
 from cxrclip.data.sources.report_text import parse_report, with_lines
 from cxrclip.data.sources.splits import SHARES, split_patients
-from cxrclip.data.sources.tables import Cells, Unusable, name_in, read_table, records, to_age, to_sex, to_text
+from cxrclip.data.sources.tables import Cells, Unusable, filled, name_in, read_table, records, to_age, to_sex, to_text
 from cxrclip.errors import InputError
 
 SPLIT_NAMES = {"train": "train", "valid": "valid", "test": "test", "training": "train", "val": "valid"}
@@ -128,7 +129,7 @@ def read(
         intake.count(expected, _counts(table, chosen, intake.root, expected))
     if chosen.report:
         intake.facts |= {"last_paragraphs": 0, "addenda": 0}
-    intake.take(records(table), lambda row, cells: _study(row, cells, chosen, intake))
+    intake.take(records(table), partial(_study, columns=chosen, intake=intake))
     if not chosen.split:
         intake.splits = split_patients((study.patient_id for study in intake.studies), shares, seed)
 
@@ -149,35 +150,28 @@ def _counts(table: pd.DataFrame, columns: Columns, root: Path, expected: Mapping
     return {what: int(ways[what]()) for what in expected}
 
 
-def _study(row: int, cells: Cells, columns: Columns, intake: Intake) -> Study:
+def _study(cells: Cells, columns: Columns, intake: Intake) -> Study:
     def cell(column: str | None) -> str:
         return cells[column] if column else ""
 
-    films = _films(cells, columns, intake.root)
-    for column in (columns.patient, columns.study):
-        if column and not cells[column]:
-            raise Unusable(column, "is empty")
-    if columns.split and cells[columns.split].lower() not in SPLIT_NAMES:
+    films, patient = _films(cells, columns, intake.root), filled(cells, columns.patient)
+    study = filled(cells, columns.study) if columns.study else name_in(intake.root, films[0].path.with_suffix(""))
+    split = cell(columns.split).lower()
+    if columns.split and split not in SPLIT_NAMES:
         raise Unusable(columns.split, f"{cells[columns.split]!r} is not train, valid or test")
-    labels = _labels(cells, columns)
-    sections = _sections(cells, columns, intake)
-    if columns.supervision and not any(sections) and not any(labels.values()):
+    labels, sections = _labels(cells, columns), _sections(cells, columns, intake)
+    if columns.supervision and not any((*sections, *labels.values())):
         raise Unusable(", ".join(columns.supervision), "neither a text nor a label")
-    return Study(row=row, study_id=cell(columns.study) or name_in(intake.root, films[0].path.with_suffix("")),
-                 patient_id=cells[columns.patient], films=films,
-                 split=SPLIT_NAMES[cells[columns.split].lower()] if columns.split else "", findings=sections[0],
-                 impression=sections[1], **labels, sex=to_sex(str(columns.sex), cell(columns.sex)),
-                 age=to_age(str(columns.age), cell(columns.age)))
+    return Study(study, patient, films, SPLIT_NAMES.get(split, ""), *sections, **labels,
+                 sex=to_sex(str(columns.sex), cell(columns.sex)), age=to_age(str(columns.age), cell(columns.age)))
 
 
 def _sections(cells: Cells, columns: Columns, intake: Intake) -> list[str | None]:
     """Findings and impression of one row, from their columns or out of its report."""
     if not columns.report:
         return [to_text(name, cells[name]) if name else None for name in (columns.findings, columns.impression)]
-    text = parse_report(with_lines(cells[columns.report]))
-    intake.tally("last_paragraphs", text.last_paragraph)
-    intake.tally("addenda", text.addenda > 0)
-    return [text.findings, text.impression]
+    report = intake.tallied(parse_report(with_lines(cells[columns.report])))
+    return [report.findings, report.impression]
 
 
 def _films(cells: Cells, columns: Columns, root: Path) -> list[Film]:

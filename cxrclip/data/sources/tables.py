@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,20 @@ def check_encoding(row: Any) -> None:
 def _is_undecodable(text: str) -> bool:
     """Whether the text holds bytes that could not be decoded (lone surrogates, see `read_table`)."""
     return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def filled(cells: Cells, column: str) -> str:
+    """The cell of a column, which must not be empty."""
+    if not cells[column]:
+        raise Unusable(column, "is empty")
+    return cells[column]
+
+
+def one_of(choices: Container[str], named: str, cells: Cells, column: str, row: int | None = None) -> str:
+    """The cell of a column, which must be one of the choices; `named` says in the message which they are."""
+    if cells[column] not in choices:
+        raise Unusable(column, f"{cells[column]!r} is not {named}", row=row)
+    return cells[column]
 
 
 def to_text(column: str, cell: str) -> str | None:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxrclip.data.sources.dicom import film_of, find_films
+from cxrclip.data.sources.dicom import Films, find_films
 from cxrclip.data.sources.prepare import Intake, Source, Study
 from cxrclip.data.sources.splits import split_sizes, train_valid_split
-from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, grouped, read_table
+from cxrclip.data.sources.tables import Rows, Unusable, filled, find_one, grouped, one_of, read_table
 from cxrclip.errors import InputError
 
 FINDINGS = (
@@ -30,6 +30,7 @@ FINDINGS = (
 NO_FINDING = "No finding"
 RENAMED = {"Other disease": "Other diseases"}  # written so in some copies
 READERS = 3
+_VALUES = ("0", "1", "0.0", "1.0")
 TRAIN, TEST = "image_labels_train.csv", "image_labels_test.csv"
 EXPECTED = {
     f"rows of {TRAIN}": 45_000, f"rows of {TEST}": 3_000, "train films listed": 15_000, "images": 18_000,
@@ -61,7 +62,7 @@ def read(intake: Intake) -> None:
     intake.count(EXPECTED, _counts(tables, films, splits))
     intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
     for name, table in tables.items():
-        parse = partial(_study, intake=intake, file=name, films=films[name], splits=splits)
+        parse = partial(_study, readers=READERS if name == TRAIN else 1, films=Films(intake, films[name], splits, "PA"))
         intake.take(grouped(table, "image_id"), parse, name)
 
 
@@ -89,31 +90,15 @@ def _counts(
     return measured | split_sizes(splits)
 
 
-def _study(
-    row: int, group: Rows, *, intake: Intake, file: str, films: Mapping[str, Path], splits: Mapping[str, str]
-) -> Study | None:
-    image = group[0][1]["image_id"]
-    if not image:
-        raise Unusable("image_id", "is empty")
-    if file == TRAIN:
-        readers = [cells["rad_id"] for _, cells in group]
-        if len(set(readers)) != READERS or len(readers) != READERS:
-            raise Unusable("rad_id", f"{image} has the readers {', '.join(readers)}, not {READERS} different ones")
-    elif len(group) > 1:
+def _study(group: Rows, readers: int, films: Films) -> Study | None:
+    image = filled(group[0][1], "image_id")
+    if readers == 1 and len(group) > 1:
         raise Unusable("image_id", f"{image} stands in {len(group)} rows, not one", row=group[1][0])
-    names = (*FINDINGS, NO_FINDING)
-    seen = {name: sum(_is_positive(number, name, cells) for number, cells in group) > 0 for name in names}
-    if image not in films:
-        intake.tally("not_downloaded")
-        return None
+    names = [cells.get("rad_id") for _, cells in group]
+    if len(set(names)) != readers or len(names) != readers:
+        raise Unusable("rad_id", f"{image} has the readers {', '.join(names)}, not {readers} different ones")
+    seen = {name: "1" in {one_of(_VALUES, "0 or 1", cells, name, row)[0] for row, cells in group}
+            for name in (*FINDINGS, NO_FINDING)}
     positive = [name for name in FINDINGS if seen[name]]
-    return Study(row=row, study_id=image, patient_id=image, split=splits[image],
-                 positive=positive or [NO_FINDING] * seen[NO_FINDING],
-                 negative=[name for name in FINDINGS if not seen[name]], **film_of(films[image], intake, view="PA"),
-                 file=file)
-
-
-def _is_positive(row: int, name: str, cells: Cells) -> bool:
-    if cells[name] not in ("0", "1", "0.0", "1.0"):
-        raise Unusable(name, f"{cells[name]!r} is not 0 or 1", row=row)
-    return cells[name] in ("1", "1.0")
+    negative = [name for name in FINDINGS if not seen[name]]
+    return films.study(image, positive or [NO_FINDING] * seen[NO_FINDING], negative)

@@ -23,7 +23,7 @@ from cxrclip.data.sources import (
     siim,
     vindr,
 )
-from cxrclip.data.sources.chexpert_format import COLUMNS, FINDINGS, label_table
+from cxrclip.data.sources.chexpert_format import COLUMNS, FINDINGS, label_tables, patients_of
 from cxrclip.data.sources.dicom import read_header
 from cxrclip.data.sources.report_text import parse_report
 from cxrclip.data.sources.splits import gloria_split, train_valid_split
@@ -771,10 +771,10 @@ def test_siim_bad_films_and_missing_tables(siim_root, tmp_path):
 def test_the_public_table_of_chexpert_has_the_known_counts(tmp_path):
     data = gzip.decompress(public_table("chexpert_train.csv.gz").read_bytes())
     (tmp_path / "train.csv").write_bytes(data)
-    path, rows = label_table(tmp_path, "train.csv")
+    ((path, rows),) = label_tables(tmp_path)
     drawn = chexpert5x200.mgca_list(path, rows)  # raises where its counts differ
-    patients = chexpert.patients_of(drawn["Path"])
-    found = chexpert.counts([(path, rows)], ~chexpert.patients_of(rows["Path"]).isin(patients), True)
+    patients = patients_of(drawn["Path"])
+    found = chexpert.counts([(path, rows)], ~patients_of(rows["Path"]).isin(patients), True)
     for what in ("rows of train.csv", "patients of train.csv"):
         assert found[what] == chexpert.EXPECTED[what]
     assert {what: found[what] for what in ("rows left", "patients left")} == chexpert.REMAINING["mgca"]
