@@ -60,29 +60,32 @@ def read(
             all 112,120: so its training set holds most of the official test list (ledger D1).
     """
     tables = sorted(intake.root.glob("Data_Entry_2017*.csv"))
-    if not tables:
-        raise InputError(f"{intake.root}: no Data_Entry_2017_v2020.csv; download it from the NIH release")
+    intake.need(tables, "no Data_Entry_2017_v2020.csv; download it from the NIH release")
     table = read_table(tables[-1], COLUMNS)
     films, repeated = _find_films(intake.root, images)
     present = table["Image Index"].isin(films.keys())
-    if not present.any():
-        raise InputError(f"{intake.root}: none of the {len(table):,} listed films is in its image folders; "
-                         "download some")
+    intake.need(present.any(), f"none of the {len(table):,} listed films is in its image folders; download some")
     lists = _official_lists(intake.root)
     intake.file = tables[-1].name
     intake.count(EXPECTED, counts(table, present, lists))
-    used = lists if official_lists else None
+    by_list = official_lists and bool(lists)
     intake.facts |= {
         "seed": seed,
         "shares": dict(shares),
-        "splits": "official lists" if used else "seeded by patient",
+        "splits": "official lists" if by_list else "seeded by patient",
         "folders": list(images or ["all"]),
         "not_downloaded": int((~present).sum()),
         "in_two_folders": repeated,
         "without_row": len(films.keys() - set(table["Image Index"])),
     }
     intake.take(records(table), partial(_study, films=films))
-    intake.splits = _splits(intake.studies, used, shares, seed)
+    official = _official_splits(intake.studies, lists) if by_list else {}
+    rest = {study.patient_id for study in intake.studies if official.get(study.patient_id) != "test"}
+    if by_list:  # what is not test is cut into train and valid
+        shares = {name: shares.get(name, 0) for name in ("train", "valid")}
+        total = sum(shares.values())
+        shares = {name: share / total for name, share in shares.items()} if total else {"train": 1}
+    intake.splits = official | split_patients(rest, shares, seed)
 
 
 SOURCE = Source("chestxray14", "the NIH download, with Data_Entry_2017_v2020.csv", read,
@@ -91,24 +94,21 @@ SOURCE = Source("chestxray14", "the NIH download, with Data_Entry_2017_v2020.csv
 
 def counts(table: pd.DataFrame, present: pd.Series, lists: Mapping[str, str] | None) -> dict[str, int]:
     """The counts of `EXPECTED` in this download."""
-    listed = pd.Series((lists or {}).values(), dtype=object).value_counts()
+    listed = list((lists or {}).values())
     return {
         "rows": len(table),
         "patients": table["Patient ID"].nunique(),
         "images": int(present.sum()),
-        "in train_val_list.txt": int(listed.get("train", 0)),
-        "in test_list.txt": int(listed.get("test", 0)),
+        "in train_val_list.txt": listed.count("train"),
+        "in test_list.txt": listed.count("test"),
     }
 
 
 def _find_films(root: Path, folders: Sequence[str] | None) -> tuple[dict[str, Path], int]:
     """File name -> path over the image folders, and how many files stand in a second folder."""
-    if folders is None:
-        places = sorted(path for path in root.glob("images*") if path.is_dir())
-    else:
-        places = [root / name for name in folders]
-        if absent := [place for place in places if not place.is_dir()]:
-            raise InputError(f"{absent[0]}: no such folder; give folders of images in images={list(folders)}")
+    places = sorted(root.glob("images*")) if folders is None else [root / name for name in folders]
+    if folders is not None and (absent := [place for place in places if not place.is_dir()]):
+        raise InputError(f"{absent[0]}: no such folder; give folders of images in images={list(folders)}")
     films: dict[str, Path] = {}
     files = [path for place in places for path in sorted(place.rglob("*.png"))]
     for path in files:
@@ -139,20 +139,13 @@ def _official_lists(root: Path) -> dict[str, str] | None:
     return {film: split for split, path in paths.items() for film in path.read_text(encoding="utf-8").split()}
 
 
-def _splits(
-    studies: Sequence[Study], lists: Mapping[str, str] | None, shares: Mapping[str, float], seed: int
-) -> dict[str, str]:
-    """Patient -> split."""
-    if lists is None:
-        return split_patients((study.patient_id for study in studies), shares, seed)
-    official: dict[str, str] = {}
+def _official_splits(studies: Sequence[Study], lists: Mapping[str, str]) -> dict[str, str]:
+    """Patient -> test or train by the official lists."""
+    splits: dict[str, str] = {}
     for study in studies:
         split = lists.get(f"{study.study_id}.png")
         if split is None:
             raise InputError(f"{study.study_id}.png is in neither train_val_list.txt nor test_list.txt; check them")
-        if official.setdefault(study.patient_id, split) != split:
+        if splits.setdefault(study.patient_id, split) != split:
             raise InputError(f"patient {study.patient_id} is in train_val_list.txt and in test_list.txt; check them")
-    rest = shares.get("train", 0) + shares.get("valid", 0)
-    trained = [patient for patient, split in official.items() if split == "train"]
-    cut = {"train": shares.get("train", 0) / rest, "valid": shares.get("valid", 0) / rest} if rest else {"train": 1}
-    return official | split_patients(trained, cut, seed)
+    return splits

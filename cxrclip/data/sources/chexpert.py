@@ -21,7 +21,6 @@ from cxrclip.data.sources import chexpert5x200
 from cxrclip.data.sources import chexpert_format as chex
 from cxrclip.data.sources.prepare import Film, Intake, Source, Study
 from cxrclip.data.sources.tables import Cells, Rows, Unusable, grouped
-from cxrclip.errors import InputError
 
 EXPECTED = {
     "rows of train.csv": 223_414, "patients of train.csv": 64_540, "rows of valid.csv": 234,
@@ -49,8 +48,8 @@ def read(intake: Intake, *, test_list: str | None = None, reports: str | None = 
     """
     tables = chex.label_tables(intake.root, "valid.csv")
     path, train = tables[0]
-    if not any((table["film"] != "").any() for _, table in tables):
-        raise InputError(f"{intake.root}: none of the {len(train):,} listed films is here; unpack train/ and valid/")
+    present = any((table["film"] != "").any() for _, table in tables)
+    intake.need(present, f"none of the {len(train):,} listed films is here; unpack train/ and valid/")
     rule, removed = _test_patients(intake.root, path, train, test_list)
     keep = ~chex.patients_of(train["Path"]).isin(removed)
     intake.file = path.name

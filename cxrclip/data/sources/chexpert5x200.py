@@ -35,9 +35,8 @@ def read(intake: Intake, *, test_list: str | None = None) -> None:
     Args:
         test_list: path of the list, absolute or relative to `root`; None looks for chexpert_5x200.csv there.
     """
-    if (path := find_list(intake.root, test_list)) is None:
-        raise InputError(f"{intake.root}: no {LIST} here; take the list that GLoRIA gives out, or use "
-                         "chexpert5x200-mgca")
+    path = find_list(intake.root, test_list)
+    intake.need(path, f"no {LIST} here; take the list that GLoRIA gives out, or use chexpert5x200-mgca")
     table = read_list(path)
     table["film"] = chex.films_of(intake.root, table["Path"])
     _take(intake, path, table)
@@ -117,8 +116,7 @@ def _checked(table: pd.DataFrame, path: Path, expected: dict[str, int], otherwis
 
 def _take(intake: Intake, path: Path, table: pd.DataFrame) -> None:
     present = int((table["film"] != "").sum())
-    if not present:
-        raise InputError(f"{intake.root}: none of the {len(table):,} films of the list is here; unpack train/")
+    intake.need(present, f"none of the {len(table):,} films of the list is here; unpack train/")
     intake.file = path.name
     intake.count({"images": len(table)}, {"images": present})
     intake.facts["not_downloaded"] = len(table) - present

@@ -18,8 +18,8 @@ from pathlib import Path
 import pandas as pd
 
 from cxrclip.data.sources.chexpert_format import FINDINGS, labels_of
-from cxrclip.data.sources.mimic_reports import Reports, open_reports
 from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Source, Study
+from cxrclip.data.sources.reports import Reports, open_reports
 from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, grouped, one_of, read_table, records
 from cxrclip.errors import InputError
 
@@ -51,7 +51,9 @@ def read(intake: Intake, *, reports: str | None = None, labels: str | None = "ch
             for the texts among the films (files/p10/.../s*.txt).
         labels: "chexpert" or "negbio", whose table of labels is added where it is there; None leaves them out.
     """
-    meta, split = (_table_path(intake.root, kind) for kind in ("metadata", "split"))
+    meta, split = (find_one(intake.root, f"mimic-cxr-*-{kind}.csv*") for kind in ("metadata", "split"))
+    for kind, path in (("metadata", meta), ("split", split)):
+        intake.need(path, f"no mimic-cxr-2.0.0-{kind}.csv.gz; give the folder of the MIMIC-CXR-JPG download")
     table, texts = read_table(meta, COLUMNS, only=True), open_reports((intake.root, meta.parent), reports)
     intake.file = meta.name
     intake.facts |= {"reports": texts.where, "labels": labels}
@@ -60,11 +62,9 @@ def read(intake: Intake, *, reports: str | None = None, labels: str | None = "ch
     films = [f"{meta.parent}/{film_name(*ids)}" for ids in zip(*(table[name] for name in COLUMNS[:3]), strict=True)]
     table["film"] = [film if os.path.isfile(film) else "" for film in films]
     measured = _counts(table, texts)
-    if not measured["images"]:
-        raise InputError(f"{intake.root}: none of the {len(table):,} listed films is here; download them into files/")
-    if not measured["reports"]:
-        raise InputError(f"{intake.root}: no report of the {measured['studies']:,} listed studies is here; download "
-                         "them, or say where they are (reports=...)")
+    intake.need(measured["images"], f"none of the {len(table):,} listed films is here; download them into files/")
+    intake.need(measured["reports"], f"no report of the {measured['studies']:,} listed studies is here; download them, "
+                                     "or say where they are (reports=...)")
     intake.count(EXPECTED, measured)
     by_study = _labels(labels, set(table["study_id"]), intake)
     intake.take(grouped(table, "study_id"), partial(_study, intake=intake, texts=texts, labels=by_study))
@@ -77,13 +77,6 @@ SOURCE = Source("mimic-cxr", "the MIMIC-CXR-JPG download", read,
 def film_name(dicom: str, subject: str, study: str) -> str:
     """files/p10/p10000032/s50414267/02aa804e-bde0afdd-112c0b34-7bc16630-4e384014.jpg"""
     return f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}.jpg"
-
-
-def _table_path(root: Path, kind: str) -> Path:
-    path = find_one(root, f"mimic-cxr-*-{kind}.csv*")
-    if path is None:
-        raise InputError(f"{root}: no mimic-cxr-2.0.0-{kind}.csv.gz; give the folder of the MIMIC-CXR-JPG download")
-    return path
 
 
 def _counts(table: pd.DataFrame, texts: Reports) -> dict[str, int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,16 +23,11 @@ from cxrclip.errors import InputError
 from cxrclip.studies import SPLITS
 
 REPORTS, PROJECTIONS, XML = "indiana_reports.csv", "indiana_projections.csv", "ecgen-radiology"
+PROJECTION_COLUMNS = ("uid", "filename", "projection")
 KINDS = ("*.png", "*.jpg", "*.dcm")
 EXPECTED = {
-    XML: {
-        "reports": 3_955,
-        "films named": 7_470,
-        "with findings": 3_425,
-        "with impression": 3_921,
-        "with both sections": 3_419,
-        "images": 7_470,
-    },
+    XML: {"reports": 3_955, "films named": 7_470, "with findings": 3_425, "with impression": 3_921,
+          "with both sections": 3_419, "images": 7_470},
     REPORTS: {"reports": 3_851, "films named": 7_466, "images": 7_466},
 }
 FRONTAL, LATERAL = "FRONTAL", "LATERAL"
@@ -74,18 +70,18 @@ def read(
     root = intake.root
     if split is not None and split not in SPLITS:
         raise InputError(f"openi: unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    views = _projections(root)
+    views = _views(root)
     films = _find_films(root)
     intake.file = XML if (root / XML).is_dir() else REPORTS
-    reports = list(xml_reports(root / XML) if intake.file == XML else _csv_reports(root))
-    if all(isinstance(report, Report) and not films.keys() & set(report.films) for report in reports):
-        raise InputError(f"{root}: no film of {len(reports):,} reports is here; download NLMCXR_png.tgz")
+    reports = list(xml_reports(root / XML) if intake.file == XML else _csv_reports(intake))
+    present = any(isinstance(report, Unusable) or films.keys() & set(report.films) for report in reports)
+    intake.need(present, f"no film of {len(reports):,} reports is here; download NLMCXR_png.tgz")
     intake.count(EXPECTED[intake.file], counts(reports, films, views))
     intake.facts |= {"frontal_only": frontal_only, "split": split or "seeded by report"}
     intake.facts |= {"seed": seed, "shares": dict(shares)}
     intake.facts |= dict.fromkeys(
         ("not_downloaded", "without_film", "missing_films", "guessed_views", "without_frontal"), 0)
-    intake.take(enumerate(reports, 1), lambda report: _study(report, _films(report, films, views, intake), split))
+    intake.take(enumerate(reports, 1), partial(_study, films=films, views=views, intake=intake, split=split or ""))
     intake.splits = {} if split else split_patients((study.patient_id for study in intake.studies), shares, seed)
 
 
@@ -115,58 +111,46 @@ def counts(reports: list[Report | Unusable], films: Mapping[str, Path], views: M
     }
 
 
-def _films(
-    report: Report | Unusable, films: Mapping[str, Path], views: Mapping[str, str], intake: Intake
-) -> list[Film]:
-    """The films of a report that are here, with their views; what is not is counted."""
-    if isinstance(report, Unusable):
-        raise report
+def _study(
+    report: Report, films: Mapping[str, Path], views: Mapping[str, str], intake: Intake, split: str
+) -> Study | None:
     present = [name for name in report.films if name in films]
     intake.tally("missing_films", len(report.films) - len(present))
     intake.tally("guessed_views", sum(name not in views for name in present))
     if not present:
         intake.tally("not_downloaded" if report.films else "without_film")
-    viewed = [Film(films[name], _view(report.films, name, views)) for name in present]
-    if intake.facts["frontal_only"] and viewed:
-        viewed = [film for film in viewed if film.view == FRONTAL]
-        intake.tally("without_frontal", not viewed)
-    return viewed
-
-
-def _study(report: Report, films: list[Film], split: str | None) -> Study | None:
-    if not films:
         return None
-    findings, impression = to_text("findings", report.findings), to_text("impression", report.impression)
-    if findings is None and impression is None:
+    viewed = [Film(films[name], _view(report.films, name, views)) for name in present]
+    frontal = [film for film in viewed if film.view == FRONTAL]
+    if intake.facts["frontal_only"] and not frontal:
+        intake.tally("without_frontal")
+        return None
+    other = [] if intake.facts["frontal_only"] else [film for film in viewed if film.view != FRONTAL]
+    sections = [to_text(name, getattr(report, name)) for name in ("findings", "impression")]
+    if not any(sections):
         raise Unusable("findings, impression", f"report {report.uid} has no text")
-    films = sorted(films, key=lambda film: film.view != FRONTAL)
-    return Study(f"CXR{report.uid}", f"CXR{report.uid}", films, split or "", findings, impression)
+    return Study(f"CXR{report.uid}", f"CXR{report.uid}", frontal + other, split, *sections)
 
 
 def _key(name: str) -> str:
     """One name for a film in both layouts: CXR1_1_IM-0001-3001.png and 1_IM-0001-3001.dcm.png lose what differs."""
-    stem = name.removesuffix(".png").removesuffix(".jpg").removesuffix(".dcm")
-    return stem.removeprefix("CXR")
+    return name.removesuffix(".png").removesuffix(".jpg").removesuffix(".dcm").removeprefix("CXR")
 
 
 def _view(films: list[str], name: str, views: Mapping[str, str]) -> str:
     """The view of one of a report's `films`: as the mirror's table says, else by its place."""
-    if name in views:
-        return views[name]
     place = films.index(name)
-    if place == 0:
-        return FRONTAL
-    return LATERAL if len(films) == 2 else UNKNOWN
+    guess = FRONTAL if place == 0 else LATERAL if len(films) == 2 else UNKNOWN
+    return views.get(name, guess)
 
 
-def _projections(root: Path) -> dict[str, str]:
+def _views(root: Path) -> dict[str, str]:
     """Film -> view by the mirror's table; empty where the table is absent."""
-    path = root / PROJECTIONS
-    if not path.is_file():
+    if not (root / PROJECTIONS).is_file():
         return {}
-    table = read_table(path, ("uid", "filename", "projection"))
-    views = {"frontal": FRONTAL, "lateral": LATERAL}
-    return {_key(f): views.get(p.lower(), UNKNOWN) for f, p in zip(table["filename"], table["projection"], strict=True)}
+    table = read_table(root / PROJECTIONS, PROJECTION_COLUMNS)
+    views = table["projection"].str.lower().map({"frontal": FRONTAL, "lateral": LATERAL}).fillna(UNKNOWN)
+    return dict(zip(table["filename"].map(_key), views, strict=True))
 
 
 def xml_reports(folder: Path) -> Iterator[Report | Unusable]:
@@ -188,12 +172,12 @@ def xml_reports(folder: Path) -> Iterator[Report | Unusable]:
         yield Report(path.stem, sections["FINDINGS"], sections["IMPRESSION"], names)
 
 
-def _csv_reports(root: Path) -> Iterator[Report]:
-    if not (root / REPORTS).is_file():
-        raise InputError(f"{root}: neither {XML}/ nor {REPORTS}; give the folder of an Open-I download")
-    if not (root / PROJECTIONS).is_file():
-        raise InputError(f"{root}: {REPORTS} without {PROJECTIONS}, which names the films; download it too")
+def _csv_reports(intake: Intake) -> Iterator[Report]:
+    root = intake.root
+    intake.need((root / REPORTS).is_file(), f"neither {XML}/ nor {REPORTS}; give the folder of an Open-I download")
+    intake.need((root / PROJECTIONS).is_file(), f"{REPORTS} without {PROJECTIONS}, which names the films; download it "
+                                                "too")
     reports = read_table(root / REPORTS, ("uid", "findings", "impression"))
-    films = read_table(root / PROJECTIONS, ("uid", "filename", "projection")).groupby("uid")["filename"].agg(list)
-    for row in reports.to_dict("records"):
-        yield Report(row["uid"], row["findings"], row["impression"], [_key(f) for f in films.get(row["uid"], [])])
+    films = read_table(root / PROJECTIONS, PROJECTION_COLUMNS).groupby("uid")["filename"].agg(list)
+    for uid, *sections in reports[["uid", "findings", "impression"]].itertuples(index=False):
+        yield Report(uid, *sections, [_key(film) for film in films.get(uid, [])])

@@ -14,7 +14,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
@@ -26,10 +26,10 @@ from cxrclip.data.images import MIN_SIDE, store_film
 from cxrclip.data.pool import Failure, in_order
 from cxrclip.data.progress import progress_bar
 from cxrclip.data.shards import Rejected, ResumableStudies, refuse_many, resumable_studies
-from cxrclip.data.sources.report_text import Sections
-from cxrclip.data.sources.tables import Cells, Rows, Unusable, check_encoding, name_in
+from cxrclip.data.sources.reports import Sections
+from cxrclip.data.sources.tables import Cells, Rows, Unusable, check_row, name_in
 from cxrclip.errors import InputError
-from cxrclip.studies import summary
+from cxrclip.studies import SCHEMA, summary
 
 VERSION = 1  # of stored rows: raise it when films or studies are stored otherwise, and finished shards are made again
 UNKNOWN = "UNKNOWN"  # the view of a film of which nothing is said
@@ -39,7 +39,6 @@ DECODING_SECONDS = 120  # the largest films take two; a decoder that is still at
 # Facts a source may count, besides rejected rows; they are reported.
 COUNTED = ("not_downloaded", "in_two_folders", "without_row", "without_film", "missing_films", "guessed_views",
            "without_report", "without_frontal", "last_paragraphs", "addenda", "test_patients_removed", "odd_headers")
-_COPIED = ("study_id", "patient_id", "findings", "impression", "positive", "negative", "uncertain", "sex", "age")
 T = TypeVar("T")
 
 
@@ -176,6 +175,11 @@ class Intake:
     studies: list[Study] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
 
+    def need(self, present: Any, message: str) -> None:
+        """Raise InputError, which names the root, where a part of the download is not `present`."""
+        if not present:
+            raise InputError(f"{self.root}: {message}")
+
     def count(self, published: Mapping[str, int], measured: Mapping[str, int]) -> None:
         """Compare what this download holds with the published counts of its release, before any film is read.
 
@@ -216,7 +220,7 @@ class Intake:
         """
         for number, row in rows:
             try:
-                check_encoding(row)
+                check_row(row)
                 yield number, parse(row)
             except Unusable as fault:
                 self.set_aside(fault.row or number, fault.column, fault.reason, fault.file or file)
@@ -273,55 +277,48 @@ class Intake:
             raise InputError(f"image_size={image_size} needs at least {MIN_SIDE}; max_rejected={max_rejected} 0 to 1")
         if workers is not None and workers < 1:
             raise InputError(f"workers={workers}: give at least 1, or None for a process a core")
-        if not self.studies:
-            first = f" ({self.rejected[0]})" if self.rejected else ""
-            raise InputError(f"{self.root}: no usable study in {self.file}{first}; check the download and its columns")
-        self._check_patients()
-        total = len(self.studies) + len(self.rejected)
-        about = {"source": self.name, "image_size": image_size, **self.facts}
-        check = partial(refuse_many, self.rejected, total, max_rejected, out)
+        first = f" ({self.rejected[0]})" if self.rejected else ""
+        self.need(self.studies, f"no usable study in {self.file}{first}; check the download and its columns")
+        self._set_splits()
+        check = partial(refuse_many, self.rejected, len(self.studies) + len(self.rejected), max_rejected, out)
         check()
         with resumable_studies(out) as table:
             shards = self._fill(table, image_size, workers, check)
-            table.finish(about, self.rejected, shards)
+            table.finish({"source": self.name, "image_size": image_size, **self.facts}, self.rejected, shards)
         if self.progress:
             counts = {"rejected": len(self.rejected)} | {k: n for k, n in self.facts.items() if k in COUNTED}
             listed = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
             tqdm.write(f"{self.name}: {len(self.studies):,} studies of {self.file} found; {listed}", file=sys.stderr)
         return summary({self.name: out})
 
-    def _split(self, study: Study) -> str:
-        return study.split or self.splits.get(study.patient_id, "")
-
-    def _check_patients(self) -> None:
+    def _set_splits(self) -> None:
+        """Give each study without a split the one of its patient, who must have one only."""
         first: dict[str, Study] = {}
-        for study in self.studies:
+        for i, study in enumerate(self.studies):
+            if not study.split:
+                study = self.studies[i] = replace(study, split=self.splits.get(study.patient_id, ""))
             before = first.setdefault(study.patient_id, study)
-            if (split := self._split(study)) != (other := self._split(before)):
+            if study.split != before.split:
                 raise InputError(
                     f"{self.root / self.file}, rows {before.row} and {study.row}: patient {study.patient_id} is in "
-                    f"{other} and in {split}; give every patient one split"
+                    f"{before.split} and in {study.split}; give every patient one split"
                 )
 
-    def _fill(
-        self, table: ResumableStudies, size: int, workers: int | None, check: Callable[[], None]
-    ) -> int:
+    def _fill(self, table: ResumableStudies, size: int, workers: int | None, check: Callable[[], None]) -> int:
         """Make every shard that is not there yet; return how many there are. `check` stops at too many bad films."""
         parts = [self.studies[start : start + SHARD] for start in range(0, len(self.studies), SHARD)]
         keys = [self._key(part, size) for part in parts]
         finished = [table.has(number, key) for number, key in enumerate(keys)]
-        films = [sum(len(study.films) for study in part) for part in parts]
-        done = sum(n for n, is_finished in zip(films, finished, strict=True) if is_finished)
-        if done and self.progress:
-            tqdm.write(f"{self.name}: going on after {done:,} of {sum(films):,} films", file=sys.stderr)
-        todo = (study for part, is_finished in zip(parts, finished, strict=True) if not is_finished for study in part)
-        calls = ((film.path, name_in(self.root, film.path), size) for study in todo for film in study.films)
-        workers = workers or max(1, min(os.cpu_count() or 1, (sum(films) - done) // WORTH_IT))
-        with (  # smoothing=0: the time left is by the mean speed of this run, without what earlier runs did
-            progress_bar(total=sum(films), initial=done, desc=self.name, unit="film", shown=self.progress,
-                         smoothing=0) as bar,
-            in_order(store_film, calls, workers, DECODING_SECONDS) as decoded,
-        ):
+        todo = [film for part, whole in zip(parts, finished, strict=True) if not whole
+                for study in part for film in study.films]
+        total = sum(len(study.films) for study in self.studies)
+        if (done := total - len(todo)) and self.progress:
+            tqdm.write(f"{self.name}: going on after {done:,} of {total:,} films", file=sys.stderr)
+        calls = ((film.path, name_in(self.root, film.path), size) for film in todo)
+        workers = workers or max(1, min(os.cpu_count() or 1, len(todo) // WORTH_IT))
+        bar = progress_bar(total=total, initial=done, desc=self.name, unit="film", shown=self.progress,
+                           smoothing=0)  # the time left is by the mean speed of this run, without what earlier runs did
+        with bar, in_order(store_film, calls, workers, DECODING_SECONDS) as decoded:
             for number, (part, key) in enumerate(zip(parts, keys, strict=True)):
                 if finished[number]:
                     self.rejected += table.reuse(number)
@@ -337,10 +334,9 @@ class Intake:
 
     def _key(self, part: Sequence[Study], size: int) -> str:
         """A hash of all that a shard depends on: settings, its studies, the times and sizes of its films."""
-        digest = hashlib.sha256(f"{VERSION} {self.name} {self.root} {self.file} {size}".encode())
+        digest = hashlib.sha256(f"{VERSION} {self.name} {self.root} {size}".encode())
         for study in part:
-            stamps = [_stamp(film.path) for film in study.films]
-            digest.update(repr((study, self._split(study), stamps)).encode())
+            digest.update(repr((study, [_stamp(film.path) for film in study.films])).encode())
         return digest.hexdigest()
 
     def _row(self, study: Study, decoded: Iterator[bytes | InputError | Failure]) -> list[dict[str, Any]]:
@@ -354,11 +350,9 @@ class Intake:
                 self.set_aside(study.row, "image", str(data), study.file)
             else:
                 good.append((film, data))
-        if not good:
-            return []
-        row = {name: getattr(study, name) for name in _COPIED} | {"source": self.name, "split": self._split(study)}
+        row = {field.name: getattr(study, field.name) for field in fields(study) if field.name in SCHEMA.names}
         row["images"] = [{"bytes": data, "path": name_in(self.root, film.path)} for film, data in good]
-        return [row | {"views": [film.view for film, _ in good]}]
+        return [row | {"source": self.name, "views": [film.view for film, _ in good]}] if good else []
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -43,8 +43,8 @@ def read(intake: Intake) -> None:
     and age come from the DICOM header; `dataset.json` counts values that make no sense.
     """
     paths = {name: find_one(intake.root, name) for name in (CLASSES, LABELS)}
-    if absent := [name for name, path in paths.items() if path is None]:
-        raise InputError(f"{intake.root}: no {absent[0]}; give the folder of the RSNA download")
+    for name, path in paths.items():
+        intake.need(path, f"no {name}; give the folder of the RSNA download")
     classes = read_table(paths[CLASSES], ("patientId", "class"), only=True)
     boxes = read_table(paths[LABELS], ("patientId", "Target"), only=True)
     films = find_films(paths[LABELS].parent / FILMS)

@@ -11,6 +11,7 @@ positive films have several rows, so this leak raises the score, and such films 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,12 @@ from cxrclip.data.sources.dicom import Films, find_films
 from cxrclip.data.sources.prepare import Intake, Source, Study
 from cxrclip.data.sources.splits import gloria_split, split_sizes
 from cxrclip.data.sources.tables import Rows, Unusable, filled, find_one, grouped, need_columns, read_table
-from cxrclip.errors import InputError
 
 TABLES = ("train-rle.csv", "stage_2_train.csv")
 COLUMNS = ["ImageId", "EncodedPixels"]
 PNEUMOTHORAX = "Pneumothorax"
 NO_MASK = "-1"
+MASK = re.compile(r"-1|\d+\s+\d+(\s+\d+\s+\d+)*")  # or pairs "start length" in run-length encoding
 EXPECTED = {
     "rows": 12_954, "images listed": 12_047, "images": 12_047, "rows without mask": 9_378, "split train": 8_432,
     "split valid": 1_808, "split test": 1_807,
@@ -45,13 +46,10 @@ def read(intake: Intake, *, file: str | None = None) -> None:
             lists fewer films: it counts as partial.)
     """
     path = intake.root / file if file else find_one(intake.root, *TABLES)
-    if path is None:
-        raise InputError(f"{intake.root}: neither {TABLES[0]} nor {TABLES[1]}; give the folder of the SIIM download")
+    intake.need(path, f"neither {TABLES[0]} nor {TABLES[1]}; give the folder of the SIIM download")
     table = read_masks(path)
-    films = find_films(intake.root)
-    if not films.keys() & set(table["ImageId"]):
-        listed = table["ImageId"].nunique()
-        raise InputError(f"{intake.root}: none of the {listed:,} listed films is here; download them")
+    films, listed = find_films(intake.root), set(table["ImageId"])
+    intake.need(films.keys() & listed, f"none of the {len(listed):,} listed films is here; download them")
     splits = gloria_split(table["ImageId"])
     intake.file = path.name
     intake.count(EXPECTED, counts(table, films, splits))
@@ -83,16 +81,10 @@ def _study(group: Rows, films: Films) -> Study | None:
     first_row: dict[str, int] = {}
     for row, cells in group:
         mask = cells["EncodedPixels"]
-        if not _is_mask(mask):
+        if not MASK.fullmatch(mask):
             raise Unusable("EncodedPixels", f"{mask[:40]!r} is neither -1 nor pairs of numbers", row=row)
         if first_row.setdefault(mask, row) != row:
             films.intake.set_aside(row, "EncodedPixels", f"the same as in row {first_row[mask]}; the first is kept")
     if NO_MASK in first_row and len(first_row) > 1:
         raise Unusable("EncodedPixels", f"{image} has a mask and -1", row=first_row[NO_MASK])
     return films.study(image, *([], [PNEUMOTHORAX]) if NO_MASK in first_row else ([PNEUMOTHORAX], []))
-
-
-def _is_mask(cell: str) -> bool:
-    """-1, or pairs "start length" in run-length encoding."""
-    numbers = cell.split()
-    return cell == NO_MASK or (len(numbers) > 0 and len(numbers) % 2 == 0 and all(map(str.isdecimal, numbers)))

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Source, Study
-from cxrclip.data.sources.report_text import parse_report, with_lines
+from cxrclip.data.sources.reports import parse_report, with_lines
 from cxrclip.data.sources.splits import SHARES, split_patients
 from cxrclip.data.sources.tables import Cells, Unusable, filled, name_in, read_table, records, to_age, to_sex, to_text
 from cxrclip.errors import InputError

@@ -111,8 +111,14 @@ def records(table: pd.DataFrame) -> Iterator[tuple[int, Cells]]:
         yield number, dict(zip(table.columns, cells, strict=True))
 
 
-def check_encoding(row: Any) -> None:
-    """Raise `Unusable` where a cell of a row, or of a group of rows, holds bytes that could not be decoded."""
+def check_row(row: Any) -> None:
+    """Raise what is wrong with a row, or one of a group, before it is parsed: the one check of all sources.
+
+    Raises:
+        Unusable: it could not be read (`row` is the fault itself), or a cell holds bytes that could not be decoded.
+    """
+    if isinstance(row, Unusable):
+        raise row
     for number, cells in row if isinstance(row, list) else [(None, row)]:
         for column, cell in cells.items() if isinstance(cells, Mapping) else ():
             if isinstance(cell, str) and _is_undecodable(cell):

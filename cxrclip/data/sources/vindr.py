@@ -50,12 +50,10 @@ def read(intake: Intake) -> None:
     """
     root = intake.root
     paths = {name: path for name in (TRAIN, TEST) if (path := find_one(root, f"annotations/{name}"))}
-    if not paths:
-        raise InputError(f"{root}: no annotations/{TRAIN} nor {TEST}; give the folder of the VinDr-CXR download")
+    intake.need(paths, f"no annotations/{TRAIN} nor {TEST}; give the folder of the VinDr-CXR download")
     tables = {name: _labels(path, ["rad_id"] if name == TRAIN else []) for name, path in paths.items()}
     films = {name: find_films(path.parents[1] / ("train" if name == TRAIN else "test")) for name, path in paths.items()}
-    if not any(films.values()):
-        raise InputError(f"{root}: no film is in train/ or test/; unpack the DICOM files there")
+    intake.need(any(films.values()), "no film is in train/ or test/; unpack the DICOM files there")
     splits = train_valid_split(tables[TRAIN]["image_id"]) if TRAIN in tables else {}
     splits |= dict.fromkeys(tables[TEST]["image_id"], "test") if TEST in tables else {}
     intake.file = next(iter(paths))

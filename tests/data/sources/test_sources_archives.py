@@ -25,7 +25,7 @@ from cxrclip.data.sources import (
 )
 from cxrclip.data.sources.chexpert_format import COLUMNS, FINDINGS, label_tables, patients_of
 from cxrclip.data.sources.dicom import read_header
-from cxrclip.data.sources.report_text import parse_report
+from cxrclip.data.sources.reports import parse_report
 from cxrclip.data.sources.splits import gloria_split, train_valid_split
 from cxrclip.data.sources.tables import grouped, read_table
 from cxrclip.errors import InputError
