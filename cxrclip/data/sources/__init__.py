@@ -87,20 +87,18 @@ def _value(option: str, text: str, kind: TypeAdapter) -> Any:
 
 
 def _report(folder: Path, summary: pd.DataFrame) -> str:
+    """What was kept, counted and set aside: of each file and column how many rows, with the first reason."""
     facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     about, lines = facts["about"], [summary[list(_SHOWN)].to_string(index=False), ""]
     if counts := about.get("counts"):
         whole = "the whole release" if counts["whole"] else "NOT the whole release"
         lines += [f"The download is {whole}:", compared(counts["expected"], counts["found"]).to_string(index=False), ""]
     lines += [f"{about[name]:,} {name.replace('_', ' ')}" for name in COUNTED if about.get(name)]
-    lines += _set_aside(folder / "rejected.csv") if facts["rejected"] else ["nothing set aside"]
+    if facts["rejected"]:
+        aside = pd.read_csv(folder / "rejected.csv", dtype=str, keep_default_na=False)
+        lines.append(f"{len(aside):,} set aside, listed in {folder / 'rejected.csv'}:")
+        for (file, column), reasons in aside.groupby(["file", "column"], sort=False)["reason"]:
+            lines.append(f"  {len(reasons):,} in {file}, column {column}, the first: {reasons.iloc[0]}")
+    else:
+        lines.append("nothing set aside")
     return "\n".join([*lines, f"{facts['studies']:,} studies are in {folder}"])
-
-
-def _set_aside(path: Path) -> list[str]:
-    """How many rows of which file and column were set aside, each with its first reason."""
-    aside = pd.read_csv(path, dtype=str, keep_default_na=False)
-    lines = [f"{len(aside):,} set aside, listed in {path}:"]
-    for (file, column), reasons in aside.groupby(["file", "column"], sort=False)["reason"]:
-        lines.append(f"  {len(reasons):,} in {file}, column {column}, the first: {reasons.iloc[0]}")
-    return lines

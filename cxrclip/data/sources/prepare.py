@@ -8,7 +8,6 @@ The folder is the same, byte by byte, whatever the number of processes and howev
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import itertools
 import os
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 import pandas as pd
 from tqdm import tqdm
 
+from cxrclip.data.files import digest
 from cxrclip.data.images import MIN_SIDE, store_film
 from cxrclip.data.pool import Failure, in_order
 from cxrclip.data.progress import progress_bar
@@ -40,6 +40,7 @@ DECODING_SECONDS = 120  # the largest films take two; a decoder that is still at
 COUNTED = ("not_downloaded", "in_two_folders", "without_row", "without_film", "missing_films", "guessed_views",
            "without_report", "without_frontal", "last_paragraphs", "addenda", "test_patients_removed", "odd_headers")
 T = TypeVar("T")
+_POSITIONAL = ("root", "out", "intake", "options", "columns", "return")
 
 
 class Film(NamedTuple):
@@ -74,9 +75,9 @@ class Source:
 
     Args:
         name: the `source` column of the study table.
-        contents: what `root` is expected to be, for the message where there is no such folder.
+        contents: what `root` should be, for the message where there is no such folder.
         read: reads the tables of a download into an `Intake`; its keywords are the options of this source.
-        release: where the release comes from, and under which terms.
+        release: where it comes from, and under which terms.
         columns: a dataclass whose fields are options, too.
     """
 
@@ -132,11 +133,9 @@ class Source:
 
     def options(self) -> dict[str, Any]:
         """Every keyword of a call, and its type."""
-        known = get_type_hints(type(self).__call__) | get_type_hints(self.read)
-        known |= get_type_hints(self.columns) if self.columns else {}
-        for name in ("root", "out", "intake", "options", "columns", "return"):
-            known.pop(name, None)
-        return known
+        callees = (type(self).__call__, self.read, self.columns)
+        known = {name: kind for callee in callees if callee for name, kind in get_type_hints(callee).items()}
+        return {name: kind for name, kind in known.items() if name not in _POSITIONAL}
 
     def _check(self, options: Mapping[str, Any]) -> None:
         known = self.options()
@@ -189,16 +188,14 @@ class Intake:
             InputError: counts differ and `allow_partial` is off. Fewer than published is a partial download, more is
                 another version of the release.
         """
-        if self.progress:
-            tqdm.write(f"{self.name}:\n{compared(published, measured).to_string(index=False)}", file=sys.stderr)
+        self._say(f"{self.name}:\n{compared(published, measured).to_string(index=False)}")
         differing = {what: (measured.get(what, 0), n) for what, n in published.items() if measured.get(what, 0) != n}
-        if differing and not self.allow_partial:
-            listed = ", ".join(f"{what} {count:,} of {n:,}" for what, (count, n) in differing.items())
-            go_on = "set --allow-partial (allow_partial=True) to go on"
-            if any(count > n for count, n in differing.values()):
-                raise InputError(f"{self.root}: not the {self.name} release known here: {listed}; check its version, "
-                                 f"or {go_on}")
-            raise InputError(f"{self.root}: a partial download of {self.name}: {listed}; fetch the rest, or {go_on}")
+        listed = ", ".join(f"{what} {count:,} of {n:,}" for what, (count, n) in differing.items())
+        kind, remedy = f"a partial download of {self.name}", "fetch the rest"
+        if any(count > n for count, n in differing.values()):
+            kind, remedy = f"not the {self.name} release known here", "check its version"
+        whole = self.allow_partial or not differing
+        self.need(whole, f"{kind}: {listed}; {remedy}, or set --allow-partial (allow_partial=True) to go on")
         self.facts["counts"] = {"whole": not differing, "expected": dict(published), "found": dict(measured)}
 
     def tally(self, fact: str, number: int = 1) -> None:
@@ -253,8 +250,8 @@ class Intake:
         rows, cells = list(self.usable(group, parse)), dict(group)
         films: list[Film] = []
         first_row: dict[str, int] = {}
+        first = rows[0][0] if rows else None
         for row, (name, film) in rows:
-            first = rows[0][0]
             if first_row.setdefault(name, row) != row:
                 self.set_aside(row, unique, f"{name} stands already in row {first_row[name]}; the first is kept")
             elif column := next((key for key in shared if cells[row][key] != cells[first][key]), ""):
@@ -263,7 +260,7 @@ class Intake:
                 self.tally("not_downloaded")
             else:
                 films.append(film)
-        return films, cells[rows[0][0]] if rows else {}
+        return films, cells.get(first, {})
 
     def set_aside(self, row: int | None, column: str, reason: str, file: str | None = None) -> None:
         """List a row as unusable; `file` where it is not of the table that is being taken."""
@@ -285,11 +282,14 @@ class Intake:
         with resumable_studies(out) as table:
             shards = self._fill(table, image_size, workers, check)
             table.finish({"source": self.name, "image_size": image_size, **self.facts}, self.rejected, shards)
-        if self.progress:
-            counts = {"rejected": len(self.rejected)} | {k: n for k, n in self.facts.items() if k in COUNTED}
-            listed = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
-            tqdm.write(f"{self.name}: {len(self.studies):,} studies of {self.file} found; {listed}", file=sys.stderr)
+        counts = {"rejected": len(self.rejected)} | {k: n for k, n in self.facts.items() if k in COUNTED}
+        listed = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
+        self._say(f"{self.name}: {len(self.studies):,} studies of {self.file} found; {listed}")
         return summary({self.name: out})
+
+    def _say(self, text: str) -> None:
+        if self.progress:
+            tqdm.write(text, file=sys.stderr)
 
     def _set_splits(self) -> None:
         """Give each study without a split the one of its patient, who must have one only."""
@@ -299,10 +299,8 @@ class Intake:
                 study = self.studies[i] = replace(study, split=self.splits.get(study.patient_id, ""))
             before = first.setdefault(study.patient_id, study)
             if study.split != before.split:
-                raise InputError(
-                    f"{self.root / self.file}, rows {before.row} and {study.row}: patient {study.patient_id} is in "
-                    f"{before.split} and in {study.split}; give every patient one split"
-                )
+                raise InputError(f"{self.root / self.file}, rows {before.row} and {study.row}: patient {study.patient_id} "
+                                 f"is in {before.split} and in {study.split}; give every patient one split")
 
     def _fill(self, table: ResumableStudies, size: int, workers: int | None, check: Callable[[], None]) -> int:
         """Make every shard that is not there yet; return how many there are. `check` stops at too many bad films."""
@@ -312,8 +310,8 @@ class Intake:
         todo = [film for part, whole in zip(parts, finished, strict=True) if not whole
                 for study in part for film in study.films]
         total = sum(len(study.films) for study in self.studies)
-        if (done := total - len(todo)) and self.progress:
-            tqdm.write(f"{self.name}: going on after {done:,} of {total:,} films", file=sys.stderr)
+        if done := total - len(todo):
+            self._say(f"{self.name}: going on after {done:,} of {total:,} films")
         calls = ((film.path, name_in(self.root, film.path), size) for film in todo)
         workers = workers or max(1, min(os.cpu_count() or 1, len(todo) // WORTH_IT))
         bar = progress_bar(total=total, initial=done, desc=self.name, unit="film", shown=self.progress,
@@ -333,11 +331,9 @@ class Intake:
         return len(parts)
 
     def _key(self, part: Sequence[Study], size: int) -> str:
-        """A hash of all that a shard depends on: settings, its studies, the times and sizes of its films."""
-        digest = hashlib.sha256(f"{VERSION} {self.name} {self.root} {size}".encode())
-        for study in part:
-            digest.update(repr((study, [_stamp(film.path) for film in study.films])).encode())
-        return digest.hexdigest()
+        """A hash of all that a shard depends on: settings, its studies, and its films, which may be mended or come."""
+        films = [[_stamp(film.path) for film in study.films] for study in part]
+        return digest([VERSION, self.name, str(self.root), size, repr(part), films])
 
     def _row(self, study: Study, decoded: Iterator[bytes | InputError | Failure]) -> list[dict[str, Any]]:
         """The study's row, or none where no film of it can be used."""
@@ -356,12 +352,11 @@ class Intake:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size and time of a file, None where it is not there: a film that changed or came is read again."""
+    """Size and time of a file, None where it is not there."""
     try:
-        stat = path.stat()
+        return path.stat().st_size, path.stat().st_mtime_ns
     except OSError:
         return None
-    return stat.st_size, stat.st_mtime_ns
 
 
 def compared(published: Mapping[str, int], measured: Mapping[str, int]) -> pd.DataFrame:

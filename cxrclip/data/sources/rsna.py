@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxrclip.data.sources.dicom import Films, find_films
-from cxrclip.data.sources.prepare import Intake, Source, Study
+from cxrclip.data.sources.dicom import Labels, find_films, take_films
+from cxrclip.data.sources.prepare import Intake, Source
 from cxrclip.data.sources.splits import gloria_split, split_sizes
-from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, grouped, one_of, read_table, records
+from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, one_of, read_table, records
 from cxrclip.errors import InputError
 
 LABELS, CLASSES, FILMS = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv", "stage_2_train_images"
@@ -55,8 +55,7 @@ def read(intake: Intake) -> None:
     intake.count(EXPECTED, counts(classes, boxes, films, splits))
     intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
     targets = _targets(boxes, set(classes["patientId"]), intake)
-    parse = partial(_study, targets=targets, films=Films(intake, films, splits))
-    intake.take(grouped(classes, "patientId"), parse)
+    take_films(intake, classes, "patientId", partial(_labels, targets=targets), films, splits)
 
 
 SOURCE = Source("rsna", f"the RSNA download, with {LABELS}", read,
@@ -86,8 +85,8 @@ def _targets(boxes: pd.DataFrame, known: set[str], intake: Intake) -> dict[str, 
     return targets
 
 
-def _study(group: Rows, targets: Mapping[str, set[str]], films: Films) -> Study | None:
-    """One patient: a row for each box, all of one class."""
+def _labels(group: Rows, targets: Mapping[str, set[str]]) -> Labels:
+    """Of the rows of a patient, one for each box, all of one class."""
     first, cells = group[0]
     patient, kind = cells["patientId"], cells["class"]
     for row, cells in group:
@@ -98,4 +97,4 @@ def _study(group: Rows, targets: Mapping[str, set[str]], films: Films) -> Study 
         raise Unusable("patientId", f"{patient!r} has no usable row in {LABELS}")
     if targets[patient] != {"1" if kind == "Lung Opacity" else "0"}:
         raise Unusable("class", f"{patient} is {kind!r}, which its Target in {LABELS} contradicts")
-    return films.study(patient, *MEANING[kind])
+    return MEANING[kind]

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxrclip.data.sources.dicom import Films, find_films
-from cxrclip.data.sources.prepare import Intake, Source, Study
+from cxrclip.data.sources.dicom import Labels, find_films, take_films
+from cxrclip.data.sources.prepare import Intake, Source
 from cxrclip.data.sources.splits import gloria_split, split_sizes
-from cxrclip.data.sources.tables import Rows, Unusable, filled, find_one, grouped, need_columns, read_table
+from cxrclip.data.sources.tables import Rows, Unusable, find_one, need_columns, read_table
 
 TABLES = ("train-rle.csv", "stage_2_train.csv")
 COLUMNS = ["ImageId", "EncodedPixels"]
@@ -54,7 +54,7 @@ def read(intake: Intake, *, file: str | None = None) -> None:
     intake.file = path.name
     intake.count(EXPECTED, counts(table, films, splits))
     intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
-    intake.take(grouped(table, "ImageId"), partial(_study, films=Films(intake, films, splits)))
+    take_films(intake, table, "ImageId", partial(_labels, intake=intake), films, splits)
 
 
 SOURCE = Source("siim", f"the SIIM download, with {TABLES[0]} or {TABLES[1]}", read,
@@ -75,16 +75,15 @@ def counts(table: pd.DataFrame, films: Mapping[str, Path], splits: Mapping[str, 
     return measured | {"rows without mask": int((table["EncodedPixels"] == NO_MASK).sum())} | split_sizes(splits)
 
 
-def _study(group: Rows, films: Films) -> Study | None:
-    """One film: a row with -1, or a row for each of its masks."""
-    image = filled(group[0][1], "ImageId")
+def _labels(group: Rows, intake: Intake) -> Labels:
+    """Of the rows of a film: one with -1, or one for each of its masks."""
     first_row: dict[str, int] = {}
     for row, cells in group:
         mask = cells["EncodedPixels"]
         if not MASK.fullmatch(mask):
             raise Unusable("EncodedPixels", f"{mask[:40]!r} is neither -1 nor pairs of numbers", row=row)
         if first_row.setdefault(mask, row) != row:
-            films.intake.set_aside(row, "EncodedPixels", f"the same as in row {first_row[mask]}; the first is kept")
+            intake.set_aside(row, "EncodedPixels", f"the same as in row {first_row[mask]}; the first is kept")
     if NO_MASK in first_row and len(first_row) > 1:
-        raise Unusable("EncodedPixels", f"{image} has a mask and -1", row=first_row[NO_MASK])
-    return films.study(image, *([], [PNEUMOTHORAX]) if NO_MASK in first_row else ([PNEUMOTHORAX], []))
+        raise Unusable("EncodedPixels", f"{cells['ImageId']} has a mask and -1", row=first_row[NO_MASK])
+    return ([], [PNEUMOTHORAX]) if NO_MASK in first_row else ([PNEUMOTHORAX], [])

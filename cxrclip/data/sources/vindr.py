@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxrclip.data.sources.dicom import Films, find_films
-from cxrclip.data.sources.prepare import Intake, Source, Study
+from cxrclip.data.sources.dicom import Labels, find_films, take_films
+from cxrclip.data.sources.prepare import Intake, Source
 from cxrclip.data.sources.splits import split_sizes, train_valid_split
-from cxrclip.data.sources.tables import Rows, Unusable, filled, find_one, grouped, one_of, read_table
+from cxrclip.data.sources.tables import Rows, Unusable, find_one, one_of, read_table
 from cxrclip.errors import InputError
 
 FINDINGS = (
@@ -51,7 +51,7 @@ def read(intake: Intake) -> None:
     root = intake.root
     paths = {name: path for name in (TRAIN, TEST) if (path := find_one(root, f"annotations/{name}"))}
     intake.need(paths, f"no annotations/{TRAIN} nor {TEST}; give the folder of the VinDr-CXR download")
-    tables = {name: _labels(path, ["rad_id"] if name == TRAIN else []) for name, path in paths.items()}
+    tables = {name: _read(path, ["rad_id"] if name == TRAIN else []) for name, path in paths.items()}
     films = {name: find_films(path.parents[1] / ("train" if name == TRAIN else "test")) for name, path in paths.items()}
     intake.need(any(films.values()), "no film is in train/ or test/; unpack the DICOM files there")
     splits = train_valid_split(tables[TRAIN]["image_id"]) if TRAIN in tables else {}
@@ -60,15 +60,15 @@ def read(intake: Intake) -> None:
     intake.count(EXPECTED, _counts(tables, films, splits))
     intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
     for name, table in tables.items():
-        parse = partial(_study, readers=READERS if name == TRAIN else 1, films=Films(intake, films[name], splits, "PA"))
-        intake.take(grouped(table, "image_id"), parse, name)
+        labels = partial(_labels, readers=READERS if name == TRAIN else 1)
+        take_films(intake, table, "image_id", labels, films[name], splits, view="PA", file=name)
 
 
 SOURCE = Source("vindr-cxr", "the VinDr-CXR download, with annotations/, train/ and test/", read,
                 "https://physionet.org/content/vindr-cxr/1.0.0/, PhysioNet Credentialed Health Data License")
 
 
-def _labels(path: Path, extra: list[str]) -> pd.DataFrame:
+def _read(path: Path, extra: list[str]) -> pd.DataFrame:
     """A table of labels, with the columns of FINDINGS whatever the copy calls them."""
     table = read_table(path, ("image_id", *extra)).rename(columns=RENAMED)
     if "class_name" in table.columns:
@@ -88,15 +88,14 @@ def _counts(
     return measured | split_sizes(splits)
 
 
-def _study(group: Rows, readers: int, films: Films) -> Study | None:
-    image = filled(group[0][1], "image_id")
+def _labels(group: Rows, readers: int) -> Labels:
+    """Positive is what any of the readers saw, a row each."""
+    image, names = group[0][1]["image_id"], [cells.get("rad_id") for _, cells in group]
     if readers == 1 and len(group) > 1:
         raise Unusable("image_id", f"{image} stands in {len(group)} rows, not one", row=group[1][0])
-    names = [cells.get("rad_id") for _, cells in group]
     if len(set(names)) != readers or len(names) != readers:
         raise Unusable("rad_id", f"{image} has the readers {', '.join(names)}, not {readers} different ones")
     seen = {name: "1" in {one_of(_VALUES, "0 or 1", cells, name, row)[0] for row, cells in group}
             for name in (*FINDINGS, NO_FINDING)}
     positive = [name for name in FINDINGS if seen[name]]
-    negative = [name for name in FINDINGS if not seen[name]]
-    return films.study(image, positive or [NO_FINDING] * seen[NO_FINDING], negative)
+    return positive or [NO_FINDING] * seen[NO_FINDING], [name for name in FINDINGS if not seen[name]]
