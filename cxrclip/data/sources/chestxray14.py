@@ -35,11 +35,7 @@ COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patien
 
 
 def read(
-    intake: Intake,
-    *,
-    images: Sequence[str] | None = None,
-    shares: Mapping[str, float] = SHARES,
-    seed: int = 0,
+    intake: Intake, *, images: Sequence[str] | None = None, shares: Mapping[str, float] = SHARES, seed: int = 0,
     official_lists: bool = True,
 ) -> None:
     """Read the folder with Data_Entry_2017*.csv and the image folders: a film is a study.
@@ -48,8 +44,7 @@ def read(
     report, so a name that is absent means "not found", and the paper draws its negative prompts from these.
 
     Splits: by the official lists where both are present (test_list.txt is test; train_val_list.txt is cut by patient in
-    the ratio of the train and valid `shares`), else by patient in the given shares. `dataset.json` also counts films
-    in two folders and films without a row.
+    the ratio of the train and valid `shares`), else by patient in the given shares.
 
     Args:
         images: image folders to take (a name relative to `root`); None takes every folder "images*". A film
@@ -69,50 +64,37 @@ def read(
     intake.file = tables[-1].name
     intake.count(EXPECTED, counts(table, present, lists))
     by_list = official_lists and bool(lists)
-    intake.facts |= {
-        "seed": seed,
-        "shares": dict(shares),
-        "splits": "official lists" if by_list else "seeded by patient",
-        "folders": list(images or ["all"]),
-        "not_downloaded": int((~present).sum()),
-        "in_two_folders": repeated,
-        "without_row": len(films.keys() - set(table["Image Index"])),
-    }
+    intake.facts |= {"seed": seed, "shares": dict(shares)}
+    intake.facts |= {"splits": "official lists" if by_list else "seeded by patient", "folders": list(images or ["all"])}
+    intake.facts |= {"not_downloaded": int((~present).sum()), "in_two_folders": repeated}
+    intake.facts["without_row"] = len(films.keys() - set(table["Image Index"]))
     intake.take(records(table), partial(_study, films=films))
-    official = _official_splits(intake.studies, lists) if by_list else {}
-    rest = {study.patient_id for study in intake.studies if official.get(study.patient_id) != "test"}
+    intake.splits = _official_splits(intake.studies, lists) if by_list else {}
+    rest = {study.patient_id for study in intake.studies if intake.splits.get(study.patient_id) != "test"}
     if by_list:  # what is not test is cut into train and valid
-        shares = {name: shares.get(name, 0) for name in ("train", "valid")}
-        total = sum(shares.values())
-        shares = {name: share / total for name, share in shares.items()} if total else {"train": 1}
-    intake.splits = official | split_patients(rest, shares, seed)
+        total = shares.get("train", 0) + shares.get("valid", 0)
+        shares = {name: shares.get(name, 0) / total for name in ("train", "valid")} if total else {"train": 1}
+    intake.splits |= split_patients(rest, shares, seed)
 
 
 SOURCE = Source("chestxray14", "the NIH download, with Data_Entry_2017_v2020.csv", read,
                 "https://nihcc.app.box.com/v/ChestXray-NIHCC, provided by the NIH Clinical Center, unrestricted use")
 
 
-def counts(table: pd.DataFrame, present: pd.Series, lists: Mapping[str, str] | None) -> dict[str, int]:
+def counts(table: pd.DataFrame, present: pd.Series, lists: Mapping[str, str]) -> dict[str, int]:
     """The counts of `EXPECTED` in this download."""
-    listed = list((lists or {}).values())
-    return {
-        "rows": len(table),
-        "patients": table["Patient ID"].nunique(),
-        "images": int(present.sum()),
-        "in train_val_list.txt": listed.count("train"),
-        "in test_list.txt": listed.count("test"),
-    }
+    listed = list(lists.values())
+    return {"rows": len(table), "patients": table["Patient ID"].nunique(), "images": int(present.sum()),
+            "in train_val_list.txt": listed.count("train"), "in test_list.txt": listed.count("test")}
 
 
 def _find_films(root: Path, folders: Sequence[str] | None) -> tuple[dict[str, Path], int]:
     """File name -> path over the image folders, and how many files stand in a second folder."""
-    places = sorted(root.glob("images*")) if folders is None else [root / name for name in folders]
+    places = sorted(filter(Path.is_dir, root.glob("images*"))) if folders is None else [root / name for name in folders]
     if folders is not None and (absent := [place for place in places if not place.is_dir()]):
         raise InputError(f"{absent[0]}: no such folder; give folders of images in images={list(folders)}")
-    films: dict[str, Path] = {}
     files = [path for place in places for path in sorted(place.rglob("*.png"))]
-    for path in files:
-        films.setdefault(path.name, path)
+    films = {path.name: path for path in reversed(files)}
     return films, len(files) - len(films)
 
 
@@ -131,11 +113,11 @@ def _study(cells: Cells, films: Mapping[str, Path]) -> Study | None:
                  age=to_age("Patient Age", cells["Patient Age"]))
 
 
-def _official_lists(root: Path) -> dict[str, str] | None:
-    """Film -> "test" or "train" by the official lists; None unless both are there."""
+def _official_lists(root: Path) -> dict[str, str]:
+    """Film -> "test" or "train" by the official lists; empty unless both are there."""
     paths = {"train": root / "train_val_list.txt", "test": root / "test_list.txt"}
     if not all(path.is_file() for path in paths.values()):
-        return None
+        return {}
     return {film: split for split, path in paths.items() for film in path.read_text(encoding="utf-8").split()}
 
 

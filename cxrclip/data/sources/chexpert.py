@@ -50,7 +50,12 @@ def read(intake: Intake, *, test_list: str | None = None, reports: str | None = 
     path, train = tables[0]
     present = any((table["film"] != "").any() for _, table in tables)
     intake.need(present, f"none of the {len(train):,} listed films is here; unpack train/ and valid/")
-    rule, removed = _test_patients(intake.root, path, train, test_list)
+    rule, listed = "", train[:0]
+    if test_list == "mgca":
+        rule, listed = "mgca", chexpert5x200.mgca_list(path, train)
+    elif gloria := chexpert5x200.gloria_list(intake.root, test_list):
+        rule, (_, listed) = "gloria", gloria
+    removed = set(chex.patients_of(listed["Path"]))
     keep = ~chex.patients_of(train["Path"]).isin(removed)
     intake.file = path.name
     intake.count(EXPECTED | REMAINING.get(rule, {}), counts(tables, keep, bool(rule)))
@@ -65,14 +70,6 @@ def read(intake: Intake, *, test_list: str | None = None, reports: str | None = 
 SOURCE = Source("chexpert", "the CheXpert download, with train.csv", read, chex.RELEASE)
 
 
-def _test_patients(root: Path, path: Path, train: pd.DataFrame, test_list: str | None) -> tuple[str, set[str]]:
-    """By which rule patients are left out of train ("gloria", "mgca" or ""), and which."""
-    if test_list == "mgca":
-        return "mgca", set(chex.patients_of(chexpert5x200.mgca_list(path, train)["Path"]))
-    listed = chexpert5x200.find_list(root, test_list)
-    return ("gloria", set(chex.patients_of(chexpert5x200.read_list(listed)["Path"]))) if listed else ("", set())
-
-
 def counts(tables: Tables, keep: pd.Series, listed: bool) -> dict[str, int]:
     """The counts of `EXPECTED` and, where patients are `listed` for removal, `REMAINING` in this download."""
     measured = {}
@@ -80,10 +77,9 @@ def counts(tables: Tables, keep: pd.Series, listed: bool) -> dict[str, int]:
         patients = chex.patients_of(table["Path"]).nunique()
         measured |= {f"rows of {path.name}": len(table), f"patients of {path.name}": patients}
     measured["images"] = sum(int((table["film"] != "").sum()) for _, table in tables)
-    if listed:
-        left = tables[0][1][keep]
-        measured |= {"rows left": len(left), "patients left": chex.patients_of(left["Path"]).nunique()}
-    return measured
+    left = tables[0][1][keep]
+    rest = {"rows left": len(left), "patients left": chex.patients_of(left["Path"]).nunique()}
+    return measured | (rest if listed else {})
 
 
 def _study(group: Rows, split: str, intake: Intake, texts: Mapping[str, chex.Sections]) -> Study | None:

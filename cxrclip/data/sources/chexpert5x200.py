@@ -35,9 +35,9 @@ def read(intake: Intake, *, test_list: str | None = None) -> None:
     Args:
         test_list: path of the list, absolute or relative to `root`; None looks for chexpert_5x200.csv there.
     """
-    path = find_list(intake.root, test_list)
-    intake.need(path, f"no {LIST} here; take the list that GLoRIA gives out, or use chexpert5x200-mgca")
-    table = read_list(path)
+    listed = gloria_list(intake.root, test_list)
+    intake.need(listed, f"no {LIST} here; take the list that GLoRIA gives out, or use chexpert5x200-mgca")
+    path, table = listed
     table["film"] = chex.films_of(intake.root, table["Path"])
     _take(intake, path, table)
 
@@ -63,21 +63,17 @@ SOURCE = Source("chexpert5x200", f"the CheXpert download, with {LIST}", read, ch
 MGCA = Source("chexpert5x200-mgca", "the CheXpert download, with train.csv", read_mgca, chex.RELEASE)
 
 
-def find_list(root: Path, test_list: str | None) -> Path | None:
-    """The path of GLoRIA's list: as named, else in `root`, else None."""
-    if test_list is None:
-        return root / LIST if (root / LIST).is_file() else None
-    return root / test_list
-
-
-def read_list(path: Path) -> pd.DataFrame:
-    """GLoRIA's list, checked by its four known counts: `COLUMNS` and "Report Impression", every cell as text.
+def gloria_list(root: Path, test_list: str | None) -> tuple[Path, pd.DataFrame] | None:
+    """Path and rows of GLoRIA's list, as named or in `root`; None where it is not named and not there.
 
     Raises:
-        InputError: a column is missing, or the counts are not those of 5x200.
+        InputError: no such file, a column is missing, or its four known counts are not those of 5x200.
     """
+    if test_list is None and not (root / LIST).is_file():
+        return None
+    path = root / (test_list or LIST)
     table = read_table(path, (*chex.COLUMNS, "Report Impression"), only=True)
-    return _checked(table, path, EXPECTED, f"it is not the list that GLoRIA gives out as {LIST}")
+    return path, _checked(table, path, EXPECTED, f"it is not the list that GLoRIA gives out as {LIST}")
 
 
 def mgca_list(path: Path, train: pd.DataFrame) -> pd.DataFrame:
@@ -92,8 +88,8 @@ def mgca_list(path: Path, train: pd.DataFrame) -> pd.DataFrame:
     Raises:
         InputError: too few rows to draw from, or other counts than the rule gives on CheXpert v1.0.
     """
-    positive = pd.DataFrame({name: train[name].isin(["1", "1.0"]) for name in chex.FINDINGS[1:]})
-    nothing = pd.DataFrame({name: train[name].isin(["0", "0.0", ""]) for name in chex.FINDINGS[1:]})
+    labels = train[list(chex.FINDINGS[1:])]
+    positive, nothing = labels.isin(["1", "1.0"]), labels.isin(["0", "0.0", ""])
     drawn = []
     for name in CLASSES:
         alone = positive[name] & nothing.drop(columns=name).all(axis=1) & (train["Frontal/Lateral"] == "Frontal")
@@ -104,10 +100,10 @@ def mgca_list(path: Path, train: pd.DataFrame) -> pd.DataFrame:
 
 
 def _checked(table: pd.DataFrame, path: Path, expected: dict[str, int], otherwise: str) -> pd.DataFrame:
-    classes = pd.DataFrame({name: table[name].isin(["1", "1.0"]) for name in CLASSES})
-    alone = classes.sum(axis=1) == 1
+    positive = table[list(CLASSES)].isin(["1", "1.0"])
+    alone = positive[positive.sum(axis=1) == 1].sum()
     measured = {"rows": len(table), "patients": chex.patients_of(table["Path"]).nunique()}
-    measured |= {f"rows of {name} alone": int((classes[name] & alone).sum()) for name in CLASSES}
+    measured |= {f"rows of {name} alone": alone[name] for name in CLASSES}
     wrong = [f"{measured[what]:,} {what}, not {n:,}" for what, n in expected.items() if measured[what] != n]
     if wrong:
         raise InputError(f"{path}: {'; '.join(wrong)}: {otherwise}")

@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
     @property
     def study_id(self) -> str:
-        """patient00001/study1"""
+        """The patient and the study: patient00001/study1."""
         return f"{self.patient}/{self.study}"
 
 
@@ -66,14 +66,14 @@ def view_of(cells: Cells) -> str:
 
 def labels_of(cells: Cells) -> dict[str, tuple[str, ...]]:
     """Positive, negative and uncertain names of one row of CheXpert's label columns."""
-    labels: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
+    labels: dict[str, tuple[str, ...]] = {"positive": (), "negative": (), "uncertain": ()}
     for name in FINDINGS:
         cell = cells[name].removesuffix(".0")
         if cell not in STATES:
             raise Unusable(name, f"{cells[name]!r} is none of 1 (positive), 0 (negative), -1 (uncertain) or empty")
         if cell:
-            labels[STATES[cell]].append(name)
-    return {state: tuple(names) for state, names in labels.items()}
+            labels[STATES[cell]] += (name,)
+    return labels
 
 
 def film_row(cells: Cells) -> tuple[Place, Film | None, dict[str, Any]]:
@@ -113,16 +113,13 @@ def films_of(root: Path, paths: pd.Series) -> list[str]:
     The release comes as one folder, or in batches ("CheXpert-v1.0 batch 2 (train 1)"), some without train/.
     """
     bases = [str(home) for home in homes(root)]
-
-    def film(cell: str) -> str:
+    films = []
+    for cell in paths:
         match = _PLACE.search(cell)
-        if not match:
-            return ""
-        end = cell[match.start(1) :]
-        names = (f"{base}/{part}" for base in bases for part in (end, end.partition("/")[2]))
-        return next((name for name in names if os.path.isfile(name)), "")
-
-    return [film(cell) for cell in paths]
+        end = cell[match.start(1) :] if match else ""
+        names = (f"{base}/{part}" for base in bases for part in (end, end.partition("/")[2]) if match)
+        films.append(next(filter(os.path.isfile, names), ""))
+    return films
 
 
 def plus_reports(intake: Intake, reports: str, known: Iterable[str]) -> dict[str, Sections]:

@@ -42,8 +42,7 @@ Labels = Mapping[str, tuple[str, ...]]
 def read(intake: Intake, *, reports: str | None = None, labels: str | None = "chexpert") -> None:
     """Read the folder with mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz and files/, or one above it.
 
-    Splits are the official ones. `dataset.json` also counts studies without a report, which are skipped, and those
-    whose last paragraph serves as impression.
+    Splits are the official ones. Studies without a report are skipped, and counted.
 
     Args:
         reports: table of sections, zip file or folder of texts (absolute, or relative to `root`). None looks in `root`
@@ -82,9 +81,9 @@ def film_name(dicom: str, subject: str, study: str) -> str:
 def _counts(table: pd.DataFrame, texts: Reports) -> dict[str, int]:
     """The counts of `EXPECTED` in this download."""
     studies = table.drop_duplicates("study_id")
-    reports = sum(texts.has(*ids) for ids in zip(studies["subject_id"], studies["study_id"], strict=True))
     measured = {"rows": len(table), "images": int((table["film"] != "").sum()), "studies": len(studies)}
-    measured |= {"patients": table["subject_id"].nunique(), "reports": reports}
+    measured["patients"] = table["subject_id"].nunique()
+    measured["reports"] = sum(map(texts.has, studies["subject_id"], studies["study_id"]))
     for what, rows in (("images", table), ("studies", studies)):
         measured |= {f"{split} {what}": int((rows["split"] == name).sum()) for name, split in SPLIT_NAMES.items()}
     return measured

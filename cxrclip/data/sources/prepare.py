@@ -88,28 +88,19 @@ class Source:
     columns: type | None = None
 
     def __call__(
-        self,
-        root: str | Path,
-        out: str | Path,
-        *,
-        allow_partial: bool = False,
-        image_size: int = 512,
-        max_rejected: float = 0.05,
-        progress: bool = True,
-        workers: int | None = None,
-        **options: Any,
+        self, root: str | Path, out: str | Path, *, allow_partial: bool = False, image_size: int = 512,
+        max_rejected: float = 0.05, progress: bool = True, workers: int | None = None, **options: Any,
     ) -> pd.DataFrame:
         """Turn the download in `root` into the study folder `out`.
 
         Args:
             root: folder of the download.
             out: study folder to write.
-            allow_partial: go on where the counts are not those of the full release. Films which are not there then
-                count as not downloaded.
+            allow_partial: go on where the counts are not those of the full release.
             image_size: shorter side of the stored films in pixels; smaller films are not enlarged.
             max_rejected: share of unusable rows above which nothing is written.
             progress: show the counts and a bar.
-            workers: processes which decode films; None takes a process a core, and fewer for few films.
+            workers: processes that decode films; None takes one a core, and fewer for few films.
             **options: the keywords of `read`, described there.
 
         Returns:
@@ -118,8 +109,7 @@ class Source:
 
         Raises:
             InputError: an unknown option or one out of range, a missing folder, table or column, no film at all, a
-                partial download, nothing usable, a patient in two splits, more than the share `max_rejected` of all
-                rows unusable, or `out` cannot be written.
+                partial download, nothing usable or too little, a patient in two splits, or `out` cannot be written.
         """
         self._check(options)
         root = Path(root)
@@ -156,9 +146,7 @@ class Intake:
         name: the `source` column of the study table.
         root: the folder of the release; messages name files relative to it.
         file: the table that row numbers refer to.
-        taking: the table whose rows are being parsed, where there are several.
-        allow_partial: go on where counts are not those of the release.
-        progress: show counts and a bar.
+        taking: the table that is being taken, where there are several.
         facts: what `dataset.json` keeps in "about".
         splits: patient -> split, for the studies that do not have one of their own.
     """
@@ -182,11 +170,8 @@ class Intake:
     def count(self, published: Mapping[str, int], measured: Mapping[str, int]) -> None:
         """Compare what this download holds with the published counts of its release, before any film is read.
 
-        `measured` may count more than is published, which is only shown. Both are kept in `dataset.json`.
-
         Raises:
-            InputError: counts differ and `allow_partial` is off. Fewer than published is a partial download, more is
-                another version of the release.
+            InputError: they differ and `allow_partial` is off: less is a partial download, more another release.
         """
         self._say(f"{self.name}:\n{compared(published, measured).to_string(index=False)}")
         differing = {what: (measured.get(what, 0), n) for what, n in published.items() if measured.get(what, 0) != n}
@@ -211,9 +196,9 @@ class Intake:
     def usable(
         self, rows: Iterable[tuple[int, Any]], parse: Callable[[Any], T], file: str = ""
     ) -> Iterator[tuple[int, T]]:
-        """What `parse` makes of each row or group of rows, with its number; those it calls `Unusable` are set aside.
+        """What `parse` makes of each row or group of rows, with its number; what is `Unusable` is set aside.
 
-        `file` names the table where it is not the one that is being taken.
+        Every row of every source comes through here. `file` names a table other than the one that is being taken.
         """
         for number, row in rows:
             try:
@@ -223,9 +208,9 @@ class Intake:
                 self.set_aside(fault.row or number, fault.column, fault.reason, fault.file or file)
 
     def take(self, rows: Iterable[tuple[int, Any]], parse: Callable[[Any], Study | None], file: str = "") -> None:
-        """Keep the study that `parse` makes of each row or group of rows; skip None and, as set aside, what is doubled.
+        """Keep the study that `parse` makes of each row or group of rows; skip None, set doubles aside.
 
-        `file` names the table where it is not the intake's own.
+        `file` names a table other than the intake's own.
         """
         self.taking = file or self.file
         first_row = {study.study_id: study.row for study in self.studies}
@@ -299,8 +284,9 @@ class Intake:
                 study = self.studies[i] = replace(study, split=self.splits.get(study.patient_id, ""))
             before = first.setdefault(study.patient_id, study)
             if study.split != before.split:
-                raise InputError(f"{self.root / self.file}, rows {before.row} and {study.row}: patient {study.patient_id} "
-                                 f"is in {before.split} and in {study.split}; give every patient one split")
+                rows = f"{self.root / self.file}, rows {before.row} and {study.row}"
+                raise InputError(f"{rows}: patient {study.patient_id} is in {before.split} and in {study.split}; give "
+                                 "every patient one split")
 
     def _fill(self, table: ResumableStudies, size: int, workers: int | None, check: Callable[[], None]) -> int:
         """Make every shard that is not there yet; return how many there are. `check` stops at too many bad films."""

@@ -64,7 +64,7 @@ SOURCE = Source("siim", f"the SIIM download, with {TABLES[0]} or {TABLES[1]}", r
 def read_masks(path: Path) -> pd.DataFrame:
     """The table of masks, with `COLUMNS`. (The header of train-rle.csv is "ImageId, EncodedPixels", with a space.)"""
     table = read_table(path, COLUMNS[:1]).rename(columns=str.strip)
-    need_columns(path, table.columns, COLUMNS)
+    need_columns(path, table, COLUMNS)
     return table[COLUMNS]
 
 

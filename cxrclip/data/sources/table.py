@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -80,36 +79,30 @@ class Columns:
 
     @property
     def images(self) -> list[str]:
+        """The columns with films."""
         return [self.image] if isinstance(self.image, str) else list(self.image)
 
     @property
     def findings_by_column(self) -> dict[str, str]:
-        if isinstance(self.label_columns, Mapping):
-            return dict(self.label_columns)
-        return {name: name for name in self.label_columns}
+        """Column -> finding, of the columns with one finding each."""
+        columns = self.label_columns
+        return dict(columns if isinstance(columns, Mapping) else zip(columns, columns, strict=True))
 
     @property
     def supervision(self) -> list[str]:
         """The columns with texts or labels."""
-        single = (self.findings, self.impression, self.report, self.labels)
-        return [*(name for name in single if name), *self.findings_by_column]
+        return [*filter(None, (self.findings, self.impression, self.report, self.labels)), *self.findings_by_column]
 
     @property
     def named(self) -> list[str]:
         """Every column the table must have."""
         single = (self.patient, self.study, self.view, self.split, self.sex, self.age)
-        return [*self.images, *(name for name in single if name), *self.supervision]
+        return [*self.images, *filter(None, single), *self.supervision]
 
 
 def read(
-    intake: Intake,
-    *,
-    file: str,
-    name: str = "table",
-    shares: Mapping[str, float] = SHARES,
-    seed: int = 0,
-    expected: Mapping[str, int] | None = None,
-    **columns: Any,
+    intake: Intake, *, file: str, name: str = "table", shares: Mapping[str, float] = SHARES, seed: int = 0,
+    expected: Mapping[str, int] | None = None, **columns: Any,
 ) -> None:
     """Read a table; a row whose film is not there is unusable, also with `allow_partial`.
 
@@ -126,7 +119,7 @@ def read(
     intake.name, intake.file = name, file
     intake.facts |= {"splits": "as given"} if chosen.split else {"seed": seed, "shares": dict(shares)}
     if expected:
-        intake.count(expected, _counts(table, chosen, intake.root, expected))
+        _count(intake, table, chosen, expected)
     if chosen.report:
         intake.facts |= {"last_paragraphs": 0, "addenda": 0}
     intake.take(records(table), partial(_study, columns=chosen, intake=intake))
@@ -137,24 +130,27 @@ def read(
 SOURCE = Source("table", "the table and its films", read, columns=Columns)
 
 
-def _counts(table: pd.DataFrame, columns: Columns, root: Path, expected: Mapping[str, int]) -> dict[str, int]:
-    """The counts that `expected` names, in this download."""
-    ways = {
-        "rows": lambda: len(table),
-        "images": lambda: sum((root / cell).is_file() for name in columns.images for cell in set(table[name]) - {""}),
-        "patients": lambda: table[columns.patient].nunique(),
-        "studies": lambda: table[columns.study].nunique() if columns.study else len(table),
-    }
-    if unknown := sorted(set(expected) - set(ways)):
-        raise InputError(f"table: unknown count {unknown[0]!r} in `expected`; known are {', '.join(ways)}")
-    return {what: int(ways[what]()) for what in expected}
+def _count(intake: Intake, table: pd.DataFrame, columns: Columns, expected: Mapping[str, int]) -> None:
+    """Compare what `expected` names with this download."""
+    films = {cell for name in columns.images for cell in table[name]} - {""}
+    measured = {"rows": len(table), "images": sum((intake.root / film).is_file() for film in films)}
+    measured["patients"] = table[columns.patient].nunique()
+    measured["studies"] = table[columns.study].nunique() if columns.study else len(table)
+    if unknown := sorted(set(expected) - set(measured)):
+        raise InputError(f"table: unknown count {unknown[0]!r} in `expected`; known are {', '.join(measured)}")
+    intake.count(expected, {what: measured[what] for what in expected})
 
 
 def _study(cells: Cells, columns: Columns, intake: Intake) -> Study:
     def cell(column: str | None) -> str:
         return cells[column] if column else ""
 
-    films, patient = _films(cells, columns, intake.root), filled(cells, columns.patient)
+    views = columns.views or [cell(columns.view) or UNKNOWN] * len(columns.images)
+    named = zip(map(cells.__getitem__, columns.images), views, strict=True)
+    films = [Film(intake.root / name, view) for name, view in named if name]
+    if not films:
+        raise Unusable(", ".join(columns.images), "names no film")
+    patient = filled(cells, columns.patient)
     study = filled(cells, columns.study) if columns.study else name_in(intake.root, films[0].path.with_suffix(""))
     split = cell(columns.split).lower()
     if columns.split and split not in SPLIT_NAMES:
@@ -174,41 +170,28 @@ def _sections(cells: Cells, columns: Columns, intake: Intake) -> list[str | None
     return [report.findings, report.impression]
 
 
-def _films(cells: Cells, columns: Columns, root: Path) -> list[Film]:
-    views = columns.views or [(cells[columns.view] if columns.view else "") or UNKNOWN] * len(columns.images)
-    pairs = zip(columns.images, views, strict=True)
-    films = [Film(root / cells[column], view) for column, view in pairs if cells[column]]
-    if not films:
-        raise Unusable(", ".join(columns.images), "names no film")
-    return films
-
-
 def _labels(cells: Cells, columns: Columns) -> dict[str, list[str]]:
     """Positive, negative and uncertain finding names of one row."""
     labels: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
-    for label in cells[columns.labels].split(columns.separator) if columns.labels else ():
-        if not (label := label.strip()):
-            continue
-        if columns.mapping is not None and label not in columns.mapping:
+    for label in map(str.strip, cells[columns.labels].split(columns.separator) if columns.labels else ()):
+        if label and columns.mapping is not None and label not in columns.mapping:
             raise Unusable(columns.labels, f"label {label!r} is not in the mapping ({', '.join(columns.mapping)})")
-        labels["positive"] += [label] if columns.mapping is None else columns.mapping[label]
+        if label:
+            labels["positive"] += [label] if columns.mapping is None else columns.mapping[label]
     for column, finding in columns.findings_by_column.items():
         if cells[column]:
-            labels[_kind(column, cells[column], columns.values)].append(finding)
+            kinds = [kind for kind, value in columns.values.items() if _plain(cells[column]) == _plain(value)]
+            if not kinds:
+                allowed = ", ".join(f"{value} ({kind})" for kind, value in columns.values.items())
+                raise Unusable(column, f"{cells[column]!r} is none of {allowed} or empty")
+            labels[kinds[0]].append(finding)
     names = [name for kind in labels.values() for name in kind]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise Unusable(columns.labels or "labels", f"finding {twice[0]!r} is named twice")
-    if unknown := [name for name in names if columns.vocabulary is not None and name not in columns.vocabulary]:
-        raise Unusable(columns.labels or "labels", f"finding {unknown[0]!r} is not in the vocabulary")
+    for name in names:
+        if names.count(name) > 1:
+            raise Unusable(columns.labels or "labels", f"finding {name!r} is named twice")
+        if columns.vocabulary is not None and name not in columns.vocabulary:
+            raise Unusable(columns.labels or "labels", f"finding {name!r} is not in the vocabulary")
     return labels
-
-
-def _kind(column: str, cell: str, values: Mapping[str, Any]) -> str:
-    for kind, value in values.items():
-        if _plain(cell) == _plain(value):
-            return kind
-    allowed = ", ".join(f"{value} ({kind})" for kind, value in values.items())
-    raise Unusable(column, f"{cell!r} is none of {allowed} or empty")
 
 
 def _plain(value: object) -> float | str:

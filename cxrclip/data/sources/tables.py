@@ -46,7 +46,7 @@ def name_in(root: Path, path: Path) -> str:
 def read_table(path: Path, columns: Iterable[str], *, only: bool = False) -> pd.DataFrame:
     """Read a CSV (also .gz, .zip) or Parquet table with every cell as stripped text ("" where empty).
 
-    Bytes that are no UTF-8 are kept as lone surrogates: `Intake.take` sets their rows aside.
+    Bytes that are no UTF-8 are kept as lone surrogates: `check_row` finds them.
 
     Args:
         columns: columns the table must have.
@@ -55,39 +55,29 @@ def read_table(path: Path, columns: Iterable[str], *, only: bool = False) -> pd.
     Raises:
         InputError: no such file, not a table, or a column in `columns` is missing.
     """
+    options = {"dtype": object, "index_col": False, "encoding": "utf-8-sig", "encoding_errors": "surrogateescape"}
     columns = list(columns)
     try:
-        names, table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, columns, only)
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path).map(lambda cell: "" if pd.isna(cell) else str(cell))
+        else:
+            table = pd.read_csv(path, nrows=0, **options)
+            ",".join(table.columns).encode()  # the header itself must be UTF-8
+            if set(columns) <= set(table.columns):
+                table = pd.read_csv(path, keep_default_na=False, usecols=columns if only else None, **options)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such table; check the folder and the file name") from error
     except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas, pyarrow, gzip: parser and format errors
         reason = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"{path}: not a readable table ({reason}); export it again as CSV in UTF-8") from error
-    need_columns(path, names, columns)
+    need_columns(path, table, columns)
     return table.apply(lambda column: column.fillna("").str.strip())
 
 
-def need_columns(path: Path, present: Iterable[str], needed: Iterable[str]) -> None:
+def need_columns(path: Path, table: pd.DataFrame, needed: Iterable[str]) -> None:
     """Raise InputError, which names the columns that there are, where a needed one is missing."""
-    present = list(present)
-    if absent := [name for name in needed if name not in present]:
-        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(repr, present))}")
-
-
-def _read_parquet(path: Path) -> tuple[list[str], pd.DataFrame]:
-    table = pd.read_parquet(path).map(lambda cell: "" if pd.isna(cell) else str(cell))
-    return list(table.columns), table
-
-
-def _read_csv(path: Path, columns: list[str], only: bool) -> tuple[list[str], pd.DataFrame]:
-    """The names in the header, and the table (without rows where a column of `columns` is missing)."""
-    options = {"dtype": object, "index_col": False, "encoding": "utf-8-sig", "encoding_errors": "surrogateescape"}
-    header = pd.read_csv(path, nrows=0, **options)
-    ",".join(header.columns).encode()  # the header itself must be UTF-8
-    if not set(columns) <= set(header.columns):
-        return list(header.columns), header
-    table = pd.read_csv(path, keep_default_na=False, usecols=columns if only else None, **options)
-    return list(header.columns), table
+    if absent := [name for name in needed if name not in table.columns]:
+        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(repr, table.columns))}")
 
 
 def grouped(table: pd.DataFrame, key: str) -> Iterator[tuple[int, Rows]]:

@@ -799,7 +799,7 @@ def test_the_public_table_of_siim_has_the_known_splits():
 
 def test_the_public_tables_of_nih_and_open_i_have_the_known_counts(tmp_path):
     rows = read_table(public_table("Data_Entry_2017_v2020.csv.gz"), chestxray14.COLUMNS)
-    found = chestxray14.counts(rows, pd.Series(dtype=bool), None)
+    found = chestxray14.counts(rows, pd.Series(dtype=bool), {})
     assert (found["rows"], found["patients"]) == (112_120, 30_805)
     with tarfile.open(public_table("NLMCXR_reports.tgz")) as archive:
         archive.extractall(tmp_path, filter="data")
