@@ -16,18 +16,10 @@ from cxrclip.data.sources.prepare import COUNTED, Source, compared
 from cxrclip.errors import InputError
 from cxrclip.studies import validate
 
-SOURCES: dict[str, Source] = {
-    "mimic-cxr": mimic.SOURCE,
-    "chexpert": chexpert.SOURCE,
-    "chexpert5x200": chexpert5x200.SOURCE,
-    "chexpert5x200-mgca": chexpert5x200.MGCA,
-    "chestxray14": chestxray14.SOURCE,
-    "vindr-cxr": vindr.SOURCE,
-    "rsna": rsna.SOURCE,
-    "siim": siim.SOURCE,
-    "openi": openi.SOURCE,
-    "table": table.SOURCE,
-}
+SOURCES: dict[str, Source] = {source.name: source for source in (
+    mimic.SOURCE, chexpert.SOURCE, chexpert5x200.SOURCE, chexpert5x200.MGCA, chestxray14.SOURCE, vindr.SOURCE,
+    rsna.SOURCE, siim.SOURCE, openi.SOURCE, table.SOURCE,
+)}
 """Name -> `prepare(root, out, *, allow_partial=False, image_size=512, max_rejected=0.05, progress=True, workers=None,
 ...)`, which reads the download in `root`, writes the study folder `out` and returns its summary (see `Source`)."""
 _SHOWN = ("split", "studies", "patients", "images", "two_views", "findings", "impression", "labelled")
@@ -40,9 +32,7 @@ def prepare_from_text(
 
     Args:
         source: a name in `SOURCES`.
-        root: folder of the download.
-        out: study folder to write.
-        allow_partial: go on where the counts are not those of the release.
+        root, out, allow_partial: as of `Source`.
         options: "name=value" each, the value in YAML ("image_size=512", "shares={train: 0.8, test: 0.2}").
 
     Returns:

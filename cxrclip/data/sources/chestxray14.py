@@ -108,9 +108,8 @@ def _study(cells: Cells, films: Mapping[str, Path]) -> Study | None:
         raise Unusable("Finding Labels", f"{cells['Finding Labels']!r} is not a list of the 14 findings")
     patient, view = filled(cells, "Patient ID"), one_of(("PA", "AP"), "PA or AP", cells, "View Position")
     return Study(image.removesuffix(".png"), patient, [Film(films[image], view)], positive=names,
-                 negative=[name for name in FINDINGS if name not in names],
-                 sex=to_sex("Patient Gender", cells["Patient Gender"]),
-                 age=to_age("Patient Age", cells["Patient Age"]))
+                 negative=[name for name in FINDINGS if name not in names], sex=to_sex(cells, "Patient Gender"),
+                 age=to_age(cells, "Patient Age"))
 
 
 def _official_lists(root: Path) -> dict[str, str]:

@@ -29,8 +29,7 @@ def read(intake: Intake, *, test_list: str | None = None) -> None:
     """Read GLoRIA's list and the CheXpert download it names: every row is a study, all are test.
 
     The class is the one positive label. Nothing is negative: the list writes 0 for "negative" and for "not mentioned".
-    The list must be whole, its four counts those of 5x200 (1,000 rows, 200 a class, 966 patients, each row exactly one
-    of the five); with `allow_partial` films may be missing.
+    The list must be whole (1,000 rows, 200 a class, 966 patients); with `allow_partial` films may be missing.
 
     Args:
         test_list: path of the list, absolute or relative to `root`; None looks for chexpert_5x200.csv there.
@@ -46,8 +45,8 @@ def read_mgca(intake: Intake, *, reports: str | None = None) -> None:
     """Draw MGCA's 5x200 from CheXpert's train.csv; else as `read`.
 
     Args:
-        reports: CheXpert Plus' table (absolute, relative to `root`, or "auto"): its sections become the texts. Without
-            it there are no texts, and so no retrieval.
+        reports: CheXpert Plus' table (absolute, relative to `root`, or "auto"): its sections become the texts. None
+            gives no texts, and so no retrieval.
     """
     ((path, train),) = chex.label_tables(intake.root)
     table = mgca_list(path, train)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from cxrclip.data.sources.prepare import Film, Intake
+from cxrclip.data.sources.prepare import FRONTAL, Film, Intake
 from cxrclip.data.sources.tables import Cells, Unusable, one_of, read_table, records, to_age, to_sex, to_text
 from cxrclip.errors import InputError
 
@@ -22,7 +22,6 @@ FINDINGS = (
 COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
 PLUS = "df_chexpert_plus*.csv"
 STATES = {"1": "positive", "0": "negative", "-1": "uncertain", "": ""}
-LATERAL, FRONTAL = "LATERAL", "FRONTAL"
 Sections = tuple[str | None, str | None]
 """Findings and impression of a report."""
 _PLACE = re.compile(r"(?:^|/)(train|valid)/(patient\d+)/(study\d+)/(view\d+_(?:frontal|lateral))\.(?:jpg|png)$")
@@ -55,15 +54,6 @@ def patients_of(paths: pd.Series) -> pd.Series:
     return paths.str.extract(_PLACE.pattern, expand=True)[1]
 
 
-def view_of(cells: Cells) -> str:
-    """AP or PA of a frontal film where it is known, else FRONTAL or LATERAL."""
-    side = one_of(("Frontal", "Lateral"), "Frontal or Lateral", cells, "Frontal/Lateral")
-    projection = one_of(("AP", "PA", "LL", "RL", ""), "AP, PA, LL, RL or empty", cells, "AP/PA")
-    if side == "Lateral":
-        return LATERAL
-    return projection if projection in ("AP", "PA") else FRONTAL  # 17 frontal films of v1.0 are called LL or RL
-
-
 def labels_of(cells: Cells) -> dict[str, tuple[str, ...]]:
     """Positive, negative and uncertain names of one row of CheXpert's label columns."""
     labels: dict[str, tuple[str, ...]] = {"positive": (), "negative": (), "uncertain": ()}
@@ -77,9 +67,16 @@ def labels_of(cells: Cells) -> dict[str, tuple[str, ...]]:
 
 
 def film_row(cells: Cells) -> tuple[Place, Film | None, dict[str, Any]]:
-    """Where a film stands, the film (None: not downloaded), and what its study says: labels, sex and age."""
-    place, view = place_of("Path", cells["Path"]), view_of(cells)
-    study = labels_of(cells) | {"sex": to_sex("Sex", cells["Sex"]), "age": to_age("Age", cells["Age"])}
+    """Where a film stands, the film (None: not downloaded), and what its study says: labels, sex and age.
+
+    The view is AP or PA of a frontal film where it is known, else FRONTAL or LATERAL.
+    """
+    place = place_of("Path", cells["Path"])
+    view = one_of(("Frontal", "Lateral"), "Frontal or Lateral", cells, "Frontal/Lateral").upper()
+    projection = one_of(("AP", "PA", "LL", "RL", ""), "AP, PA, LL, RL or empty", cells, "AP/PA")
+    if view == FRONTAL and projection in ("AP", "PA"):  # 17 frontal films of v1.0 are called LL or RL
+        view = projection
+    study = labels_of(cells) | {"sex": to_sex(cells, "Sex"), "age": to_age(cells, "Age")}
     return place, Film(Path(cells["film"]), view) if cells["film"] else None, study
 
 

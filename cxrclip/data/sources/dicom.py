@@ -78,13 +78,12 @@ def take_films(
     Films that are not downloaded, and headers with values that make no sense, are counted.
 
     Args:
-        table: one row or several for each film.
+        table: one row or several for each film; `file` is its name, where it is not the intake's own.
         key: the column with the name of the film.
         labels_of: the rows of a film -> its positive and its negative findings.
         paths: name -> file, for the films that are here.
         splits: name -> split, for all films.
         view: of a film whose header names none.
-        file: the table's name, where it is not the intake's own.
     """
 
     def study(group: Rows) -> Study | None:
@@ -98,4 +97,6 @@ def take_films(
         return Study(name, name, [Film(paths[name], header.view or view)], splits[name], positive=positive,
                      negative=negative, sex=header.sex, age=header.age)
 
+    intake.tally("not_downloaded", 0)
+    intake.tally("odd_headers", 0)
     intake.take(grouped(table, key), study, file)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from cxrclip.data.sources.chexpert_format import FINDINGS, labels_of
-from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Source, Study
+from cxrclip.data.sources.prepare import LATERAL, UNKNOWN, Film, Intake, Source, Study
 from cxrclip.data.sources.reports import Reports, open_reports
 from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, grouped, one_of, read_table, records
 from cxrclip.errors import InputError
@@ -29,7 +29,7 @@ EXPECTED = {
     "valid studies": 1_808, "test studies": 3_269,
 }
 SPLIT_NAMES = {"train": "train", "validate": "valid", "test": "test"}
-VIEWS = {"LL": "LATERAL", "": UNKNOWN}  # the rest as written: AP, PA, LATERAL, and rare ones
+VIEWS = {"LL": LATERAL, "": UNKNOWN}  # the rest as written: AP, PA, LATERAL, and rare ones
 COLUMNS = ("dicom_id", "subject_id", "study_id", "ViewPosition")  # the first three name the file
 _IDS = {
     "dicom_id": re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}"),

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Source, Study
+from cxrclip.data.sources.prepare import FRONTAL, LATERAL, UNKNOWN, Film, Intake, Source, Study
 from cxrclip.data.sources.splits import SHARES, split_patients
 from cxrclip.data.sources.tables import Unusable, read_table, records, to_text
 from cxrclip.errors import InputError
@@ -32,7 +32,6 @@ EXPECTED = {
           "with both sections": 3_419, "images": 7_470},
     REPORTS: {"reports": 3_851, "films named": 7_466, "images": 7_466},
 }
-FRONTAL, LATERAL = "FRONTAL", "LATERAL"
 VIEWS = {"frontal": FRONTAL, "lateral": LATERAL}
 
 

@@ -32,7 +32,7 @@ from cxrclip.errors import InputError
 from cxrclip.studies import SCHEMA, summary
 
 VERSION = 1  # of stored rows: raise it when films or studies are stored otherwise, and finished shards are made again
-UNKNOWN = "UNKNOWN"  # the view of a film of which nothing is said
+FRONTAL, LATERAL, UNKNOWN = "FRONTAL", "LATERAL", "UNKNOWN"  # views of films of which no more, or nothing, is said
 SHARD = 1024  # studies a file, and the step in which an interrupted preparation goes on
 WORTH_IT = 64  # films that repay the start of one more process
 DECODING_SECONDS = 120  # the largest films take two; a decoder that is still at it hangs
@@ -112,12 +112,9 @@ class Source:
                 partial download, nothing usable or too little, a patient in two splits, or `out` cannot be written.
         """
         self._check(options)
-        root = Path(root)
-        if not root.is_dir():
-            raise InputError(f"{root}: no such folder; give the folder of {self.contents}")
-        intake = Intake(self.name, root, allow_partial=allow_partial, progress=progress)
-        if self.release:
-            intake.facts["release"] = self.release
+        facts = {"release": self.release} if self.release else {}
+        intake = Intake(self.name, Path(root), allow_partial=allow_partial, progress=progress, facts=facts)
+        intake.need(intake.root.is_dir(), f"no such folder; give the folder of {self.contents}")
         self.read(intake, **options)  # the tables it read are free again when it returns
         return intake.write(out, image_size=image_size, max_rejected=max_rejected, workers=workers)
 

@@ -29,11 +29,7 @@ from cxrclip.studies import SPLITS
 
 
 def data_folder() -> Path:
-    """Where torchxrayvision keeps its tables.
-
-    Raises:
-        InputError: the package is not installed.
-    """
+    """Where torchxrayvision keeps its tables; raises InputError where it is not installed."""
     spec = importlib.util.find_spec("torchxrayvision")  # finds the package without running its code
     places = list(spec.submodule_search_locations or ()) if spec else []
     if not places or not (Path(places[0]) / "data").is_dir():
@@ -109,15 +105,11 @@ def open_i() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["uid", "findings", "impression", "images"])
 
 
-# ------------------------------------------------------------------------------------------------------- statistics
-
-
 def sizes() -> pd.DataFrame:
     """What the packaged tables say of Table 1, a line a data set.
 
-    Returns:
-        Columns name, rows (of the table), images, patients, train, valid, test (missing where the rule needs a
-        list that is not in the package), rule (how the splits were made, or what is missing).
+    Columns name, rows (of the table), images, patients, train, valid, test (missing where the rule needs a list that
+    is not in the package), rule (how the splits were made, or what is missing).
     """
     masks, boxes, readings = siim(), rsna(), vindr()
     films = masks.drop_duplicates("image")

@@ -91,12 +91,9 @@ def with_lines(text: str) -> str:
 
 
 class Reports(NamedTuple):
-    """Where the reports of a MIMIC-CXR download come from, and two functions of (subject, study).
+    """Where the reports of a MIMIC-CXR download come from: is there one of (subject, study), and its sections.
 
-    Args:
-        where: the name of the file or folder.
-        has: is there a report?
-        read: its sections; raises `Unusable` where it cannot be read.
+    `read` raises `Unusable` where it cannot be read.
     """
 
     where: str

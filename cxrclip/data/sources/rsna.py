@@ -53,7 +53,6 @@ def read(intake: Intake) -> None:
     splits = gloria_split(boxes["patientId"])
     intake.file = CLASSES
     intake.count(EXPECTED, counts(classes, boxes, films, splits))
-    intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
     targets = _targets(boxes, set(classes["patientId"]), intake)
     take_films(intake, classes, "patientId", partial(_labels, targets=targets), films, splits)
 

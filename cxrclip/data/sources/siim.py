@@ -53,7 +53,6 @@ def read(intake: Intake, *, file: str | None = None) -> None:
     splits = gloria_split(table["ImageId"])
     intake.file = path.name
     intake.count(EXPECTED, counts(table, films, splits))
-    intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
     take_films(intake, table, "ImageId", partial(_labels, intake=intake), films, splits)
 
 

@@ -132,8 +132,8 @@ SOURCE = Source("table", "the table and its films", read, columns=Columns)
 
 def _count(intake: Intake, table: pd.DataFrame, columns: Columns, expected: Mapping[str, int]) -> None:
     """Compare what `expected` names with this download."""
-    films = {cell for name in columns.images for cell in table[name]} - {""}
-    measured = {"rows": len(table), "images": sum((intake.root / film).is_file() for film in films)}
+    films = [intake.root / cell for name in columns.images for cell in set(table[name]) - {""}]
+    measured = {"rows": len(table), "images": sum(path.is_file() for path in films)}
     measured["patients"] = table[columns.patient].nunique()
     measured["studies"] = table[columns.study].nunique() if columns.study else len(table)
     if unknown := sorted(set(expected) - set(measured)):
@@ -142,24 +142,22 @@ def _count(intake: Intake, table: pd.DataFrame, columns: Columns, expected: Mapp
 
 
 def _study(cells: Cells, columns: Columns, intake: Intake) -> Study:
-    def cell(column: str | None) -> str:
-        return cells[column] if column else ""
-
-    views = columns.views or [cell(columns.view) or UNKNOWN] * len(columns.images)
+    view = (cells[columns.view] if columns.view else "") or UNKNOWN
+    views = columns.views or [view] * len(columns.images)
     named = zip(map(cells.__getitem__, columns.images), views, strict=True)
     films = [Film(intake.root / name, view) for name, view in named if name]
     if not films:
         raise Unusable(", ".join(columns.images), "names no film")
     patient = filled(cells, columns.patient)
     study = filled(cells, columns.study) if columns.study else name_in(intake.root, films[0].path.with_suffix(""))
-    split = cell(columns.split).lower()
-    if columns.split and split not in SPLIT_NAMES:
+    split = SPLIT_NAMES.get(cells[columns.split].lower(), "") if columns.split else ""
+    if columns.split and not split:
         raise Unusable(columns.split, f"{cells[columns.split]!r} is not train, valid or test")
     labels, sections = _labels(cells, columns), _sections(cells, columns, intake)
     if columns.supervision and not any((*sections, *labels.values())):
         raise Unusable(", ".join(columns.supervision), "neither a text nor a label")
-    return Study(study, patient, films, SPLIT_NAMES.get(split, ""), *sections, **labels,
-                 sex=to_sex(str(columns.sex), cell(columns.sex)), age=to_age(str(columns.age), cell(columns.age)))
+    return Study(study, patient, films, split, *sections, **labels,
+                 sex=to_sex(cells, columns.sex), age=to_age(cells, columns.age))
 
 
 def _sections(cells: Cells, columns: Columns, intake: Intake) -> list[str | None]:

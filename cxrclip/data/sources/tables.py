@@ -144,15 +144,17 @@ def to_text(column: str, cell: str) -> str | None:
     return text or None
 
 
-def to_sex(column: str, cell: str) -> str | None:
-    """F or M, also when spelled out; None where empty or unknown."""
+def to_sex(cells: Cells, column: str | None) -> str | None:
+    """F or M, also when spelled out; None where empty or unknown, or without a column."""
+    cell = cells[column] if column else ""
     if cell.upper() not in _SEXES:
         raise Unusable(column, f"{cell!r} is not F or M")
     return _SEXES[cell.upper()]
 
 
-def to_age(column: str, cell: str) -> float | None:
-    """Years; None where empty."""
+def to_age(cells: Cells, column: str | None) -> float | None:
+    """Years; None where empty, or without a column."""
+    cell = cells[column] if column else ""
     try:
         age = float(cell) if cell else None
     except ValueError:

@@ -58,7 +58,6 @@ def read(intake: Intake) -> None:
     splits |= dict.fromkeys(tables[TEST]["image_id"], "test") if TEST in tables else {}
     intake.file = next(iter(paths))
     intake.count(EXPECTED, _counts(tables, films, splits))
-    intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
     for name, table in tables.items():
         labels = partial(_labels, readers=READERS if name == TRAIN else 1)
         take_films(intake, table, "image_id", labels, films[name], splits, view="PA", file=name)
