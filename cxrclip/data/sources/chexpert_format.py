@@ -24,21 +24,16 @@ PLUS = "df_chexpert_plus*.csv"
 STATES = {"1": "positive", "0": "negative", "-1": "uncertain", "": ""}
 Sections = tuple[str | None, str | None]
 """Findings and impression of a report."""
-_PLACE = re.compile(r"(?:^|/)(train|valid)/(patient\d+)/(study\d+)/(view\d+_(?:frontal|lateral))\.(?:jpg|png)$")
+_PLACE = re.compile(r"(?:^|/)(train|valid)/((patient\d+)/study\d+)/(view\d+_(?:frontal|lateral))\.(?:jpg|png)$")
 
 
 class Place(NamedTuple):
     """Where a film stands: train/patient00001/study1/view1_frontal.jpg."""
 
     split: str
+    study_id: str
     patient: str
-    study: str
     view: str
-
-    @property
-    def study_id(self) -> str:
-        """The patient and the study: patient00001/study1."""
-        return f"{self.patient}/{self.study}"
 
 
 def place_of(column: str, cell: str) -> Place:
@@ -51,7 +46,7 @@ def place_of(column: str, cell: str) -> Place:
 
 def patients_of(paths: pd.Series) -> pd.Series:
     """The patients of a column of paths; None where a path is none of CheXpert's."""
-    return paths.str.extract(_PLACE.pattern, expand=True)[1]
+    return paths.str.extract(_PLACE.pattern, expand=True)[2]
 
 
 def labels_of(cells: Cells) -> dict[str, tuple[str, ...]]:

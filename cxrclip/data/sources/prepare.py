@@ -185,7 +185,7 @@ class Intake:
         self.facts[fact] = self.facts.get(fact, 0) + number
 
     def tallied(self, report: Sections) -> Sections:
-        """The same report, counted by how its sections were come by."""
+        """The report itself; whether it has addenda, or its last paragraph as impression, is counted."""
         self.tally("last_paragraphs", report.last_paragraph)
         self.tally("addenda", report.addenda > 0)
         return report
@@ -195,7 +195,8 @@ class Intake:
     ) -> Iterator[tuple[int, T]]:
         """What `parse` makes of each row or group of rows, with its number; what is `Unusable` is set aside.
 
-        Every row of every source comes through here. `file` names a table other than the one that is being taken.
+        Rows of studies and of labels come through here in all sources, and are checked by `check_row`. `file` names a
+        table other than the one that is being taken.
         """
         for number, row in rows:
             try:

@@ -70,7 +70,7 @@ def siim() -> pd.DataFrame:
     `split` is by film. `row_split` is by row, as GLoRIA and MGCA cut it: a film with several masks can then be
     in train and in test (see `siim_leak`).
     """
-    table = siim_release.read_masks(data_folder() / "siim-pneumothorax-train-rle.csv.gz")
+    table = read_table(data_folder() / "siim-pneumothorax-train-rle.csv.gz", siim_release.COLUMNS)
     rows = pd.DataFrame({"image": table["ImageId"], "pneumothorax": table["EncodedPixels"] != siim_release.NO_MASK})
     rows["split"] = rows["image"].map(gloria_split(rows["image"]))
     return rows.assign(row_split=rows.index.map(gloria_split(range(len(rows)))))

@@ -91,9 +91,9 @@ def with_lines(text: str) -> str:
 
 
 class Reports(NamedTuple):
-    """Where the reports of a MIMIC-CXR download come from: is there one of (subject, study), and its sections.
+    """The reports of a MIMIC-CXR download by (subject, study): whether there is one, and its sections.
 
-    `read` raises `Unusable` where it cannot be read.
+    `where` names the file or folder. `read` raises `Unusable` where a report cannot be read.
     """
 
     where: str

@@ -21,10 +21,10 @@ import pandas as pd
 from cxrclip.data.sources.dicom import Labels, find_films, take_films
 from cxrclip.data.sources.prepare import Intake, Source
 from cxrclip.data.sources.splits import gloria_split, split_sizes
-from cxrclip.data.sources.tables import Rows, Unusable, find_one, need_columns, read_table
+from cxrclip.data.sources.tables import Rows, Unusable, find_one, read_table
 
 TABLES = ("train-rle.csv", "stage_2_train.csv")
-COLUMNS = ["ImageId", "EncodedPixels"]
+COLUMNS = ("ImageId", "EncodedPixels")
 PNEUMOTHORAX = "Pneumothorax"
 NO_MASK = "-1"
 MASK = re.compile(r"-1|\d+\s+\d+(\s+\d+\s+\d+)*")  # or pairs "start length" in run-length encoding
@@ -47,7 +47,7 @@ def read(intake: Intake, *, file: str | None = None) -> None:
     """
     path = intake.root / file if file else find_one(intake.root, *TABLES)
     intake.need(path, f"neither {TABLES[0]} nor {TABLES[1]}; give the folder of the SIIM download")
-    table = read_masks(path)
+    table = read_table(path, COLUMNS)
     films, listed = find_films(intake.root), set(table["ImageId"])
     intake.need(films.keys() & listed, f"none of the {len(listed):,} listed films is here; download them")
     splits = gloria_split(table["ImageId"])
@@ -58,13 +58,6 @@ def read(intake: Intake, *, file: str | None = None) -> None:
 
 SOURCE = Source("siim", f"the SIIM download, with {TABLES[0]} or {TABLES[1]}", read,
                 "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation, competition rules")
-
-
-def read_masks(path: Path) -> pd.DataFrame:
-    """The table of masks, with `COLUMNS`. (The header of train-rle.csv is "ImageId, EncodedPixels", with a space.)"""
-    table = read_table(path, COLUMNS[:1]).rename(columns=str.strip)
-    need_columns(path, table, COLUMNS)
-    return table[COLUMNS]
 
 
 def counts(table: pd.DataFrame, films: Mapping[str, Path], splits: Mapping[str, str]) -> dict[str, int]:

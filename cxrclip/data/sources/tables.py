@@ -63,21 +63,19 @@ def read_table(path: Path, columns: Iterable[str], *, only: bool = False) -> pd.
         else:
             table = pd.read_csv(path, nrows=0, **options)
             ",".join(table.columns).encode()  # the header itself must be UTF-8
-            if set(columns) <= set(table.columns):
-                table = pd.read_csv(path, keep_default_na=False, usecols=columns if only else None, **options)
+            wanted = [name for name in table.columns if not only or name.strip() in columns]
+            if set(columns) <= set(map(str.strip, wanted)):
+                table = pd.read_csv(path, keep_default_na=False, usecols=wanted if only else None, **options)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such table; check the folder and the file name") from error
     except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas, pyarrow, gzip: parser and format errors
         reason = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"{path}: not a readable table ({reason}); export it again as CSV in UTF-8") from error
-    need_columns(path, table, columns)
-    return table.apply(lambda column: column.fillna("").str.strip())
-
-
-def need_columns(path: Path, table: pd.DataFrame, needed: Iterable[str]) -> None:
-    """Raise InputError, which names the columns that there are, where a needed one is missing."""
-    if absent := [name for name in needed if name not in table.columns]:
+    table.columns = [str(name).strip() for name in table.columns]  # SIIM's header has a space after its comma
+    table = table.loc[:, ~table.columns.duplicated()]
+    if absent := [name for name in columns if name not in table.columns]:
         raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(repr, table.columns))}")
+    return table.apply(lambda column: column.fillna("").str.strip())
 
 
 def grouped(table: pd.DataFrame, key: str) -> Iterator[tuple[int, Rows]]:
@@ -102,7 +100,7 @@ def records(table: pd.DataFrame) -> Iterator[tuple[int, Cells]]:
 
 
 def check_row(row: Any) -> None:
-    """Raise what is wrong with a row, or one of a group, before it is parsed: the one check of all sources.
+    """Raise what is wrong with a row, or one of a group, before it is parsed: checks that all sources share go here.
 
     Raises:
         Unusable: it could not be read (`row` is the fault itself), or a cell holds bytes that could not be decoded.

@@ -790,7 +790,7 @@ def test_the_public_table_of_rsna_has_the_known_splits():
 
 
 def test_the_public_table_of_siim_has_the_known_splits():
-    rows = siim.read_masks(public_table("siim-pneumothorax-train-rle.csv.gz"))
+    rows = read_table(public_table("siim-pneumothorax-train-rle.csv.gz"), siim.COLUMNS)
     found = siim.counts(rows, {}, gloria_split(rows["ImageId"]))
     assert found | {"images": 12_047} == siim.EXPECTED
     masks = sum(len(group) > 1 for _, group in grouped(rows, "ImageId"))
