@@ -23,11 +23,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from cxrclip.data.images import MIN_SIDE, store_film
-from cxrclip.data.pool import Failure, in_order
 from cxrclip.data.progress import progress_bar
 from cxrclip.data.shards import Rejected, ResumableStudies, refuse_many, resumable_studies
 from cxrclip.data.sources.counts import check_counts
 from cxrclip.data.sources.tables import Cells, Rows, Unusable, check_encoding, name_in
+from cxrclip.data.workers import Failure, in_order
 from cxrclip.errors import InputError
 from cxrclip.studies import summary
 
