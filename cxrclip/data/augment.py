@@ -151,7 +151,7 @@ def augment(folder: str | Path, out: str | Path, there: Translate, back: Transla
     kept, rejected = read_about(folder)
     settings = {"models": dict(about), "split": split, "of": fingerprint(folder)}
     counts = dict.fromkeys(("studies", "sections", "sentences", "unchanged"), 0)
-    sections = number = 0
+    sections = 0
     with resumable_studies(out) as table, progress_bar(desc="back-translation", unit="shard", shown=progress) as bar:
         for number, rows in enumerate(read_shards(folder)):
             chosen = [row for row in rows if split in (None, row["split"])]
@@ -165,7 +165,7 @@ def augment(folder: str | Path, out: str | Path, there: Translate, back: Transla
             bar.update()
         if not sections:
             raise InputError(f"{folder}: no report section in split {split!r}; there is nothing to translate")
-        table.finish(kept | {"augmented": settings}, rejected, number + 1)
+        table.finish(kept | {"augmented": settings}, rejected)
     return counts
 
 
