@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -60,20 +60,17 @@ class Task:
 
 
 @contextmanager
-def in_order(
-    function: Callable[..., Any], calls: Iterable[tuple], workers: int, seconds: float
-) -> Iterator[Iterator[Any]]:
+def in_order(function: Callable[..., Any], calls: Iterable[tuple], workers: int,
+             seconds: float) -> Iterator[Iterator[Any]]:
     """Yield an iterator over `function(*arguments)` for each of the calls, in their order.
+
+    It gives a `Failure` for a call that aborted its process, raised anything, or took longer than `seconds`. When the
+    context is left, all processes end.
 
     Args:
         function: importable by name (it is pickled), and best from a module that is quick to import.
         calls: arguments of each call; at most `AHEAD` a worker are taken before their results are read.
         workers: processes; also with one, no call is made in this process.
-        seconds: a call that takes longer is ended.
-
-    Returns:
-        A context manager; its iterator gives a `Failure` for a call that aborted its process, raised anything, or
-        took too long. When the context is left, all processes end.
 
     Raises:
         InputError: the processes cannot be started.
@@ -82,9 +79,8 @@ def in_order(
         yield _results(pool, partial(_guarded, function), iter(calls), AHEAD * workers, seconds)
 
 
-def _results(
-    pool: ProcessPool, function: Callable[..., Any], calls: Iterator[tuple], ahead: int, seconds: float
-) -> Iterator[Any]:
+def _results(pool: ProcessPool, function: Callable[..., Any], calls: Iterator[tuple], ahead: int,
+             seconds: float) -> Iterator[Any]:
     waiting: deque[ProcessFuture] = deque()
     while True:
         for arguments in itertools.islice(calls, ahead - len(waiting)):
@@ -167,8 +163,8 @@ def _started(workers: int, environment: Mapping[str, str]) -> Iterator[ProcessPo
     alive, held = context.Pipe(duplex=False)  # nothing is ever sent: `alive` ends when this process does
     pool = ProcessPool(workers, initializer=_begin, initargs=(alive,), context=context)
     try:
-        with _interrupts_held():
-            _ = pool.active  # starts them
+        with ThreadPoolExecutor(1) as thread:  # there, Ctrl-C cannot leave a process half begun
+            thread.submit(_start, pool).result()
         yield pool
     except RuntimeError as error:
         if not isinstance(error, BrokenProcessPool) and pool.active:
@@ -179,6 +175,18 @@ def _started(workers: int, environment: Mapping[str, str]) -> Iterator[ProcessPo
         pool.join()
         alive.close()
         held.close()
+
+
+def _start(pool: ProcessPool) -> None:
+    """A terminal sends Ctrl-C to all processes. Those that start here inherit that it is blocked: their parent answers.
+
+    (Windows knows no such mask: there they hear it until the pool has them ignore it.)
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        for tracker in (resource_tracker, loky_tracker):  # or the first process starts it, and that lifts the mask
+            tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    _ = pool.active  # starts them
 
 
 def _begin(alive: Connection) -> None:
@@ -193,29 +201,3 @@ def _begin(alive: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     tqdm.set_lock(threading.RLock())  # its own lock is a semaphore of the system, which such an end would leave behind
     threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until processes have been started, or one would be left half begun.
-
-    A terminal sends it to all of them. Processes that start here inherit that it is blocked: their parent alone answers
-    it. (Windows knows no such mask: there they hear it until the pool has them ignore it.)
-    """
-    if threading.current_thread() is not threading.main_thread():  # where Python allows no handler
-        yield
-        return
-    held: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
-    if hasattr(signal, "pthread_sigmask"):
-        for tracker in (resource_tracker, loky_tracker):  # or the first process starts it, and that lifts the mask
-            tracker.ensure_running()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if held:
-        raise KeyboardInterrupt
