@@ -218,7 +218,7 @@ def faults_of(row: Mapping[str, Any], seen: set[str], vocabulary: set[str] | Non
     for name in _TEXTS:
         text = row[name]
         if text is not None and not (isinstance(text, str) and text.strip() and len(text) <= MAX_TEXT):
-            size = f"{len(text):,} characters" if isinstance(text, str) else f"{text!r}"
+            size = f"{len(text):,} characters" if isinstance(text, str) else type(text).__name__
             yield f"column {name}: {size}; 1 to {MAX_TEXT:,} characters or null are allowed"
     named: set[str] = set()
     for name in _LABELS:

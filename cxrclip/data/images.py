@@ -13,7 +13,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -63,18 +63,17 @@ def read_gray(source: bytes | Path, where: str, *, at_least: int | None = None) 
     Args:
         source: the encoded file, or its path.
         where: how the message names the film (file, row).
-        at_least: for whoever shrinks the film to that many pixels (shorter side) anyway. A JPEG film is then
-            decoded at a half, a quarter or an eighth of its size, as long as twice `at_least` pixels remain;
-            colour becomes the file's own luma. Shrunk to 512 pixels, films of 2544 x 3056 differ from those decoded
-            in full by 0.2 gray levels on average, where storing them as JPEG costs 1.0. None decodes in full.
+        at_least: for whoever shrinks the film to that many pixels (shorter side) anyway. A JPEG film is then decoded
+            at a half, a quarter or an eighth of its size, as long as twice `at_least` pixels remain; colour becomes
+            the file's own luma. Shrunk to 512 pixels, films of 2544 x 3056 differ from those decoded in full by 0.2
+            gray levels on average, where storing them as JPEG costs 1.0. None decodes in full.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        InputError: missing, empty, damaged or cut file, no image, several pages or frames, a compression that
-            cannot be decoded, a side under `MIN_SIDE` pixels, more than `MAX_PIXELS` pixels, or the same value
-            everywhere.
+        InputError: a missing, empty or damaged file, no image, several pages or frames, a compression that cannot be
+            decoded, a side under `MIN_SIDE`, more than `MAX_PIXELS` pixels, or the same value everywhere.
     """
     named = not isinstance(source, bytes) and source.suffix.lower() in (".dcm", ".dicom")
     try:
@@ -239,17 +238,14 @@ def _refuse_dicom(film: Dataset, where: str) -> None:
         raise InputError(f"{where}: {frames} frames in one DICOM file; export one film per file")
     _refuse_size(int(film.Columns), int(film.Rows), where)
     if "TransferSyntaxUID" not in film.file_meta:  # a bare data set, as old archives export it
-        film.file_meta.TransferSyntaxUID = (
-            ImplicitVRLittleEndian if film.original_encoding[0] else ExplicitVRLittleEndian
-        )
+        implicit, _ = film.original_encoding
+        film.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     syntax = UID(film.file_meta.TransferSyntaxUID)
-    try:
-        available = get_decoder(syntax).is_available
-    except NotImplementedError:
-        available = False
-    if not available:
-        name = syntax.name if syntax.keyword else "(unknown)"
-        raise InputError(f"{where}: transfer syntax {name} cannot be decoded; export the film uncompressed")
+    with suppress(NotImplementedError):  # an unknown syntax
+        if get_decoder(syntax).is_available:
+            return
+    name = syntax.name if syntax.keyword else "(unknown)"
+    raise InputError(f"{where}: transfer syntax {name} cannot be decoded; export the film uncompressed")
 
 
 def _dicom_gray(film: Dataset, where: str) -> np.ndarray:

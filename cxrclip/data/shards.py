@@ -36,14 +36,8 @@ class Rejected(NamedTuple):
         return f"{place}, column {self.column}: {self.reason}" if self.column else f"{place}: {self.reason}"
 
 
-def write_studies(
-    rows: Iterable[Mapping[str, Any]],
-    folder: str | Path,
-    *,
-    about: Mapping[str, Any] | None = None,
-    rejected: Sequence[Rejected] = (),
-    shard_rows: int = 1024,
-) -> Path:
+def write_studies(rows: Iterable[Mapping[str, Any]], folder: str | Path, *, about: Mapping[str, Any] | None = None,
+                  rejected: Sequence[Rejected] = (), shard_rows: int = 1024) -> Path:
     """Write studies as a folder; it appears whole or not at all, and replaces an older one only when whole.
 
     Args:
@@ -207,7 +201,7 @@ def _complete(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     for field in SCHEMA:
         value = row.get(field.name)
         if pa.types.is_list(field.type) and isinstance(value, str | bytes):  # would become its characters
-            raise InputError(f"{where}: column {field.name} holds {value!r:.40}; give a list")
+            raise InputError(f"{where}: column {field.name} holds text; give a list")
         whole[field.name] = list(value or []) if pa.types.is_list(field.type) else value
     try:
         whole["images"] = [{"bytes": image.get("bytes") or b"", "path": image.get("path")} for image in whole["images"]]
@@ -234,7 +228,5 @@ def refuse_many(rejected: Sequence[Rejected], total: int, max_rejected: float, f
         InputError: with the counts and the first reasons.
     """
     if len(rejected) > max_rejected * total:
-        raise InputError(
-            f"{folder}: nothing written, {len(rejected):,} of {total:,} rows are unusable, more than "
-            f"max_rejected={max_rejected:g} allows: {first_faults(rejected)}"
-        )
+        raise InputError(f"{folder}: nothing written, {len(rejected):,} of {total:,} rows are unusable, more than "
+                         f"max_rejected={max_rejected:g} allows: {first_faults(rejected)}")

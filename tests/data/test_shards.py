@@ -30,7 +30,9 @@ from cxrclip.studies import fingerprint, open_studies, validate
         ({"views": [""]}, "column views: .* empty name"),
         ({"findings": "  "}, "column findings: 2 characters"),
         ({"impression": "x" * 20_001}, "column impression: 20,001 characters"),
-        ({"positive": "Edema"}, "column positive holds 'Edema'; give a list"),
+        ({"positive": "Edema"}, "column positive holds text; give a list"),
+        ({"findings_aug": "The heart is large."}, "column findings_aug holds text; give a list"),
+        ({"findings": b"The heart is large."}, "column findings: bytes; 1 to 20,000 characters or null"),
         ({"positive": [""]}, "column positive: '' is not a finding name"),
         ({"positive": ["Edema"], "negative": ["Edema"]}, "column negative: 'Edema' is named twice"),
         ({"sex": "female"}, "column sex: 'female'"),
@@ -49,6 +51,7 @@ def test_a_bad_row_is_named_and_nothing_is_written(tmp_path, change, message):
     with pytest.raises(InputError, match=message) as caught:
         write_studies([small_row(0), small_row(1) | change], tmp_path / "t")
     assert "\n" not in str(caught.value)
+    assert "heart" not in str(caught.value), "no message quotes a report"
     assert "row 2" in str(caught.value) or "wrong type" in message
     assert list(tmp_path.iterdir()) == []
 
