@@ -124,11 +124,9 @@ def augment(folder: str | Path, out: str | Path, there: Translate, back: Transla
     Args:
         folder: study folder; it is not changed.
         out: another folder.
-        there: sentences -> sentences in the other language.
-        back: and back.
+        there, back: sentences -> sentences in the other language, and back.
         about: names the translators; kept in `dataset.json`. With another value, finished shards are made anew.
         split: whose studies to translate; None takes all. Only training reads the texts.
-        progress: show a bar.
 
     Returns:
         Counts: studies, sections translated, sentences translated (distinct ones of each shard), and sections that

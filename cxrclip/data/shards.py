@@ -201,7 +201,8 @@ def _complete(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     for field in SCHEMA:
         value = row.get(field.name)
         if pa.types.is_list(field.type) and isinstance(value, str | bytes):  # would become its characters
-            raise InputError(f"{where}: column {field.name} holds text; give a list")
+            shown = "a text" if field.name.endswith("_aug") else f"{value!r:.40}"  # no message quotes a report
+            raise InputError(f"{where}: column {field.name} holds {shown}; give a list")
         whole[field.name] = list(value or []) if pa.types.is_list(field.type) else value
     try:
         whole["images"] = [{"bytes": image.get("bytes") or b"", "path": image.get("path")} for image in whole["images"]]
