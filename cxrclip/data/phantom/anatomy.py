@@ -6,10 +6,15 @@ films, `reports.py` the case into text.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
+from typing import Any
 
 import numpy as np
+import yaml
 
+from cxrclip.data.settings import checked
 from cxrclip.errors import InputError
 
 FINDINGS: tuple[str, ...] = (
@@ -45,6 +50,36 @@ class Finding:
                  and self.severity in (1, 2, 3) and self.kind in (None, *kinds))  # fmt: skip
         if not valid:
             raise InputError(f"not a finding: {self!r}; see FINDINGS, SIDES, ZONES and the kinds in phantom/anatomy.py")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which findings a name covers: those named in `of`; severity (at least), sides and kind narrow it."""
+
+    of: tuple[str, ...]
+    severity: int = 1
+    sides: tuple[str, ...] = ()
+    kind: str | None = None
+
+    def __call__(self, finding: Finding) -> bool:
+        """Whether the name covers a finding."""
+        return (finding.name in self.of and finding.severity >= self.severity
+                and (not self.sides or finding.side in self.sides) and self.kind in (None, finding.kind))  # fmt: skip
+
+
+def settings(name: str) -> dict[str, Any]:
+    """The content of a YAML file of this folder."""
+    return yaml.safe_load(resources.files("cxrclip.data.phantom").joinpath(name).read_text("utf-8"))
+
+
+WORLD = settings("world.yaml")
+DERIVED = checked(dict[str, Rule], WORLD["derived"], "world.yaml, derived")
+"""Umbrella terms of CheXpert and VinDr-CXR, which follow from a finding."""
+VOCABULARIES: Mapping[str, Mapping[str, Rule]] = {
+    vocabulary: {name: checked(Rule, rule, f"world.yaml, {name}") if rule else DERIVED.get(name) or Rule((name,))
+                 for name, rule in names.items()} for vocabulary, names in WORLD["vocabularies"].items()
+}  # fmt: skip
+"""Vocabulary -> its names -> which findings they cover. `world.true_labels` adds "No Finding" and "Normal"."""
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def along(*knots: tuple[float, float], smooth: int = 9) -> np.ndarray:
     return np.convolve(padded, np.ones(smooth) / smooth, mode="valid").astype(np.float32)
 
 
-def tube(path: np.ndarray, radius: float | np.ndarray, mu: float, owner: int | None = None, *,
-         blur: float | None = None, in_lung: bool = False) -> Dust:
+def tube(path: np.ndarray, radius: float | np.ndarray, mu: float, owner: int | None = None,
+         in_lung: bool = False) -> Dust:
     """A cord along path (n, 3), densely sampled. A disc seen edge-on has standard deviation radius / 2."""
     path = np.asarray(path, np.float32)
     radius = np.broadcast_to(np.asarray(radius, np.float32), len(path))
@@ -78,7 +78,7 @@ def tube(path: np.ndarray, radius: float | np.ndarray, mu: float, owner: int | N
     xyz = np.stack([np.interp(s, at, path[:, k]) for k in range(3)], axis=1).astype(np.float32)
     r = np.interp(s, at, radius).astype(np.float32)
     mass = mu * np.pi * r**2 * np.float32(at[-1] / n)
-    return Dust(xyz, mass.astype(np.float32), float(np.mean(r) / 2) if blur is None else blur, owner, in_lung)
+    return Dust(xyz, mass.astype(np.float32), float(np.mean(r) / 2), owner, in_lung)
 
 
 def curve(*knots: np.ndarray | tuple[float, float, float], n: int = 24) -> np.ndarray:
@@ -163,6 +163,7 @@ RIB_ENDS = np.radians([150, 150, 148, 147, 145, 142, 136, 128, 118, 106, 66, 44]
 
 def stack(x0: np.ndarray, x1: np.ndarray, z0: np.ndarray, z1: np.ndarray, mu: float | np.ndarray = 0.0,
           owner: int | None = None) -> Stack:
+    """A `Stack` from profiles over `Y` or single numbers, in mm."""
     mu = float(mu) if np.ndim(mu) == 0 else np.asarray(mu, np.float32)
     return Stack(*(np.broadcast_to(np.asarray(p, np.float32), Y.shape) for p in (x0, x1, z0, z1)), mu, owner)
 

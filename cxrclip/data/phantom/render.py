@@ -167,6 +167,7 @@ class Projection:
         self._dust(chest.dust)
 
     def add(self, depth: np.ndarray, owner: int | None) -> None:
+        """Add optical depth (H, W), and to the share of the finding that it belongs to."""
         self.total += depth
         if owner is not None:
             self.shares[owner] += np.abs(depth)

@@ -8,22 +8,20 @@ from __future__ import annotations
 import itertools
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from tqdm import tqdm
 
 from cxrclip.data import files, images, pool
 from cxrclip.data.phantom import reports
-from cxrclip.data.phantom.anatomy import SIDES, ZONES, Body, Case, Finding, sample_body
+from cxrclip.data.phantom.anatomy import SIDES, VOCABULARIES, WORLD, ZONES, Body, Case, Finding, sample_body
 from cxrclip.data.phantom.render import Scanner, render_study
 from cxrclip.data.progress import progress_bar
 from cxrclip.data.settings import checked
@@ -31,7 +29,6 @@ from cxrclip.errors import InputError
 
 VERSION = 1  # of the phantom world: raised by hand when it draws other films or reports (experiments/cache.py)
 
-WORLD = yaml.safe_load(resources.files("cxrclip.data.phantom").joinpath("world.yaml").read_text("utf-8"))
 POPULATIONS = ("hospital", "archive", "clinic", "screening")
 Shares = tuple[float, float, float]
 SEVERITY_UP: Shares = (0.38, 0.40, 0.22)  # of mild, moderate and severe in patients who stand: the world's difficulty
@@ -67,39 +64,6 @@ ILLNESSES: Mapping[str, Illness] = checked(dict[str, Illness], WORLD["findings"]
 DEVICES: Mapping[str, Device] = checked(dict[str, Device], WORLD["devices"], "world.yaml, devices")
 
 # Names ------------------------------------------------------------------------------------------------------
-
-Rule = Callable[[Finding], bool]
-
-
-def covers(*names: str) -> Rule:
-    """A rule that holds for the findings of these names."""
-    return lambda finding: finding.name in names
-
-
-RULES: Mapping[str, Rule] = reports.DERIVED | {
-    "Effusion": covers("Pleural Effusion"), "Pleural_Thickening": covers("Pleural Thickening"),
-    "Aortic enlargement": covers("Aortic Enlargement"), "Nodule/Mass": covers("Nodule", "Mass"),
-    "Pleural effusion": covers("Pleural Effusion"), "Pleural thickening": covers("Pleural Thickening"),
-    "Pulmonary fibrosis": covers("Fibrosis"), "Rib fracture": lambda f: f.name == "Fracture" and f.kind == "rib",
-}  # fmt: skip
-_NAMES: Mapping[str, tuple[str, ...]] = {
-    "chexpert": reports.CHEXPERT[1:],
-    "chestxray14": (
-        "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
-        "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia"),
-    "vindr": (
-        "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Consolidation", "ILD", "Infiltration",
-        "Lung Opacity", "Mediastinal shift", "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumothorax",
-        "Pulmonary fibrosis", "Rib fracture", "Lung tumor", "Pneumonia", "Tuberculosis"),
-    "siim": ("Pneumothorax",),
-    "5x200": ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"),
-}  # fmt: skip
-VOCABULARIES: Mapping[str, Mapping[str, Rule]] = {
-    **{vocabulary: {name: RULES.get(name) or covers(name) for name in names} for vocabulary, names in _NAMES.items()},
-    "rsna": {"Pneumonia": covers("Pneumonia", "Consolidation", "Infiltration")},  # boxed: all that might be pneumonia
-}
-"""Vocabulary -> its names -> which findings they cover. `true_labels` adds "No Finding" and "Normal"."""
-
 
 def true_labels(case: Case, vocabulary: str) -> tuple[str, ...]:
     """What a case has, in the names of a vocabulary (a key of VOCABULARIES) and in their order.
