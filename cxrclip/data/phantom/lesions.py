@@ -9,7 +9,7 @@ import numpy as np
 
 from cxrclip.data.phantom import organs
 from cxrclip.data.phantom.anatomy import DEVICE_KINDS, Case, Finding
-from cxrclip.data.phantom.organs import BONE, LEFT, LUNG, METAL, RIGHT, SIGN, SOFT, Blob, Chest, Dust, Shape, Stack, Y
+from cxrclip.data.phantom.organs import BONE, LEFT, LUNG, METAL, RIGHT, SIGN, SOFT, Blob, Chest, Dust, Shape, Y
 
 ZONE_Y = {"upper": (40.0, 74.0), "mid": (98.0, 136.0), "lower": (158.0, 190.0)}
 
@@ -322,13 +322,8 @@ def build_chest(case: Case, supine: bool) -> Chest:
     rng = np.random.default_rng([case.seed, 1])
     for s in (RIGHT, LEFT):
         for part in organs.vessel_tree(s, shape, rng):
-            part.xyz[:, 0] = _follow_lung(part.xyz, chest.lung[s], chest.cavity[s])
+            full, now = (np.interp(part.xyz[:, 1], Y, np.maximum(side[s].x1 - side[s].x0, 0))
+                         for side in (chest.cavity, chest.lung))
+            part.xyz[:, 0] *= (now / np.maximum(full, 1)).astype(np.float32)  # with a lung that fell from the wall
             chest.dust.append(part)
     return chest
-
-
-def _follow_lung(xyz: np.ndarray, lung: Stack, cavity: Stack) -> np.ndarray:
-    """Move vessels with a lung that has fallen away from the chest wall."""
-    full = np.interp(xyz[:, 1], Y, cavity.x1 - cavity.x0)
-    now = np.interp(xyz[:, 1], Y, np.maximum(lung.x1 - lung.x0, 0))
-    return xyz[:, 0] * (now / np.maximum(full, 1)).astype(np.float32)

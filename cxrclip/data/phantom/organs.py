@@ -7,7 +7,8 @@ reference adult; `Body` scales them when they are projected. Attenuation is in 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -106,26 +107,25 @@ class Shape:
     aorta: float
     knob: float
     mediastinum: float
-    shift: float  # mm of the mediastinum to the left
     sink: float  # mm the heart's underside lies below its place at full inspiration
     dome: list[float]  # height of the top of each hemidiaphragm
     dome_depth: list[float]  # mm from the top to its widest slice: small is flat
     lung_mu: list[float]
     vessels: list[float]
     upper_vessels: float
-    barrel: float  # mm the front of the chest moves forward
-    gaps: tuple[list, list]  # pleural space of each side: (mm at each height, mu, owner)
-    owners: dict[str, int]  # organ -> the finding that is the organ's own size
+    shift: float = 0.0  # mm of the mediastinum to the left
+    barrel: float = 0.0  # mm the front of the chest moves forward
+    gaps: tuple[list, list] = field(default_factory=lambda: ([], []))  # pleura by side: (mm at each height, mu, owner)
+    owners: dict[str, int] = field(default_factory=dict)  # organ -> the finding that is the organ's own size
 
 
 @dataclass
 class Chest:
     """Everything the renderer needs; see `build_chest`."""
 
-    skin: list[Stack]
-    cavity: list[Stack]
+    shape: Shape
+    cavity: list[Stack]  # of each side
     lung: list[Stack]
-    lung_mu: list[float]
     pleura: list[list[tuple[np.ndarray, float, int]]]  # per side: rows of `Y` it fills, mu, owner
     dome: list[Stack]
     middle: list[Stack]  # soft organs that take the lungs' place
@@ -133,7 +133,7 @@ class Chest:
     blobs: list[Blob]
     dust: list[Dust]
     lung_owner: list[int]
-    shape: Shape
+    skin: Sequence[Stack] = ()  # `posed` adds it
 
 
 # Profiles of the reference adult, after standard radiographic anatomy (cardiothoracic ratio about 0.45,
@@ -176,12 +176,6 @@ def ball(centre: tuple[float, float, float], radii: tuple[float, float, float], 
     return stack(x - rx * root, x + rx * root, z - rz * root, z + rz * root, mu, owner)
 
 
-def stretched(profile: np.ndarray, top: float, factor: float) -> np.ndarray:
-    """The profile with heights below `top` stretched by `factor`."""
-    source = np.where(top < Y, top + (Y - top) / factor, Y)
-    return np.interp(source, Y, profile).astype(np.float32)
-
-
 # --- organs ------------------------------------------------------------------------------------------------
 
 
@@ -191,10 +185,10 @@ def base_shape(body: Body, supine: bool) -> Shape:
     top = 206 + 30 * (body.lung - 1) - 20 * shallow
     return Shape(
         heart=body.heart * (1 + 0.06 * shallow), aorta=body.aorta, knob=body.aorta,
-        mediastinum=1 + 0.12 * shallow + 0.25 * (body.habitus - 0.35), shift=0.0, sink=top - 206,
+        mediastinum=1 + 0.12 * shallow + 0.25 * (body.habitus - 0.35), sink=top - 206,
         dome=[top, top + body.dome_gap], dome_depth=[112.0, 112.0], lung_mu=[LUNG * (1 + 0.15 * shallow)] * 2,
-        vessels=[body.vessels] * 2, upper_vessels=0.8 + 0.25 * shallow, barrel=0.0, gaps=([], []), owners={},
-    )
+        vessels=[body.vessels] * 2, upper_vessels=0.8 + 0.25 * shallow,
+    )  # fmt: skip
 
 
 def skin(body: Body, shape: Shape, view: str) -> list[Stack]:
@@ -224,13 +218,9 @@ def skin(body: Body, shape: Shape, view: str) -> list[Stack]:
     return parts
 
 
-def cavities(shape: Shape) -> list[Stack]:
-    """The two hemithoraces, behind which the mediastinum, heart and diaphragm will be cut out."""
-    front = CAVITY_FRONT + shape.barrel * np.clip(Y / 60, 0, 1)
-    return [
-        stack(-CAVITY_OUT, -CAVITY_IN, CAVITY_BACK, front),
-        stack(CAVITY_IN, CAVITY_OUT, CAVITY_BACK, front),
-    ]
+def chest_front(barrel: float) -> np.ndarray:
+    """The inner front of the chest, moved forward by `barrel` mm below its top."""
+    return CAVITY_FRONT + barrel * np.clip(Y / 60, 0, 1)
 
 
 def inflated(cavity: Stack, gaps: list, side: int) -> tuple[Stack, list]:
@@ -261,7 +251,9 @@ def heart(shape: Shape) -> Stack:
     big = shape.heart
     top = 84
     down = 1 + (shape.sink + 26 * (big - 1)) / 150
-    x0, x1, z0, z1 = (stretched(p, top, down) for p in (HEART_RIGHT, HEART_LEFT, HEART_BACK, HEART_FRONT))
+    source = np.where(top < Y, top + (Y - top) / down, Y)
+    x0, x1, z0, z1 = (np.interp(source, Y, profile).astype(np.float32)
+                      for profile in (HEART_RIGHT, HEART_LEFT, HEART_BACK, HEART_FRONT))
     body_part = np.clip((Y - top) / 50, 0, 1)
     grow = 1 + (big - 1) * body_part
     return stack(x0 * (1 + 0.55 * (grow - 1)) + shape.shift, x1 * grow + shape.shift, z0 * (1 + 0.7 * (grow - 1)), z1,
@@ -368,8 +360,7 @@ def rib_paths(barrel: float) -> np.ndarray:
     angle = 0.12 + (RIB_ENDS[:, None] - 0.12) * np.linspace(0, 1, len(RIB_CORTEX), dtype=np.float32)
     fall = np.minimum(40 + 10 * k, 104)
     y = -9 + 22 * k + fall * (1 - np.cos(angle)) / 2 - 5 * np.sin(2 * angle)
-    front = CAVITY_FRONT + barrel * np.clip(Y / 60, 0, 1)
-    out, back, fore = (np.interp(y, Y, p) for p in (CAVITY_OUT, CAVITY_BACK, front))
+    out, back, fore = (np.interp(y, Y, p) for p in (CAVITY_OUT, CAVITY_BACK, chest_front(barrel)))
     # the top rib arches over the apex: the cage there is wider than the lung
     out = np.maximum(out, 62 + 12 * k.clip(max=3))
     fore, back = np.maximum(fore, 14 + 10 * k.clip(max=3)), np.minimum(back, -44 - 10 * k.clip(max=3))
@@ -436,27 +427,18 @@ def vessel_tree(side: int, shape: Shape, rng: np.random.Generator) -> list[Dust]
 
 def healthy(case: Case, shape: Shape) -> Chest:
     """Soft organs, air and hila in the given shape."""
-    cavity = cavities(shape)
+    front = chest_front(shape.barrel)
+    cavity = [stack(-CAVITY_OUT, -CAVITY_IN, CAVITY_BACK, front), stack(CAVITY_IN, CAVITY_OUT, CAVITY_BACK, front)]
     inner = [inflated(c, g, s) for s, (c, g) in enumerate(zip(cavity, shape.gaps, strict=True))]
-    front = CAVITY_FRONT + shape.barrel * np.clip(Y / 60, 0, 1) + 9
     half = np.where((Y > 22) & (Y < 190), 17, 0)
-    sternum = stack(-half, half, front - 6, front + 6, BONE * 0.45)
+    sternum = stack(-half, half, front + 9 - 6, front + 9 + 6, BONE * 0.45)
     gas = 10 + 24 * case.body.gas
     bubble = ball((52, shape.dome[LEFT] + 16 + gas * 0.5, 20), (gas * 1.3, gas * 0.62, gas), -SOFT * 0.9)
     return Chest(
-        skin=[],
-        cavity=cavity,
-        lung=[lung for lung, _ in inner],
-        lung_mu=shape.lung_mu,
-        pleura=[pleura for _, pleura in inner],
-        dome=domes(shape),
-        middle=[heart(shape), *mediastinum(shape)],
-        solids=[trachea(shape), sternum, bubble],
-        blobs=[],
-        dust=hilum(shape),
-        lung_owner=[i for i, f in enumerate(case.findings) if f.name == "Emphysema"],
-        shape=shape,
-    )
+        shape, cavity, lung=[lung for lung, _ in inner], pleura=[pleura for _, pleura in inner], dome=domes(shape),
+        middle=[heart(shape), *mediastinum(shape)], solids=[trachea(shape), sternum, bubble], blobs=[],
+        dust=hilum(shape), lung_owner=[i for i, f in enumerate(case.findings) if f.name == "Emphysema"],
+    )  # fmt: skip
 
 
 def posed(chest: Chest, case: Case, view: str) -> Chest:
