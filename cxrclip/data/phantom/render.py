@@ -114,12 +114,7 @@ def interval(stack: Stack, beam: Beam) -> tuple[np.ndarray, np.ndarray]:
     table = np.stack([across[1] - across[0], across[0] + across[1], along[1] - along[0], along[0] + along[1]]) / 2
     table[::2] *= solid
     half, centre, deep, mid = (table[:, k] * (1 - f) + table[:, k + 1] * f)[..., None]
-    root = (u - (centre + beam.turn * mid)) / np.maximum(half, 1e-3)
-    root *= root
-    np.subtract(1, root, out=root)
-    np.maximum(root, 0, out=root)
-    np.sqrt(root, out=root)
-    root *= deep
+    root = np.sqrt(np.maximum(1 - ((u - (centre + beam.turn * mid)) / np.maximum(half, 1e-3)) ** 2, 0)) * deep
     return mid - root, mid + root
 
 
@@ -149,9 +144,7 @@ class Projection:
     """Optical depth of a chest on a film, and the share of each finding in it."""
 
     def __init__(self, chest: Chest, beam: Beam, findings: int) -> None:
-        size = len(beam.v)
-        self.beam = beam
-        self.size = size
+        self.beam, self.size = beam, (size := len(beam.v))
         self.total = np.zeros((size, size), np.float32)
         self.shares = [np.zeros((size, size), np.float32) for _ in range(findings)]
         self.step = beam.scale[0] if beam.side else beam.scale[2]  # reference mm -> mm along the ray

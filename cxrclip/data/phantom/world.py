@@ -50,20 +50,15 @@ class Illness:
     effects: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Device:
-    """How often a device is there, and on which side; see `world.yaml`."""
-
-    in_bed: float
-    standing: float
-    sides: tuple[float, float] | None = None
-    chronic: bool = False
-
-
 ILLNESSES: Mapping[str, Illness] = checked(dict[str, Illness], WORLD["findings"], "world.yaml, findings")
-DEVICES: Mapping[str, Device] = checked(dict[str, Device], WORLD["devices"], "world.yaml, devices")
+DEVICES: Mapping[str, Mapping[str, Any]] = WORLD["devices"]
 
-# Names ------------------------------------------------------------------------------------------------------
+# Labels: (positive, negative, uncertain) --------------------------------------------------------------------
+
+Labels = tuple[list[str], list[str], list[str]]
+UNLABELLED = 0.01  # share of C's reports in which the labeller finds nothing
+MISSED, INVENTED = 0.10, 0.02  # C14's text mining: share of true labels lost, of studies with a false one
+
 
 def true_labels(case: Case, vocabulary: str) -> tuple[str, ...]:
     """What a case has, in the names of a vocabulary (a key of VOCABULARIES) and in their order.
@@ -81,18 +76,6 @@ def true_labels(case: Case, vocabulary: str) -> tuple[str, ...]:
     return names
 
 
-# Labels as an institution gives them: (positive, negative, uncertain) ---------------------------------------
-
-Labels = tuple[list[str], list[str], list[str]]
-UNLABELLED = 0.01  # share of C's reports in which the labeller finds nothing
-MISSED, INVENTED = 0.10, 0.02  # C14's text mining: share of true labels lost, of studies with a false one
-# What text mining takes it for instead.
-CONFUSED: Mapping[str, str] = {
-    "Consolidation": "Infiltration", "Pneumonia": "Infiltration", "Infiltration": "Pneumonia", "Mass": "Nodule",
-    "Nodule": "Mass", "Edema": "Infiltration", "Effusion": "Pleural_Thickening", "Fibrosis": "Pleural_Thickening",
-}  # fmt: skip
-
-
 def labeller(case: Case, rng: np.random.Generator) -> Labels:
     """What CheXpert's labeller reads in the hidden report; now and then nothing at all."""
     return ([], [], []) if rng.random() < UNLABELLED else reports.report_labels(case, rng)
@@ -104,7 +87,7 @@ def text_mined(case: Case, rng: np.random.Generator) -> Labels:
     mined = [n for n in true if rng.random() >= MISSED]
     names = list(VOCABULARIES["chestxray14"])
     if rng.random() < INVENTED:
-        mistaken = [CONFUSED[n] for n in true if n in CONFUSED] or names
+        mistaken = [WORLD["confused"][n] for n in true if n in WORLD["confused"]] or names
         mined.append(reports.pick(rng, [n for n in mistaken if n not in true] or names))
     positive = [n for n in names if n in mined] or ["No Finding"]
     return positive, [n for n in names if n not in mined], []
@@ -175,14 +158,14 @@ def visit(name: str, split: str, i: int, seed: int = 0) -> Visit:
     """
     institution = INSTITUTIONS[name]
     first = i
-    while first and _returns(name, split, first, seed):
+    while first and not institution.one_of and _rng(seed, name, split, first, 0).random() < RETURNS:
         first -= 1
     rng = _rng(seed, name, split, first, 1)
     body = sample_body(rng, age=float(np.clip(rng.normal(*institution.age), 18, 95)))
     findings: tuple[Finding, ...] = ()
     for k in range(first, i + 1):
         rng = _rng(seed, name, split, k, 2)
-        kept = tuple(f for f in findings if (DEVICES[f.kind] if f.kind in DEVICES else ILLNESSES[f.name]).chronic)
+        kept = tuple(f for f in findings if ILLNESSES[f.name].chronic or DEVICES.get(f.kind, {}).get("chronic"))
         target = institution.one_of[k % len(institution.one_of)] if institution.one_of else None
         findings, bedside = _illness(institution, body, kept, target, rng)
     views = ("AP",) if bedside else ("PA", "LATERAL") if rng.random() < institution.lateral else ("PA",)
@@ -191,13 +174,8 @@ def visit(name: str, split: str, i: int, seed: int = 0) -> Visit:
     return Visit(f"{name}-{split}-{i:06d}", patient, split, case, views, follow_up=i > first)
 
 
-def _returns(name: str, split: str, i: int, seed: int) -> bool:
-    return not INSTITUTIONS[name].one_of and bool(_rng(seed, name, split, i, 0).random() < RETURNS)
-
-
-def _illness(
-    institution: Institution, body: Body, kept: tuple[Finding, ...], target: str | None, rng: np.random.Generator
-) -> tuple[tuple[Finding, ...], bool]:
+def _illness(institution: Institution, body: Body, kept: tuple[Finding, ...], target: str | None,
+             rng: np.random.Generator) -> tuple[tuple[Finding, ...], bool]:  # fmt: skip
     """(findings, filmed in bed). kept: findings of the last visit.  target: the one finding wanted."""
     healthy = rng.random() < institution.healthy and not kept
     bedside = bool(rng.random() < institution.bedside * (1 / 3 if healthy else 1))
@@ -211,10 +189,8 @@ def _illness(
     return (*kept, *new), bedside
 
 
-def _which(
-    institution: Institution, body: Body, bedside: bool, old: Sequence[str], target: str | None,
-    rng: np.random.Generator,
-) -> list[str]:  # fmt: skip
+def _which(institution: Institution, body: Body, bedside: bool, old: Sequence[str], target: str | None,
+           rng: np.random.Generator) -> list[str]:  # fmt: skip
     """Names of a sick patient's findings, drawn from causes to effects. `old`: those still there."""
     column = POPULATIONS.index(institution.population)
     present: list[str] = []
@@ -250,8 +226,8 @@ def _devices(bedside: bool, rng: np.random.Generator) -> list[Finding]:
     devices: list[Finding] = []
     while not devices:
         for kind, device in DEVICES.items():
-            if rng.random() < (device.in_bed if bedside else device.standing):
-                side = SIDES[int(rng.choice(2, p=device.sides))] if device.sides else None
+            if rng.random() < device["in_bed" if bedside else "standing"]:
+                side = SIDES[int(rng.choice(2, p=device["sides"]))] if "sides" in device else None
                 devices.append(Finding("Support Devices", side, None, 2, kind))
     return devices
 
@@ -268,16 +244,8 @@ CHUNK = 32  # studies a process draws at once
 PATIENCE = 3600  # seconds it may take for them
 
 
-def generate(
-    name: str,
-    sizes: Mapping[str, int],
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    image_size: int = 128,
-    workers: int | None = None,
-    progress: bool = True,
-) -> Path:
+def generate(name: str, sizes: Mapping[str, int], folder: str | Path, *, seed: int = 0, image_size: int = 128,
+             workers: int | None = None, progress: bool = True) -> Path:  # fmt: skip
     """Draw an institution's studies: the study table, and `truth.parquet` beside its shards.
 
     Args:
@@ -355,19 +323,12 @@ def study(name: str, split: str, i: int, *, seed: int = 0, image_size: int = 128
     rng = _rng(seed, name, split, i, 3)
     positive, negative, uncertain = given_labels(institution, seen.case, rng)
     row = {
-        "study_id": seen.study_id,
-        "patient_id": seen.patient_id,
-        "source": name,
-        "split": split,
+        "study_id": seen.study_id, "patient_id": seen.patient_id, "source": name, "split": split,
         "images": [{"bytes": images.encode_gray(film.pixels), "path": None} for film in films],
-        "views": list(seen.views),
-        **_texts(institution, seen, rng),
-        "positive": positive,
-        "negative": negative,
-        "uncertain": uncertain,
-        "sex": seen.case.body.sex,
-        "age": round(seen.case.body.age),
-    }
+        "views": list(seen.views), **_texts(institution, seen, rng),
+        "positive": positive, "negative": negative, "uncertain": uncertain,
+        "sex": seen.case.body.sex, "age": round(seen.case.body.age),
+    }  # fmt: skip
     masks = [{"finding_index": k, "view": film.view, "png": images.encode_gray(mask.astype(np.uint8) * 255, "png")}
              for film in films for k, mask in film.masks.items()]  # fmt: skip
     known = [asdict(f) for f in seen.case.findings]
