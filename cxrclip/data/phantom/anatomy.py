@@ -118,10 +118,8 @@ class Case:
 
 def sample_body(rng: np.random.Generator, sex: str | None = None, age: float | None = None) -> Body:
     """Draw one adult. Women are smaller; age widens the heart and unfolds the aorta."""
-    if sex is None:
-        sex = "M" if rng.random() < 0.55 else "F"
-    if age is None:
-        age = float(np.clip(rng.normal(55, 17), 18, 95))
+    sex = sex or ("M" if rng.random() < 0.55 else "F")
+    age = float(np.clip(rng.normal(55, 17), 18, 95)) if age is None else age
     old = (age - 50) / 40
     size = 1.0 if sex == "M" else 0.93
     habitus = float(np.clip(rng.beta(2.2, 3.2), 0.03, 0.97))

@@ -75,9 +75,6 @@ def _open_pleura(shape: Shape, f: Finding, i: int, sides: list[int]) -> None:
         shape.gaps[s].append((gap.astype(np.float32), mu, i))
 
 
-# --- lesions -------------------------------------------------------------------------------------------------
-
-
 def spot(side: int, zone: str | None, shape: Shape, rng: np.random.Generator) -> np.ndarray:
     """A point well inside the lung of that side and zone."""
     zone = zone or ("upper", "mid", "lower")[int(rng.integers(3))]
@@ -85,7 +82,7 @@ def spot(side: int, zone: str | None, shape: Shape, rng: np.random.Generator) ->
     y = rng.uniform(low, high)
     if zone == "lower":
         y += shape.dome[side] - 206
-    out = np.interp(y, Y, organs.CAVITY_OUT)
+    out = np.interp(y, Y, organs.THORAX.cavity_out)
     x, z = rng.uniform(0, 1, 2)
     if zone == "lower":  # beside the heart, towards the back
         return np.array([SIGN[side] * (0.55 + 0.22 * x) * out, y, -62 + 42 * z])
@@ -141,7 +138,7 @@ def _edema(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Genera
             chest.blobs += cluster(np.array([SIGN[s] * dx, y, -18]), r, (0.12, 0.28, 0.6)[grade], 8, i, rng, 0.36)
         n = (5, 9, 13)[grade]
         y = np.linspace(165, 222, n) + shape.dome[s] - 206
-        x = np.interp(y, Y, organs.CAVITY_OUT) - rng.uniform(9, 13, n)
+        x = np.interp(y, Y, organs.THORAX.cavity_out) - rng.uniform(9, 13, n)
         at = np.stack([SIGN[s] * x, y, rng.uniform(-30, 20, n)], axis=1)
         chest.dust.append(strokes(at, 17, 1.5, SOFT, i, rng, flat=0.08))
 
@@ -204,7 +201,7 @@ def _fibrosis(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gen
     for s in finding_sides(f, rng):
         n = (70, 140, 230)[grade]
         y = (214 - 110 * rng.beta(1.1, 2.0, n)) + shape.dome[s] - 206
-        out = np.interp(y, Y, organs.CAVITY_OUT)
+        out = np.interp(y, Y, organs.THORAX.cavity_out)
         angle = rng.uniform(-2.6, 1.2, n)
         rim = 1 - 0.45 * rng.beta(1, 1.6, n)
         x = 70 + (out - 74) * rim * np.abs(np.cos(angle))
@@ -291,7 +288,7 @@ def _device(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gener
     else:
         turn = np.linspace(0, 2 * np.pi, 30)
         for y in np.linspace(48, 166, 6):
-            z = np.interp(y, Y, organs.CAVITY_FRONT) + 9
+            z = np.interp(y, Y, organs.THORAX.cavity_front) + 9
             wire(np.stack([9 * np.cos(turn), y + 4.5 * np.sin(turn), z + 7 * np.cos(turn)], axis=1), 1.6)
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 
-from cxrclip.data.phantom.anatomy import Body, Case
+from cxrclip.data.phantom.anatomy import Body, Case, settings
 
 SOFT, LUNG, BONE, METAL = 0.019, 0.0045, 0.024, 0.28
 RIGHT, LEFT = 0, 1
@@ -136,24 +137,8 @@ class Chest:
     skin: Sequence[Stack] = ()  # `posed` adds it
 
 
-# Profiles of the reference adult, after standard radiographic anatomy (cardiothoracic ratio about 0.45,
-# right dome about 1.5 cm above the left at the tenth posterior rib, carina at T4-T5).
-CAVITY_OUT = along((-2, 52), (4, 66), (15, 84), (40, 108), (80, 126), (130, 137), (190, 142), (260, 143), (352, 143))
-CAVITY_IN = along((-2, 46), (4, 32), (15, 20), (40, 6), (80, 0), (352, 0))
-CAVITY_BACK = along((-2, -24), (4, -40), (15, -56), (40, -74), (90, -92), (150, -99), (230, -96), (352, -80))
-CAVITY_FRONT = along((-2, -20), (4, -4), (15, 10), (40, 32), (90, 58), (150, 76), (220, 88), (352, 90))
-HEART_RIGHT = along((84, 0), (92, -16), (105, -27), (125, -34), (150, -41), (175, -43), (200, -38), (222, -28),
-                    (240, -14), (252, 4), (258, 14), smooth=7)
-HEART_LEFT = along((84, 8), (92, 26), (105, 36), (120, 37), (140, 49), (165, 65), (190, 78), (206, 82), (222, 80),
-                   (238, 66), (250, 42), (258, 16), smooth=7)
-HEART_BACK = along((84, -8), (100, -26), (135, -46), (165, -52), (195, -48), (228, -36), (258, 14), smooth=7)
-HEART_FRONT = along((84, 0), (100, 30), (135, 58), (165, 73), (195, 81), (232, 78), (258, 20), smooth=7)
-MEDIASTINUM_RIGHT = along((-90, -30), (-10, -26), (30, -27), (80, -31), (125, -31), (155, -25), (352, -25))
-MEDIASTINUM_LEFT = along((-90, 30), (-10, 26), (30, 26), (60, 26), (125, 29), (150, 25), (352, 25))
-SPINE_Z = along((-90, -20), (-20, -38), (40, -56), (120, -66), (200, -62), (300, -46), (352, -40), smooth=21)
-TORSO_HALF = along((-90, 58), (-66, 62), (-44, 92), (-30, 134), (-8, 168), (25, 180), (80, 174), (200, 168), (352, 168))
-TORSO_BACK = along((-90, -62), (-40, -84), (0, -108), (50, -126), (130, -136), (230, -130), (352, -112))
-TORSO_FRONT = along((-90, 44), (-40, 40), (0, 52), (50, 72), (110, 94), (200, 110), (352, 112))
+THORAX = SimpleNamespace(**{name: along(*profile["knots"], smooth=profile.get("smooth", 9))
+                            for name, profile in settings("thorax.yaml").items()})  # fmt: skip
 # cortex of a rib from its head to the cartilage: thickest behind, thin at the side
 RIB_CORTEX = np.interp(
     np.linspace(0, 1, 84), [0, 0.12, 0.2, 0.35, 0.55, 0.8, 1], [0.02, 0.04, 0.085, 0.085, 0.05, 0.055, 0.05]
@@ -176,9 +161,6 @@ def ball(centre: tuple[float, float, float], radii: tuple[float, float, float], 
     return stack(x - rx * root, x + rx * root, z - rz * root, z + rz * root, mu, owner)
 
 
-# --- organs ------------------------------------------------------------------------------------------------
-
-
 def base_shape(body: Body, supine: bool) -> Shape:
     """The healthy shape. AP films are taken supine or sitting: less air, higher domes, a wider heart."""
     shallow = float(supine)
@@ -195,9 +177,9 @@ def skin(body: Body, shape: Shape, view: str) -> list[Stack]:
     """Trunk, neck, breasts and arms: hanging in frontal films, raised forward in the lateral."""
     fat = 26 * (body.habitus - 0.35)
     below = np.clip((Y + 40) / 80, 0, 1)
-    half = TORSO_HALF + below * fat * 1.2
-    front = TORSO_FRONT + below * (fat + shape.barrel)
-    parts = [stack(-half, half, TORSO_BACK - 0.5 * below * fat, front)]
+    half = THORAX.torso_half + below * fat * 1.2
+    front = THORAX.torso_front + below * (fat + shape.barrel)
+    parts = [stack(-half, half, THORAX.torso_back - 0.5 * below * fat, front)]
     for s in SIGN:
         if body.breast:
             drop = 8 * body.breast
@@ -220,7 +202,7 @@ def skin(body: Body, shape: Shape, view: str) -> list[Stack]:
 
 def chest_front(barrel: float) -> np.ndarray:
     """The inner front of the chest, moved forward by `barrel` mm below its top."""
-    return CAVITY_FRONT + barrel * np.clip(Y / 60, 0, 1)
+    return THORAX.cavity_front + barrel * np.clip(Y / 60, 0, 1)
 
 
 def inflated(cavity: Stack, gaps: list, side: int) -> tuple[Stack, list]:
@@ -248,14 +230,12 @@ def domes(shape: Shape) -> list[Stack]:
 
 def heart(shape: Shape) -> Stack:
     """Enlargement goes to the left, backwards and down; the right border follows half as much."""
-    big = shape.heart
-    top = 84
+    big, top = shape.heart, 84
     down = 1 + (shape.sink + 26 * (big - 1)) / 150
     source = np.where(top < Y, top + (Y - top) / down, Y)
     x0, x1, z0, z1 = (np.interp(source, Y, profile).astype(np.float32)
-                      for profile in (HEART_RIGHT, HEART_LEFT, HEART_BACK, HEART_FRONT))
-    body_part = np.clip((Y - top) / 50, 0, 1)
-    grow = 1 + (big - 1) * body_part
+                      for profile in (THORAX.heart_right, THORAX.heart_left, THORAX.heart_back, THORAX.heart_front))
+    grow = 1 + (big - 1) * np.clip((Y - top) / 50, 0, 1)
     return stack(x0 * (1 + 0.55 * (grow - 1)) + shape.shift, x1 * grow + shape.shift, z0 * (1 + 0.7 * (grow - 1)), z1,
                  0.0016, shape.owners.get("heart"))
 
@@ -266,14 +246,14 @@ def mediastinum(shape: Shape) -> list[Stack]:
     owner, aorta_owner = shape.owners.get("mediastinum"), shape.owners.get("aorta")
     ease = 1 + (wide - 1) * np.clip(np.minimum((Y + 40) / 60, (165 - Y) / 50), 0, 1)
     shift = shape.shift
-    centre = stack(MEDIASTINUM_RIGHT * ease + shift, MEDIASTINUM_LEFT * ease + shift, CAVITY_BACK + 20,
-                   np.minimum(CAVITY_FRONT - 22, 44), 0.001 * (Y < 150), owner)
+    centre = stack(THORAX.mediastinum_right * ease + shift, THORAX.mediastinum_left * ease + shift,
+                   THORAX.cavity_back + 20, np.minimum(THORAX.cavity_front - 22, 44), 0.001 * (Y < 150), owner)
     arch = ball((9 + 6 * knob + shift, 66 - 6 * (knob - 1), -24), (17 * knob + 3, 19 * knob, 42 * np.sqrt(knob)),
                 0.0015, aorta_owner)
     bend = along((60, 0), (110, 6), (170, 2), (240, -8), (300, -14), smooth=15)
     x = 20 + bend + 22 * (aorta - 1) * np.clip((Y - 50) / 60, 0, 1) + shift * 0.5
     r = np.where((Y > 60) & (Y < 300), 12 * aorta, 0)
-    descending = stack(x - r, x + r, SPINE_Z + 14 - r, SPINE_Z + 14 + r, 0.0015, aorta_owner)
+    descending = stack(x - r, x + r, THORAX.spine_z + 14 - r, THORAX.spine_z + 14 + r, 0.0015, aorta_owner)
     return [centre, arch, descending]
 
 
@@ -299,10 +279,8 @@ def hila() -> tuple[tuple[int | None, Dust], ...]:
         (LEFT, [(22, 126, -12), (46, 98, -8), (62, 62, 0)], 5.5, 2.2),
     ]
     air = [(None, tube(p, np.linspace(6.5, 4, len(p)), -SOFT * 0.75)) for p in bronchi]
-    blood = [
-        (side, tube(curve(*knots), np.linspace(wide, thin, 24), SOFT * 0.75, in_lung=True))
-        for side, knots, wide, thin in vessels
-    ]
+    blood = [(side, tube(curve(*knots), np.linspace(wide, thin, 24), SOFT * 0.75, in_lung=True))
+             for side, knots, wide, thin in vessels]  # fmt: skip
     return (*air, *blood)
 
 
@@ -326,13 +304,10 @@ def spine(body: Body, view: str) -> tuple[Stack, Dust]:
     width = along((-90, 13), (0, 15), (150, 18), (300, 23)) * waist
     depth = along((-90, 10), (0, 12), (150, 16), (300, 19)) * waist
     x = body.spine_curve * np.sin((Y + 20) / 95)
-    if view == "LATERAL":
-        mu = BONE * 0.55 * bone
-    else:
-        mu = BONE * 0.22 * np.convolve(bone, np.ones(5) / 5, mode="same")
-    column = stack(x - width, x + width, SPINE_Z - depth, SPINE_Z + depth, mu.astype(np.float32))
+    mu = BONE * 0.55 * bone if view == "LATERAL" else BONE * 0.22 * np.convolve(bone, np.ones(5) / 5, mode="same")
+    column = stack(x - width, x + width, THORAX.spine_z - depth, THORAX.spine_z + depth, mu.astype(np.float32))
     y = (-14 + 22.5 * np.arange(-3, 16))[:, None]
-    z, cx = np.interp(y, Y, SPINE_Z), np.interp(y, Y, x)
+    z, cx = np.interp(y, Y, THORAX.spine_z), np.interp(y, Y, x)
     t = np.linspace(0, 1, 12)
     arches = [np.stack([cx + s * (10 + 4 * t), y + 5 + 5 * t, z - 14 - 12 * t], axis=-1) for s in SIGN]
     arches.append(np.stack([cx + 0 * t, y + 10 + 12 * t, z - 24 - 24 * t], axis=-1))
@@ -360,7 +335,7 @@ def rib_paths(barrel: float) -> np.ndarray:
     angle = 0.12 + (RIB_ENDS[:, None] - 0.12) * np.linspace(0, 1, len(RIB_CORTEX), dtype=np.float32)
     fall = np.minimum(40 + 10 * k, 104)
     y = -9 + 22 * k + fall * (1 - np.cos(angle)) / 2 - 5 * np.sin(2 * angle)
-    out, back, fore = (np.interp(y, Y, p) for p in (CAVITY_OUT, CAVITY_BACK, chest_front(barrel)))
+    out, back, fore = (np.interp(y, Y, p) for p in (THORAX.cavity_out, THORAX.cavity_back, chest_front(barrel)))
     # the top rib arches over the apex: the cage there is wider than the lung
     out = np.maximum(out, 62 + 12 * k.clip(max=3))
     fore, back = np.maximum(fore, 14 + 10 * k.clip(max=3)), np.minimum(back, -44 - 10 * k.clip(max=3))
@@ -428,14 +403,15 @@ def vessel_tree(side: int, shape: Shape, rng: np.random.Generator) -> list[Dust]
 def healthy(case: Case, shape: Shape) -> Chest:
     """Soft organs, air and hila in the given shape."""
     front = chest_front(shape.barrel)
-    cavity = [stack(-CAVITY_OUT, -CAVITY_IN, CAVITY_BACK, front), stack(CAVITY_IN, CAVITY_OUT, CAVITY_BACK, front)]
-    inner = [inflated(c, g, s) for s, (c, g) in enumerate(zip(cavity, shape.gaps, strict=True))]
+    outer, inner = THORAX.cavity_out, THORAX.cavity_in
+    cavity = [stack(*sides, THORAX.cavity_back, front) for sides in ((-outer, -inner), (inner, outer))]
+    inside = [inflated(c, g, s) for s, (c, g) in enumerate(zip(cavity, shape.gaps, strict=True))]
     half = np.where((Y > 22) & (Y < 190), 17, 0)
     sternum = stack(-half, half, front + 9 - 6, front + 9 + 6, BONE * 0.45)
     gas = 10 + 24 * case.body.gas
     bubble = ball((52, shape.dome[LEFT] + 16 + gas * 0.5, 20), (gas * 1.3, gas * 0.62, gas), -SOFT * 0.9)
     return Chest(
-        shape, cavity, lung=[lung for lung, _ in inner], pleura=[pleura for _, pleura in inner], dome=domes(shape),
+        shape, cavity, lung=[lung for lung, _ in inside], pleura=[pleura for _, pleura in inside], dome=domes(shape),
         middle=[heart(shape), *mediastinum(shape)], solids=[trachea(shape), sternum, bubble], blobs=[],
         dust=hilum(shape), lung_owner=[i for i, f in enumerate(case.findings) if f.name == "Emphysema"],
     )  # fmt: skip

@@ -83,9 +83,8 @@ def read(case: Case) -> Reading:
     return Reading(tuple(sure), tuple(hedged), denied, normal)
 
 
-def findings_section(
-    case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",), follow_up: bool = False
-) -> str:
+def findings_section(case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",),
+                     follow_up: bool = False) -> str:  # fmt: skip
     """The findings section: organ by organ, in the order of the habit, with negatives and remarks.
 
     habit: one of HABITS.  views: the study's films, for the remark on technique.  follow_up: there is an
@@ -119,9 +118,8 @@ def findings_section(
     return " ".join(parts) if parts else pick(rng, words["normal_impressions"][register])
 
 
-def impression_section(
-    case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",), follow_up: bool = False
-) -> str:
+def impression_section(case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",),
+                       follow_up: bool = False) -> str:  # fmt: skip
     """The impression: what matters, most important first, at most four statements.
 
     Arguments as for `findings_section`. A finding weighs its importance (1 most) less its severity.
@@ -186,9 +184,6 @@ def retranslate(text: str, rng: np.random.Generator) -> str:
     return " ".join(_sentence(s) for s in re.split(r"(?<=[.:]) ", text))
 
 
-# Sentences -----------------------------------------------------------------------------------------------
-
-
 def _assert(finding: Finding, habit: str, rng: np.random.Generator, plain: float) -> str:
     """A sentence that says the finding is there."""
     words, entry = lexicon(), _entry(finding)
@@ -224,9 +219,7 @@ def _deny(keys: Sequence[str], register: str, rng: np.random.Generator) -> str:
     return _sentence(pick(rng, lexicon()["negatives"][register]).format(list=listed))
 
 
-def _remarks(
-    case: Case, style: Mapping[str, Any], rng: np.random.Generator, views: Sequence[str]
-) -> list[tuple[str, str]]:
+def _remarks(case: Case, style: Mapping[str, Any], rng: np.random.Generator, views: Sequence[str]) -> list[tuple]:
     """Up to two (organ, sentence) about the body itself, all of them true."""
     true = [entry for entry in lexicon()["remarks"].values() if _holds(entry, case, "AP" in views)]
     chosen = sorted((entry for entry in true if rng.random() < style["remarks"]), key=lambda _: rng.random())[:2]
@@ -240,9 +233,6 @@ def _holds(remark: Mapping[str, Any], case: Case, bedside: bool) -> bool:
     if bedside and "bedside" in remark:
         return remark["bedside"]
     return all(low < getattr(case.body, part) < high for part, (low, high) in remark["when"].items())
-
-
-# Words ---------------------------------------------------------------------------------------------------
 
 
 def _phrase(finding: Finding, rng: np.random.Generator) -> dict[str, str]:

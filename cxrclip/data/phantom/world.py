@@ -103,9 +103,6 @@ def given_labels(institution: Institution, case: Case, rng: np.random.Generator)
     return positive, [n for n in VOCABULARIES[institution.labels] if n not in positive], []
 
 
-# Institutions -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Institution:
     """One source of studies.
@@ -134,9 +131,6 @@ class Institution:
 
 SCANNERS: Mapping[str, Scanner] = checked(dict[str, Scanner], WORLD["scanners"], "world.yaml, scanners")
 INSTITUTIONS: Mapping[str, Institution] = checked(dict[str, Institution], WORLD["institutions"], "world.yaml")
-
-
-# Patients ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -231,8 +225,6 @@ def _devices(bedside: bool, rng: np.random.Generator) -> list[Finding]:
                 devices.append(Finding("Support Devices", side, None, 2, kind))
     return devices
 
-
-# Studies ----------------------------------------------------------------------------------------------------
 
 _TEXT = pa.string()
 _FINDING = pa.struct({"name": _TEXT, "side": _TEXT, "zone": _TEXT, "severity": pa.int8(), "kind": _TEXT})
