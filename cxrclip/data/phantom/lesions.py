@@ -78,8 +78,7 @@ def _open_pleura(shape: Shape, f: Finding, i: int, sides: list[int]) -> None:
 def spot(side: int, zone: str | None, shape: Shape, rng: np.random.Generator) -> np.ndarray:
     """A point well inside the lung of that side and zone."""
     zone = zone or ("upper", "mid", "lower")[int(rng.integers(3))]
-    low, high = ZONE_Y[zone]
-    y = rng.uniform(low, high)
+    y = rng.uniform(*ZONE_Y[zone])
     if zone == "lower":
         y += shape.dome[side] - 206
     out = np.interp(y, Y, organs.THORAX.cavity_out)
@@ -148,7 +147,7 @@ def _atelectasis(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.
     grade = f.severity - 1
     for s in finding_sides(f, rng):
         c = spot(s, f.zone or "lower", shape, rng)
-        for k in range((1, 2, 3)[grade]):
+        for k in range(f.severity):
             tilt = rng.uniform(-0.25, 0.1) * SIGN[s]
             x = np.linspace(-1, 1, 9) * rng.uniform(26, 36)
             path = np.stack([c[0] + x, c[1] - 13 * k + tilt * x + 3 * np.cos(x / 25), np.full(9, c[2])], axis=1)
@@ -232,12 +231,10 @@ def _hernia(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gener
     """A pouch of stomach behind the heart with air above a fluid level."""
     r = (32, 44, 58)[f.severity - 1]
     c = (rng.uniform(2, 14), 206 + shape.sink - 0.62 * r, -34)
-    pouch = organs.ball(c, (1.15 * r, r, 0.8 * r), 0.003, i)
-    chest.middle.append(pouch)
+    chest.middle.append(organs.ball(c, (1.15 * r, r, 0.8 * r), 0.003, i))
     top = (c[1] - 0.1 * r) > Y
     shrink = organs.ball(c, (1.02 * r, 0.88 * r, 0.7 * r))
-    air = organs.stack(shrink.x0 * top, shrink.x1 * top, shrink.z0, shrink.z1, -SOFT * 0.55, i)
-    chest.solids.append(air)
+    chest.solids.append(organs.stack(shrink.x0 * top, shrink.x1 * top, shrink.z0, shrink.z1, -SOFT * 0.55, i))
 
 
 def _fracture(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Generator, ribs: np.ndarray,
@@ -276,8 +273,7 @@ def _device(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gener
         neck = [(s * 46, -86, 8), (s * 36, -20, 6), (s * 20 - 4, 30, 12)]
         wire(organs.curve(*neck, (-21, 74, 8), (-23, tip, 6)), 2.0, 0.8 * METAL)
     elif kind == "pacemaker":
-        can = Blob((s * 98, 48, 72), (24 * thick, 19 * thick, 5), METAL, i, soft=False, free=True)
-        chest.blobs.append(can)
+        chest.blobs.append(Blob((s * 98, 48, 72), (24 * thick, 19 * thick, 5), METAL, i, soft=False, free=True))
         vein = [(s * 84, 46, 72), (s * 62, 14, 50), (s * 24 - 6, 34, 14), (-22, 72, 8)]
         apex = (44 * shape.heart, 208 + shape.sink, 54)
         wire(organs.curve(*vein, (-26, 130, 14), (2, 186, 44), apex, n=60), 1.5)

@@ -140,9 +140,8 @@ class Chest:
 THORAX = SimpleNamespace(**{name: along(*profile["knots"], smooth=profile.get("smooth", 9))
                             for name, profile in settings("thorax.yaml").items()})  # fmt: skip
 # cortex of a rib from its head to the cartilage: thickest behind, thin at the side
-RIB_CORTEX = np.interp(
-    np.linspace(0, 1, 84), [0, 0.12, 0.2, 0.35, 0.55, 0.8, 1], [0.02, 0.04, 0.085, 0.085, 0.05, 0.055, 0.05]
-)
+RIB_CORTEX = np.interp(np.linspace(0, 1, 84), [0, 0.12, 0.2, 0.35, 0.55, 0.8, 1],
+                       [0.02, 0.04, 0.085, 0.085, 0.05, 0.055, 0.05])  # fmt: skip
 RIB_ENDS = np.radians([150, 150, 148, 147, 145, 142, 136, 128, 118, 106, 66, 44]).astype(np.float32)
 
 
@@ -220,11 +219,9 @@ def inflated(cavity: Stack, gaps: list, side: int) -> tuple[Stack, list]:
 def domes(shape: Shape) -> list[Stack]:
     """Hemidiaphragms: half ellipsoids wider than the chest, so that the angles with the ribs are sharp."""
     out = []
-    for side in (RIGHT, LEFT):
-        t = np.clip((Y - shape.dome[side]) / shape.dome_depth[side], 0, 1)
-        r = np.sqrt(1 - (1 - t) ** 2)
-        x = SIGN[side] * 70
-        out.append(stack(x - 87 * r, x + 87 * r, 8 - 112 * r, 8 + 112 * r))
+    for sign, top, deep in zip(SIGN, shape.dome, shape.dome_depth, strict=True):
+        r = np.sqrt(1 - (1 - np.clip((Y - top) / deep, 0, 1)) ** 2)
+        out.append(stack(sign * 70 - 87 * r, sign * 70 + 87 * r, 8 - 112 * r, 8 + 112 * r))
     return out
 
 

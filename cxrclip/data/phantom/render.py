@@ -1,7 +1,7 @@
 """From a chest to films: Beer-Lambert along every ray, then what a detector and a display make of it.
 
-Solids are stacks of ellipses, so the length of a ray inside each is exact and cheap; the air of a lung is
-its cavity minus the union of what lies in it. Thin things are points splatted onto a finer grid.
+Solids are stacks of ellipses, so the length of a ray inside each is exact and cheap; the air of a lung is its cavity
+minus the union of what lies in it. Thin things are points splatted onto a finer grid.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Scanner:
     """How an institution's films look.
 
     contrast: slope of the display curve.  gamma: above 1 darkens mid-tones.  noise: quantum noise in the lungs.
-    scatter: fraction of the primary beam.  detail: 0 none to 1 strong edge enhancement.  blur: mm.
-    window: percentiles of the body shown black and white.  zoom, wander: mean magnification and mm of random
-    misplacement.  border: most mm of collimation at each edge (0 none).  marker: lead letter, "L" at the patient's
-    left, "R" at the right or "".  tilt: degrees of random rotation (standard deviation).
+    scatter: fraction of the primary beam.  detail: 0 none to 1 strong edge enhancement.  blur: mm.  window: percentiles
+    of the body shown black and white.  zoom, wander: mean magnification and mm of random misplacement.  border: most mm
+    of collimation at each edge.  marker: lead letter, "L" at the patient's left, "R" at the right or "".  tilt: degrees
+    of random rotation (standard deviation).
     """
 
     contrast: float = 1.0
@@ -85,14 +85,11 @@ def aim(view: str, body: Body, scanner: Scanner, size: int, rng: np.random.Gener
     film, source = {"PA": (130.0, 1830.0), "AP": (-135.0, 1050.0), "LATERAL": (170.0, 1830.0)}[view]
     pitch = FIELD_MM / scanner.zoom / size
     du, dv = rng.uniform(-1, 1, 2) * scanner.wander
-    if view == "LATERAL":
-        du += 6
     centre = np.arange(size, dtype=np.float32) + 0.5
-    u = (centre - size / 2) * pitch + du
+    u = (centre - size / 2) * pitch + (du + 6 if view == "LATERAL" else du)
     v = centre * pitch + TOP_MM + (FIELD_MM - FIELD_MM / scanner.zoom) / 2 - CENTRE_MM + dv
     turn, tip = rng.normal(0, 1, 2) * ({"PA": (0.02, 0.02), "AP": (0.06, 0.03), "LATERAL": (0.02, 0.01)}[view])
-    if view == "AP":
-        tip -= 0.07  # supine films are mostly lordotic: what lies in front is thrown up
+    tip -= 0.07 * (view == "AP")  # supine films are mostly lordotic: what lies in front is thrown up
     return Beam(view == "LATERAL", source, film, u.astype(np.float32), v.astype(np.float32),
                 (body.width, body.height, body.depth), float(turn), float(tip))
 
@@ -211,10 +208,8 @@ class Projection:
 
     def _blobs(self, blobs: list[Blob]) -> None:
         """Clouds (Gaussian) and balls, seen only where there is lung unless free."""
-        if not blobs:
-            return
         confined = np.minimum(self.air / 30, 1)
-        u, v = self._place(np.array([b.centre for b in blobs], np.float32))
+        u, v = self._place(np.array([b.centre for b in blobs], np.float32).reshape(-1, 3))
         for b, cu, cv in zip(blobs, u, v, strict=True):
             ru, rv, deep = (b.radii[2], b.radii[1], b.radii[0]) if self.beam.side else b.radii
             du, dv = ((self.beam.u - cu) / np.float32(ru)) ** 2, ((self.beam.v - cv) / np.float32(rv)) ** 2
@@ -320,15 +315,13 @@ def render_study(case: Case, views: Sequence[str], scanner: Scanner, size: int =
             raise InputError(f"unknown view {view!r}: use one of {', '.join(VIEWS)}")
         rng = np.random.default_rng([case.seed, 2, VIEWS.index(view)])
         beam = aim(view, case.body, scanner, size, rng)
-        supine = view == "AP"
-        if supine not in chests:
+        if (supine := view == "AP") not in chests:
             chests[supine] = build_chest(case, supine)
         shadow = Projection(posed(chests[supine], case, view), beam, len(case.findings))
         mm = float(beam.u[1] - beam.u[0])
         shadow.rotate(float(rng.normal(0, scanner.tilt)))
         gray = finish(expose(shadow.total, scanner, view, mm, rng), scanner, view, mm, rng)
-        shown = {}
-        if masks:  # a quarter of its deepest shadow, but whatever is as dense as a rib counts
-            shown = {i: part > np.clip(0.25 * part.max(), 0.02, 0.12) for i, part in enumerate(shadow.shares)}
+        # a finding shows where it casts a quarter of its deepest shadow, and wherever it is as dense as a rib
+        shown = {i: part > np.clip(0.25 * part.max(), 0.02, 0.12) for i, part in enumerate(shadow.shares) if masks}
         films.append(Film(view, (gray * 255 + 0.5).astype(np.uint8), shown))
     return films

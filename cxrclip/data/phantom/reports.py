@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +34,6 @@ CHEXPERT: tuple[str, ...] = ("No Finding", *VOCABULARIES["chexpert"])
 MEANT: Mapping[str, str] = {
     "heart": "Cardiomegaly", "mediastinum": "Enlarged Cardiomediastinum", "lungs": "Lung Opacity", "bones": "Fracture",
 }  # fmt: skip
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,9 @@ def read(case: Case) -> Reading:
 
 def findings_section(case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",),
                      follow_up: bool = False) -> str:  # fmt: skip
-    """The findings section: organ by organ, in the order of the habit, with negatives and remarks.
+    """The findings section: organ by organ, in the order of the habit (one of HABITS), with negatives and remarks.
 
-    habit: one of HABITS.  views: the study's films, for the remark on technique.  follow_up: there is an
-    earlier study to compare with.
+    views: the study's films, for the remark on technique.  follow_up: there is an earlier study to compare with.
     """
     reading, words = read(case), lexicon()
     style = words["habits"][habit]
@@ -289,6 +286,6 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+def pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
     """One of the options, each as likely."""
     return options[int(rng.integers(len(options)))]

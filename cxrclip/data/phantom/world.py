@@ -164,8 +164,7 @@ def visit(name: str, split: str, i: int, seed: int = 0) -> Visit:
         findings, bedside = _illness(institution, body, kept, target, rng)
     views = ("AP",) if bedside else ("PA", "LATERAL") if rng.random() < institution.lateral else ("PA",)
     case = Case(body, findings, int(rng.integers(2**31)))
-    patient = f"{name}-{split}-p{first:06d}"
-    return Visit(f"{name}-{split}-{i:06d}", patient, split, case, views, follow_up=i > first)
+    return Visit(f"{name}-{split}-{i:06d}", f"{name}-{split}-p{first:06d}", split, case, views, follow_up=i > first)
 
 
 def _illness(institution: Institution, body: Body, kept: tuple[Finding, ...], target: str | None,
@@ -323,8 +322,7 @@ def study(name: str, split: str, i: int, *, seed: int = 0, image_size: int = 128
     }  # fmt: skip
     masks = [{"finding_index": k, "view": film.view, "png": images.encode_gray(mask.astype(np.uint8) * 255, "png")}
              for film in films for k, mask in film.masks.items()]  # fmt: skip
-    known = [asdict(f) for f in seen.case.findings]
-    return row, {"study_id": seen.study_id, "findings": known, "masks": masks}
+    return row, {"study_id": seen.study_id, "findings": [asdict(f) for f in seen.case.findings], "masks": masks}
 
 
 def _texts(institution: Institution, seen: Visit, rng: np.random.Generator) -> dict[str, Any]:
@@ -337,11 +335,10 @@ def _texts(institution: Institution, seen: Visit, rng: np.random.Generator) -> d
     context = (habit, rng, seen.views, seen.follow_up)
     findings = reports.findings_section(seen.case, *context)
     impression = reports.impression_section(seen.case, *context)
-    texts: dict[str, Any] = {}
-    if lost != 2:
-        texts |= {"findings": findings, "findings_aug": [reports.retranslate(findings, rng)]}
-    if lost != 1:
-        texts |= {"impression": impression, "impression_aug": [reports.retranslate(impression, rng)]}
+    texts = {}
+    for section, text, missing in (("findings", findings, 2), ("impression", impression, 1)):
+        if lost != missing:
+            texts |= {section: text, f"{section}_aug": [reports.retranslate(text, rng)]}
     return texts
 
 
