@@ -6,10 +6,15 @@ films, `reports.py` the case into text.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
+from typing import Any
 
 import numpy as np
+import yaml
 
+from cxrclip.data.settings import checked
 from cxrclip.errors import InputError
 
 FINDINGS: tuple[str, ...] = (
@@ -48,6 +53,36 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """Which findings a name covers: those named in `of`; severity (at least), sides and kind narrow it."""
+
+    of: tuple[str, ...]
+    severity: int = 1
+    sides: tuple[str, ...] = ()
+    kind: str | None = None
+
+    def __call__(self, finding: Finding) -> bool:
+        """Whether the name covers a finding."""
+        return (finding.name in self.of and finding.severity >= self.severity
+                and (not self.sides or finding.side in self.sides) and self.kind in (None, finding.kind))  # fmt: skip
+
+
+def settings(name: str) -> dict[str, Any]:
+    """The content of a YAML file of this folder."""
+    return yaml.safe_load(resources.files("cxrclip.data.phantom").joinpath(name).read_text("utf-8"))
+
+
+WORLD = settings("world.yaml")
+DERIVED = checked(dict[str, Rule], WORLD["derived"], "world.yaml, derived")
+"""Umbrella terms of CheXpert and VinDr-CXR, which follow from a finding."""
+VOCABULARIES: Mapping[str, Mapping[str, Rule]] = {
+    vocabulary: {name: checked(Rule, rule, f"world.yaml, {name}") if rule else DERIVED.get(name) or Rule((name,))
+                 for name, rule in names.items()} for vocabulary, names in WORLD["vocabularies"].items()
+}  # fmt: skip
+"""Vocabulary -> its names -> which findings they cover. `world.true_labels` adds "No Finding" and "Normal"."""
+
+
+@dataclass(frozen=True)
 class Body:
     """One person: what differs between healthy chests. Factors are relative to the average adult (1.0).
 
@@ -83,10 +118,8 @@ class Case:
 
 def sample_body(rng: np.random.Generator, sex: str | None = None, age: float | None = None) -> Body:
     """Draw one adult. Women are smaller; age widens the heart and unfolds the aorta."""
-    if sex is None:
-        sex = "M" if rng.random() < 0.55 else "F"
-    if age is None:
-        age = float(np.clip(rng.normal(55, 17), 18, 95))
+    sex = sex or ("M" if rng.random() < 0.55 else "F")
+    age = float(np.clip(rng.normal(55, 17), 18, 95)) if age is None else age
     old = (age - 50) / 40
     size = 1.0 if sex == "M" else 0.93
     habitus = float(np.clip(rng.beta(2.2, 3.2), 0.03, 0.97))

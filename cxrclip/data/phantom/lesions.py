@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
+
 import numpy as np
 
+from cxrclip.data.phantom import organs
 from cxrclip.data.phantom.anatomy import DEVICE_KINDS, Case, Finding
-from cxrclip.data.phantom.organs import (
-    BONE,
-    CAVITY_FRONT,
-    CAVITY_OUT,
-    LEFT,
-    LUNG,
-    METAL,
-    RIB_CORTEX,
-    RIGHT,
-    SIGN,
-    SOFT,
-    Blob,
-    Chest,
-    Dust,
-    Shape,
-    Stack,
-    Y,
-    along,
-    ball,
-    base_shape,
-    bone,
-    clavicles,
-    curve,
-    healthy,
-    rib_paths,
-    stack,
-    tube,
-    vessel_tree,
-)
+from cxrclip.data.phantom.organs import BONE, LEFT, LUNG, METAL, RIGHT, SIGN, SOFT, Blob, Chest, Dust, Shape, Y
 
 ZONE_Y = {"upper": (40.0, 74.0), "mid": (98.0, 136.0), "lower": (158.0, 190.0)}
 
@@ -43,43 +19,41 @@ def finding_sides(finding: Finding, rng: np.random.Generator) -> list[int]:
     return {"right": [RIGHT], "left": [LEFT], "both": [RIGHT, LEFT], None: [int(rng.integers(2))]}[finding.side]
 
 
+Grades = tuple[float, float, float]  # for mild, moderate and severe
+# Of the shape: what a finding multiplies, what it adds in mm, and the organ whose own size it is.
+TIMES: Mapping[str, Mapping[str, Grades]] = {
+    "Cardiomegaly": {"heart": (1.16, 1.32, 1.52)},
+    "Enlarged Cardiomediastinum": {"mediastinum": (1.18, 1.38, 1.7)},
+    "Aortic Enlargement": {"aorta": (1.2, 1.45, 1.75), "knob": (1.25, 1.5, 1.8)},
+    "Edema": {"upper_vessels": (1.06, 1.15, 1.25), "vessels": (1.04, 1.1, 1.17)},
+    "Emphysema": {"heart": (0.98, 0.94, 0.87), "dome_depth": (0.93, 0.8, 0.6), "lung_mu": (0.92, 0.78, 0.56),
+                  "vessels": (0.94, 0.82, 0.64)},
+}  # fmt: skip
+PLUS: Mapping[str, Mapping[str, Grades]] = {
+    "Emphysema": {"barrel": (3, 9, 20), "sink": (3, 8, 16), "dome": (4, 11, 22)},
+}
+OWNED = {"Cardiomegaly": "heart", "Enlarged Cardiomediastinum": "mediastinum", "Aortic Enlargement": "aorta"}
+# On its side: mm the diaphragm rises, and mm the mediastinum comes nearer.
+RISE: Mapping[str, Grades] = {"Atelectasis": (8, 20, 36), "Tuberculosis": (0, 6, 14), "Fibrosis": (8, 18, 30)}
+PULL: Mapping[str, Grades] = {"Atelectasis": (0, 6, 16), "Tuberculosis": (0, 4, 9), "Fibrosis": (0, 2, 4),
+                              "Pneumothorax": (0, -4, -18), "Pleural Effusion": (0, 0, -10)}  # fmt: skip
+
+
 def _reshape(shape: Shape, f: Finding, i: int, rng: np.random.Generator) -> None:
     """Apply finding number i to the shape of the chest."""
-    grade = f.severity - 1
-    sides = finding_sides(f, rng)
-    toward = float(np.mean([SIGN[s] for s in sides]))
-    if f.name == "Cardiomegaly":
-        shape.heart *= (1.16, 1.32, 1.52)[grade]
-        shape.owners["heart"] = i
-    elif f.name == "Enlarged Cardiomediastinum":
-        shape.mediastinum *= (1.18, 1.38, 1.7)[grade]
-        shape.owners["mediastinum"] = i
-    elif f.name == "Aortic Enlargement":
-        shape.aorta *= (1.2, 1.45, 1.75)[grade]
-        shape.knob *= (1.25, 1.5, 1.8)[grade]
-        shape.owners["aorta"] = i
-    elif f.name == "Edema":
-        shape.upper_vessels *= (1.06, 1.15, 1.25)[grade]
-        shape.vessels = [v * (1.04, 1.1, 1.17)[grade] for v in shape.vessels]
-    elif f.name == "Emphysema":
-        shape.barrel += (3, 9, 20)[grade]
-        shape.heart *= (0.98, 0.94, 0.87)[grade]
-        shape.sink += (3, 8, 16)[grade]
-        for s in (RIGHT, LEFT):
-            shape.dome[s] += (4, 11, 22)[grade]
-            shape.dome_depth[s] *= (0.93, 0.8, 0.6)[grade]
-            shape.lung_mu[s] *= (0.92, 0.78, 0.56)[grade]
-            shape.vessels[s] *= (0.94, 0.82, 0.64)[grade]
-    elif f.name in ("Atelectasis", "Tuberculosis", "Fibrosis"):
-        rise, pull = {"Atelectasis": ((8, 20, 36), (0, 6, 16)), "Tuberculosis": ((0, 6, 14), (0, 4, 9)),
-                      "Fibrosis": ((8, 18, 30), (0, 2, 4))}[f.name]
-        for s in sides:
-            shape.dome[s] -= rise[grade]
-        shape.shift += toward * pull[grade]
-    elif f.name in ("Pneumothorax", "Pleural Effusion", "Pleural Thickening"):
+    grade, sides = f.severity - 1, finding_sides(f, rng)
+    for table, change in ((TIMES, operator.mul), (PLUS, operator.add)):
+        for name, grades in table.get(f.name, {}).items():
+            old, by = getattr(shape, name), grades[grade]
+            setattr(shape, name, [change(v, by) for v in old] if isinstance(old, list) else change(old, by))
+    if f.name in OWNED:
+        shape.owners[OWNED[f.name]] = i
+    for s in sides:
+        shape.dome[s] -= RISE[f.name][grade] if f.name in RISE else 0
+    if f.name in PULL:
+        shape.shift += float(np.mean([SIGN[s] for s in sides])) * PULL[f.name][grade]
+    if f.name in ("Pneumothorax", "Pleural Effusion", "Pleural Thickening"):
         _open_pleura(shape, f, i, sides)
-        push = {"Pneumothorax": (0, 4, 18), "Pleural Effusion": (0, 0, 10), "Pleural Thickening": (0, 0, 0)}[f.name]
-        shape.shift -= toward * push[grade]
 
 
 def _open_pleura(shape: Shape, f: Finding, i: int, sides: list[int]) -> None:
@@ -89,7 +63,7 @@ def _open_pleura(shape: Shape, f: Finding, i: int, sides: list[int]) -> None:
         if f.name == "Pneumothorax":
             g = (14, 32, 70)[grade]
             shape.lung_mu[s] *= (1.1, 1.35, 2.0)[grade]  # what collapses grows denser
-            gap, mu = along((-10, g), (40, g), (150, 0.75 * g), (260, 0.5 * g)), 0.0
+            gap, mu = organs.along((-10, g), (40, g), (150, 0.75 * g), (260, 0.5 * g)), 0.0
         elif f.name == "Pleural Effusion":
             floor = 252 + shape.dome[s] - 206
             top, rise = floor - (34, 76, 150)[grade], (44, 52, 64)[grade]
@@ -97,21 +71,17 @@ def _open_pleura(shape: Shape, f: Finding, i: int, sides: list[int]) -> None:
         else:
             t = (9, 15, 24)[grade]
             y0, y1 = {"upper": (-20, 62), "mid": (70, 150), "lower": (140, 240), None: (30, 230)}[f.zone]
-            gap, mu = along((y0 - 25, 0), (y0, t), (y1, t), (y1 + 25, 0)), SOFT * 1.1
+            gap, mu = organs.along((y0 - 25, 0), (y0, t), (y1, t), (y1 + 25, 0)), SOFT * 1.1
         shape.gaps[s].append((gap.astype(np.float32), mu, i))
-
-
-# --- lesions -------------------------------------------------------------------------------------------------
 
 
 def spot(side: int, zone: str | None, shape: Shape, rng: np.random.Generator) -> np.ndarray:
     """A point well inside the lung of that side and zone."""
     zone = zone or ("upper", "mid", "lower")[int(rng.integers(3))]
-    low, high = ZONE_Y[zone]
-    y = rng.uniform(low, high)
+    y = rng.uniform(*ZONE_Y[zone])
     if zone == "lower":
         y += shape.dome[side] - 206
-    out = np.interp(y, Y, CAVITY_OUT)
+    out = np.interp(y, Y, organs.THORAX.cavity_out)
     x, z = rng.uniform(0, 1, 2)
     if zone == "lower":  # beside the heart, towards the back
         return np.array([SIGN[side] * (0.55 + 0.22 * x) * out, y, -62 + 42 * z])
@@ -167,7 +137,7 @@ def _edema(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Genera
             chest.blobs += cluster(np.array([SIGN[s] * dx, y, -18]), r, (0.12, 0.28, 0.6)[grade], 8, i, rng, 0.36)
         n = (5, 9, 13)[grade]
         y = np.linspace(165, 222, n) + shape.dome[s] - 206
-        x = np.interp(y, Y, CAVITY_OUT) - rng.uniform(9, 13, n)
+        x = np.interp(y, Y, organs.THORAX.cavity_out) - rng.uniform(9, 13, n)
         at = np.stack([SIGN[s] * x, y, rng.uniform(-30, 20, n)], axis=1)
         chest.dust.append(strokes(at, 17, 1.5, SOFT, i, rng, flat=0.08))
 
@@ -177,11 +147,11 @@ def _atelectasis(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.
     grade = f.severity - 1
     for s in finding_sides(f, rng):
         c = spot(s, f.zone or "lower", shape, rng)
-        for k in range((1, 2, 3)[grade]):
+        for k in range(f.severity):
             tilt = rng.uniform(-0.25, 0.1) * SIGN[s]
             x = np.linspace(-1, 1, 9) * rng.uniform(26, 36)
             path = np.stack([c[0] + x, c[1] - 13 * k + tilt * x + 3 * np.cos(x / 25), np.full(9, c[2])], axis=1)
-            plate = tube(path, 3.4 + grade, SOFT * 0.55, i, in_lung=True)
+            plate = organs.tube(path, 3.4 + grade, SOFT * 0.55, i, in_lung=True)
             depth = np.tile(np.linspace(-24, 24, 7, dtype=np.float32), len(plate.xyz))
             xyz = np.repeat(plate.xyz, 7, axis=0) + np.stack([0 * depth, 0.1 * depth, depth], axis=1)
             chest.dust.append(Dust(xyz, np.repeat(plate.mass, 7) * 0.7, plate.blur, i, in_lung=True))
@@ -220,8 +190,8 @@ def _tuberculosis(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random
         hilum = np.array([SIGN[s] * 44, 112, -14])
         for _ in range((4, 7, 10)[grade]):
             end = c + rng.normal(0, 14, 3)
-            path = curve(hilum, (hilum + end) / 2 + rng.normal(0, 8, 3), end)
-            chest.dust.append(tube(path, 1.5, SOFT, i, in_lung=True))
+            path = organs.curve(hilum, (hilum + end) / 2 + rng.normal(0, 8, 3), end)
+            chest.dust.append(organs.tube(path, 1.5, SOFT, i, in_lung=True))
 
 
 def _fibrosis(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Generator) -> None:
@@ -230,7 +200,7 @@ def _fibrosis(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gen
     for s in finding_sides(f, rng):
         n = (70, 140, 230)[grade]
         y = (214 - 110 * rng.beta(1.1, 2.0, n)) + shape.dome[s] - 206
-        out = np.interp(y, Y, CAVITY_OUT)
+        out = np.interp(y, Y, organs.THORAX.cavity_out)
         angle = rng.uniform(-2.6, 1.2, n)
         rim = 1 - 0.45 * rng.beta(1, 1.6, n)
         x = 70 + (out - 74) * rim * np.abs(np.cos(angle))
@@ -248,7 +218,7 @@ def _calcification(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.rando
         turn = np.linspace(-1.9, 1.2, 30)
         x = 18 + 6 * k + s + (15 * k + 3) * np.cos(turn)
         arc = np.stack([x, 64 + 17 * k * np.sin(turn), -30 + 8 * turn], axis=1)
-        chest.dust.append(tube(arc, (2.8, 3.8, 4.8)[grade], BONE * 3, i))
+        chest.dust.append(organs.tube(arc, (2.8, 3.8, 4.8)[grade], BONE * 3, i))
         return
     for s in finding_sides(f, rng):
         c = spot(s, f.zone, shape, rng)
@@ -261,12 +231,10 @@ def _hernia(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gener
     """A pouch of stomach behind the heart with air above a fluid level."""
     r = (32, 44, 58)[f.severity - 1]
     c = (rng.uniform(2, 14), 206 + shape.sink - 0.62 * r, -34)
-    pouch = ball(c, (1.15 * r, r, 0.8 * r), 0.003, i)
-    chest.middle.append(pouch)
+    chest.middle.append(organs.ball(c, (1.15 * r, r, 0.8 * r), 0.003, i))
     top = (c[1] - 0.1 * r) > Y
-    shrink = ball(c, (1.02 * r, 0.88 * r, 0.7 * r))
-    air = stack(shrink.x0 * top, shrink.x1 * top, shrink.z0, shrink.z1, -SOFT * 0.55, i)
-    chest.solids.append(air)
+    shrink = organs.ball(c, (1.02 * r, 0.88 * r, 0.7 * r))
+    chest.solids.append(organs.stack(shrink.x0 * top, shrink.x1 * top, shrink.z0, shrink.z1, -SOFT * 0.55, i))
 
 
 def _fracture(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Generator, ribs: np.ndarray,
@@ -281,7 +249,7 @@ def _fracture(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gen
             path, at = ribs[s, k], int(rng.integers(24, 36))
         path[at:] += np.array([0, (6, 11, 17)[grade], (0, -2, -4)[grade]], np.float32)
         broken = path[max(at - 9, 0):at + 10].copy()
-        chest.dust.append(bone(broken, 6, 4, 0.03, i))
+        chest.dust.append(organs.bone(broken, 6, 4, 0.03, i))
         r = (13, 16, 19)[grade]
         middle = (path[at - 1] + path[at]) / 2
         chest.blobs.append(Blob(tuple(middle), (1.35 * r, 0.75 * r, r), BONE * 2.2, i, soft=False, free=True))
@@ -294,30 +262,29 @@ def _device(chest: Chest, shape: Shape, f: Finding, i: int, rng: np.random.Gener
     kind = f.kind or DEVICE_KINDS[int(rng.integers(len(DEVICE_KINDS)))]
 
     def wire(path: np.ndarray, radius: float, mu: float = METAL) -> None:
-        chest.dust.append(tube(path, radius * thick, mu, i))
+        chest.dust.append(organs.tube(path, radius * thick, mu, i))
 
     if kind == "endotracheal tube":
-        path = curve((3, -92, 0), (2, -30, -8), (3 + 0.5 * shape.shift, rng.uniform(38, 60), -22))
+        path = organs.curve((3, -92, 0), (2, -30, -8), (3 + 0.5 * shape.shift, rng.uniform(38, 60), -22))
         wire(path, 4.6, 0.03)
         wire(path + np.array([3.5, 0, 2], np.float32), 1.9)
     elif kind == "central line":
         tip = rng.uniform(108, 132)
         neck = [(s * 46, -86, 8), (s * 36, -20, 6), (s * 20 - 4, 30, 12)]
-        wire(curve(*neck, (-21, 74, 8), (-23, tip, 6)), 2.0, 0.8 * METAL)
+        wire(organs.curve(*neck, (-21, 74, 8), (-23, tip, 6)), 2.0, 0.8 * METAL)
     elif kind == "pacemaker":
-        can = Blob((s * 98, 48, 72), (24 * thick, 19 * thick, 5), METAL, i, soft=False, free=True)
-        chest.blobs.append(can)
+        chest.blobs.append(Blob((s * 98, 48, 72), (24 * thick, 19 * thick, 5), METAL, i, soft=False, free=True))
         vein = [(s * 84, 46, 72), (s * 62, 14, 50), (s * 24 - 6, 34, 14), (-22, 72, 8)]
         apex = (44 * shape.heart, 208 + shape.sink, 54)
-        wire(curve(*vein, (-26, 130, 14), (2, 186, 44), apex, n=60), 1.5)
-        wire(curve(*vein, (-24, 130, 18), (-22, 156, 34), (-34, 146, 46), n=50), 1.5)
+        wire(organs.curve(*vein, (-26, 130, 14), (2, 186, 44), apex, n=60), 1.5)
+        wire(organs.curve(*vein, (-24, 130, 18), (-22, 156, 34), (-34, 146, 46), n=50), 1.5)
     elif kind == "nasogastric tube":
         gullet = [(-2, -92, -16), (0, 20, -34), (3, 110, -44), (8, 190, -40)]
-        wire(curve(*gullet, (22, 226, -14), (62, 262, 12), (74, 300, 24), n=60), 1.9, 0.7 * METAL)
+        wire(organs.curve(*gullet, (22, 226, -14), (62, 262, 12), (74, 300, 24), n=60), 1.9, 0.7 * METAL)
     else:
         turn = np.linspace(0, 2 * np.pi, 30)
         for y in np.linspace(48, 166, 6):
-            z = np.interp(y, Y, CAVITY_FRONT) + 9
+            z = np.interp(y, Y, organs.THORAX.cavity_front) + 9
             wire(np.stack([9 * np.cos(turn), y + 4.5 * np.sin(turn), z + 7 * np.cos(turn)], axis=1), 1.6)
 
 
@@ -333,28 +300,23 @@ def build_chest(case: Case, supine: bool) -> Chest:
 
     Each finding draws from its own random stream: adding one leaves everything else where it was.
     """
-    shape = base_shape(case.body, supine)
+    shape = organs.base_shape(case.body, supine)
     for i, f in enumerate(case.findings):
         _reshape(shape, f, i, np.random.default_rng([case.seed, 10 + i]))
-    chest = healthy(case, shape)
-    ribs, collars = rib_paths(shape.barrel).copy(), clavicles().copy()
+    chest = organs.healthy(case, shape)
+    ribs, collars = organs.rib_paths(shape.barrel).copy(), organs.clavicles().copy()
     for i, f in enumerate(case.findings):
         rng = np.random.default_rng([case.seed, 10 + i])  # the same stream: its first draw is the side, if left open
         if f.name == "Fracture":
             _fracture(chest, shape, f, i, rng, ribs, collars)
         elif f.name in LESIONS:
             LESIONS[f.name](chest, shape, f, i, rng)
-    chest.dust += [bone(ribs, 5.5, 3.0, RIB_CORTEX), bone(collars, 5.5, 5.5, 0.085)]
+    chest.dust += [organs.bone(ribs, 5.5, 3.0, organs.RIB_CORTEX), organs.bone(collars, 5.5, 5.5, 0.085)]
     rng = np.random.default_rng([case.seed, 1])
     for s in (RIGHT, LEFT):
-        for part in vessel_tree(s, shape, rng):
-            part.xyz[:, 0] = _follow_lung(part.xyz, chest.lung[s], chest.cavity[s])
+        for part in organs.vessel_tree(s, shape, rng):
+            full, now = (np.interp(part.xyz[:, 1], Y, np.maximum(side[s].x1 - side[s].x0, 0))
+                         for side in (chest.cavity, chest.lung))
+            part.xyz[:, 0] *= (now / np.maximum(full, 1)).astype(np.float32)  # with a lung that fell from the wall
             chest.dust.append(part)
     return chest
-
-
-def _follow_lung(xyz: np.ndarray, lung: Stack, cavity: Stack) -> np.ndarray:
-    """Move vessels with a lung that has fallen away from the chest wall."""
-    full = np.interp(xyz[:, 1], Y, cavity.x1 - cavity.x0)
-    now = np.interp(xyz[:, 1], Y, np.maximum(lung.x1 - lung.x0, 0))
-    return xyz[:, 0] * (now / np.maximum(full, 1)).astype(np.float32)

@@ -7,12 +7,14 @@ reference adult; `Body` scales them when they are projected. Attenuation is in 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 
-from cxrclip.data.phantom.anatomy import Body, Case
+from cxrclip.data.phantom.anatomy import Body, Case, settings
 
 SOFT, LUNG, BONE, METAL = 0.019, 0.0045, 0.024, 0.28
 RIGHT, LEFT = 0, 1
@@ -66,8 +68,8 @@ def along(*knots: tuple[float, float], smooth: int = 9) -> np.ndarray:
     return np.convolve(padded, np.ones(smooth) / smooth, mode="valid").astype(np.float32)
 
 
-def tube(path: np.ndarray, radius: float | np.ndarray, mu: float, owner: int | None = None, *,
-         blur: float | None = None, in_lung: bool = False) -> Dust:
+def tube(path: np.ndarray, radius: float | np.ndarray, mu: float, owner: int | None = None,
+         in_lung: bool = False) -> Dust:
     """A cord along path (n, 3), densely sampled. A disc seen edge-on has standard deviation radius / 2."""
     path = np.asarray(path, np.float32)
     radius = np.broadcast_to(np.asarray(radius, np.float32), len(path))
@@ -78,7 +80,7 @@ def tube(path: np.ndarray, radius: float | np.ndarray, mu: float, owner: int | N
     xyz = np.stack([np.interp(s, at, path[:, k]) for k in range(3)], axis=1).astype(np.float32)
     r = np.interp(s, at, radius).astype(np.float32)
     mass = mu * np.pi * r**2 * np.float32(at[-1] / n)
-    return Dust(xyz, mass.astype(np.float32), float(np.mean(r) / 2) if blur is None else blur, owner, in_lung)
+    return Dust(xyz, mass.astype(np.float32), float(np.mean(r) / 2), owner, in_lung)
 
 
 def curve(*knots: np.ndarray | tuple[float, float, float], n: int = 24) -> np.ndarray:
@@ -106,26 +108,25 @@ class Shape:
     aorta: float
     knob: float
     mediastinum: float
-    shift: float  # mm of the mediastinum to the left
     sink: float  # mm the heart's underside lies below its place at full inspiration
     dome: list[float]  # height of the top of each hemidiaphragm
     dome_depth: list[float]  # mm from the top to its widest slice: small is flat
     lung_mu: list[float]
     vessels: list[float]
     upper_vessels: float
-    barrel: float  # mm the front of the chest moves forward
-    gaps: tuple[list, list]  # pleural space of each side: (mm at each height, mu, owner)
-    owners: dict[str, int]  # organ -> the finding that is the organ's own size
+    shift: float = 0.0  # mm of the mediastinum to the left
+    barrel: float = 0.0  # mm the front of the chest moves forward
+    gaps: tuple[list, list] = field(default_factory=lambda: ([], []))  # pleura by side: (mm at each height, mu, owner)
+    owners: dict[str, int] = field(default_factory=dict)  # organ -> the finding that is the organ's own size
 
 
 @dataclass
 class Chest:
     """Everything the renderer needs; see `build_chest`."""
 
-    skin: list[Stack]
-    cavity: list[Stack]
+    shape: Shape
+    cavity: list[Stack]  # of each side
     lung: list[Stack]
-    lung_mu: list[float]
     pleura: list[list[tuple[np.ndarray, float, int]]]  # per side: rows of `Y` it fills, mu, owner
     dome: list[Stack]
     middle: list[Stack]  # soft organs that take the lungs' place
@@ -133,36 +134,20 @@ class Chest:
     blobs: list[Blob]
     dust: list[Dust]
     lung_owner: list[int]
-    shape: Shape
+    skin: Sequence[Stack] = ()  # `posed` adds it
 
 
-# Profiles of the reference adult, after standard radiographic anatomy (cardiothoracic ratio about 0.45,
-# right dome about 1.5 cm above the left at the tenth posterior rib, carina at T4-T5).
-CAVITY_OUT = along((-2, 52), (4, 66), (15, 84), (40, 108), (80, 126), (130, 137), (190, 142), (260, 143), (352, 143))
-CAVITY_IN = along((-2, 46), (4, 32), (15, 20), (40, 6), (80, 0), (352, 0))
-CAVITY_BACK = along((-2, -24), (4, -40), (15, -56), (40, -74), (90, -92), (150, -99), (230, -96), (352, -80))
-CAVITY_FRONT = along((-2, -20), (4, -4), (15, 10), (40, 32), (90, 58), (150, 76), (220, 88), (352, 90))
-HEART_RIGHT = along((84, 0), (92, -16), (105, -27), (125, -34), (150, -41), (175, -43), (200, -38), (222, -28),
-                    (240, -14), (252, 4), (258, 14), smooth=7)
-HEART_LEFT = along((84, 8), (92, 26), (105, 36), (120, 37), (140, 49), (165, 65), (190, 78), (206, 82), (222, 80),
-                   (238, 66), (250, 42), (258, 16), smooth=7)
-HEART_BACK = along((84, -8), (100, -26), (135, -46), (165, -52), (195, -48), (228, -36), (258, 14), smooth=7)
-HEART_FRONT = along((84, 0), (100, 30), (135, 58), (165, 73), (195, 81), (232, 78), (258, 20), smooth=7)
-MEDIASTINUM_RIGHT = along((-90, -30), (-10, -26), (30, -27), (80, -31), (125, -31), (155, -25), (352, -25))
-MEDIASTINUM_LEFT = along((-90, 30), (-10, 26), (30, 26), (60, 26), (125, 29), (150, 25), (352, 25))
-SPINE_Z = along((-90, -20), (-20, -38), (40, -56), (120, -66), (200, -62), (300, -46), (352, -40), smooth=21)
-TORSO_HALF = along((-90, 58), (-66, 62), (-44, 92), (-30, 134), (-8, 168), (25, 180), (80, 174), (200, 168), (352, 168))
-TORSO_BACK = along((-90, -62), (-40, -84), (0, -108), (50, -126), (130, -136), (230, -130), (352, -112))
-TORSO_FRONT = along((-90, 44), (-40, 40), (0, 52), (50, 72), (110, 94), (200, 110), (352, 112))
+THORAX = SimpleNamespace(**{name: along(*profile["knots"], smooth=profile.get("smooth", 9))
+                            for name, profile in settings("thorax.yaml").items()})  # fmt: skip
 # cortex of a rib from its head to the cartilage: thickest behind, thin at the side
-RIB_CORTEX = np.interp(
-    np.linspace(0, 1, 84), [0, 0.12, 0.2, 0.35, 0.55, 0.8, 1], [0.02, 0.04, 0.085, 0.085, 0.05, 0.055, 0.05]
-)
+RIB_CORTEX = np.interp(np.linspace(0, 1, 84), [0, 0.12, 0.2, 0.35, 0.55, 0.8, 1],
+                       [0.02, 0.04, 0.085, 0.085, 0.05, 0.055, 0.05])  # fmt: skip
 RIB_ENDS = np.radians([150, 150, 148, 147, 145, 142, 136, 128, 118, 106, 66, 44]).astype(np.float32)
 
 
 def stack(x0: np.ndarray, x1: np.ndarray, z0: np.ndarray, z1: np.ndarray, mu: float | np.ndarray = 0.0,
           owner: int | None = None) -> Stack:
+    """A `Stack` from profiles over `Y` or single numbers, in mm."""
     mu = float(mu) if np.ndim(mu) == 0 else np.asarray(mu, np.float32)
     return Stack(*(np.broadcast_to(np.asarray(p, np.float32), Y.shape) for p in (x0, x1, z0, z1)), mu, owner)
 
@@ -175,34 +160,25 @@ def ball(centre: tuple[float, float, float], radii: tuple[float, float, float], 
     return stack(x - rx * root, x + rx * root, z - rz * root, z + rz * root, mu, owner)
 
 
-def stretched(profile: np.ndarray, top: float, factor: float) -> np.ndarray:
-    """The profile with heights below `top` stretched by `factor`."""
-    source = np.where(top < Y, top + (Y - top) / factor, Y)
-    return np.interp(source, Y, profile).astype(np.float32)
-
-
-# --- organs ------------------------------------------------------------------------------------------------
-
-
 def base_shape(body: Body, supine: bool) -> Shape:
     """The healthy shape. AP films are taken supine or sitting: less air, higher domes, a wider heart."""
     shallow = float(supine)
     top = 206 + 30 * (body.lung - 1) - 20 * shallow
     return Shape(
         heart=body.heart * (1 + 0.06 * shallow), aorta=body.aorta, knob=body.aorta,
-        mediastinum=1 + 0.12 * shallow + 0.25 * (body.habitus - 0.35), shift=0.0, sink=top - 206,
+        mediastinum=1 + 0.12 * shallow + 0.25 * (body.habitus - 0.35), sink=top - 206,
         dome=[top, top + body.dome_gap], dome_depth=[112.0, 112.0], lung_mu=[LUNG * (1 + 0.15 * shallow)] * 2,
-        vessels=[body.vessels] * 2, upper_vessels=0.8 + 0.25 * shallow, barrel=0.0, gaps=([], []), owners={},
-    )
+        vessels=[body.vessels] * 2, upper_vessels=0.8 + 0.25 * shallow,
+    )  # fmt: skip
 
 
 def skin(body: Body, shape: Shape, view: str) -> list[Stack]:
     """Trunk, neck, breasts and arms: hanging in frontal films, raised forward in the lateral."""
     fat = 26 * (body.habitus - 0.35)
     below = np.clip((Y + 40) / 80, 0, 1)
-    half = TORSO_HALF + below * fat * 1.2
-    front = TORSO_FRONT + below * (fat + shape.barrel)
-    parts = [stack(-half, half, TORSO_BACK - 0.5 * below * fat, front)]
+    half = THORAX.torso_half + below * fat * 1.2
+    front = THORAX.torso_front + below * (fat + shape.barrel)
+    parts = [stack(-half, half, THORAX.torso_back - 0.5 * below * fat, front)]
     for s in SIGN:
         if body.breast:
             drop = 8 * body.breast
@@ -223,13 +199,9 @@ def skin(body: Body, shape: Shape, view: str) -> list[Stack]:
     return parts
 
 
-def cavities(shape: Shape) -> list[Stack]:
-    """The two hemithoraces, behind which the mediastinum, heart and diaphragm will be cut out."""
-    front = CAVITY_FRONT + shape.barrel * np.clip(Y / 60, 0, 1)
-    return [
-        stack(-CAVITY_OUT, -CAVITY_IN, CAVITY_BACK, front),
-        stack(CAVITY_IN, CAVITY_OUT, CAVITY_BACK, front),
-    ]
+def chest_front(barrel: float) -> np.ndarray:
+    """The inner front of the chest, moved forward by `barrel` mm below its top."""
+    return THORAX.cavity_front + barrel * np.clip(Y / 60, 0, 1)
 
 
 def inflated(cavity: Stack, gaps: list, side: int) -> tuple[Stack, list]:
@@ -247,22 +219,20 @@ def inflated(cavity: Stack, gaps: list, side: int) -> tuple[Stack, list]:
 def domes(shape: Shape) -> list[Stack]:
     """Hemidiaphragms: half ellipsoids wider than the chest, so that the angles with the ribs are sharp."""
     out = []
-    for side in (RIGHT, LEFT):
-        t = np.clip((Y - shape.dome[side]) / shape.dome_depth[side], 0, 1)
-        r = np.sqrt(1 - (1 - t) ** 2)
-        x = SIGN[side] * 70
-        out.append(stack(x - 87 * r, x + 87 * r, 8 - 112 * r, 8 + 112 * r))
+    for sign, top, deep in zip(SIGN, shape.dome, shape.dome_depth, strict=True):
+        r = np.sqrt(1 - (1 - np.clip((Y - top) / deep, 0, 1)) ** 2)
+        out.append(stack(sign * 70 - 87 * r, sign * 70 + 87 * r, 8 - 112 * r, 8 + 112 * r))
     return out
 
 
 def heart(shape: Shape) -> Stack:
     """Enlargement goes to the left, backwards and down; the right border follows half as much."""
-    big = shape.heart
-    top = 84
+    big, top = shape.heart, 84
     down = 1 + (shape.sink + 26 * (big - 1)) / 150
-    x0, x1, z0, z1 = (stretched(p, top, down) for p in (HEART_RIGHT, HEART_LEFT, HEART_BACK, HEART_FRONT))
-    body_part = np.clip((Y - top) / 50, 0, 1)
-    grow = 1 + (big - 1) * body_part
+    source = np.where(top < Y, top + (Y - top) / down, Y)
+    x0, x1, z0, z1 = (np.interp(source, Y, profile).astype(np.float32)
+                      for profile in (THORAX.heart_right, THORAX.heart_left, THORAX.heart_back, THORAX.heart_front))
+    grow = 1 + (big - 1) * np.clip((Y - top) / 50, 0, 1)
     return stack(x0 * (1 + 0.55 * (grow - 1)) + shape.shift, x1 * grow + shape.shift, z0 * (1 + 0.7 * (grow - 1)), z1,
                  0.0016, shape.owners.get("heart"))
 
@@ -273,14 +243,14 @@ def mediastinum(shape: Shape) -> list[Stack]:
     owner, aorta_owner = shape.owners.get("mediastinum"), shape.owners.get("aorta")
     ease = 1 + (wide - 1) * np.clip(np.minimum((Y + 40) / 60, (165 - Y) / 50), 0, 1)
     shift = shape.shift
-    centre = stack(MEDIASTINUM_RIGHT * ease + shift, MEDIASTINUM_LEFT * ease + shift, CAVITY_BACK + 20,
-                   np.minimum(CAVITY_FRONT - 22, 44), 0.001 * (Y < 150), owner)
+    centre = stack(THORAX.mediastinum_right * ease + shift, THORAX.mediastinum_left * ease + shift,
+                   THORAX.cavity_back + 20, np.minimum(THORAX.cavity_front - 22, 44), 0.001 * (Y < 150), owner)
     arch = ball((9 + 6 * knob + shift, 66 - 6 * (knob - 1), -24), (17 * knob + 3, 19 * knob, 42 * np.sqrt(knob)),
                 0.0015, aorta_owner)
     bend = along((60, 0), (110, 6), (170, 2), (240, -8), (300, -14), smooth=15)
     x = 20 + bend + 22 * (aorta - 1) * np.clip((Y - 50) / 60, 0, 1) + shift * 0.5
     r = np.where((Y > 60) & (Y < 300), 12 * aorta, 0)
-    descending = stack(x - r, x + r, SPINE_Z + 14 - r, SPINE_Z + 14 + r, 0.0015, aorta_owner)
+    descending = stack(x - r, x + r, THORAX.spine_z + 14 - r, THORAX.spine_z + 14 + r, 0.0015, aorta_owner)
     return [centre, arch, descending]
 
 
@@ -306,10 +276,8 @@ def hila() -> tuple[tuple[int | None, Dust], ...]:
         (LEFT, [(22, 126, -12), (46, 98, -8), (62, 62, 0)], 5.5, 2.2),
     ]
     air = [(None, tube(p, np.linspace(6.5, 4, len(p)), -SOFT * 0.75)) for p in bronchi]
-    blood = [
-        (side, tube(curve(*knots), np.linspace(wide, thin, 24), SOFT * 0.75, in_lung=True))
-        for side, knots, wide, thin in vessels
-    ]
+    blood = [(side, tube(curve(*knots), np.linspace(wide, thin, 24), SOFT * 0.75, in_lung=True))
+             for side, knots, wide, thin in vessels]  # fmt: skip
     return (*air, *blood)
 
 
@@ -333,13 +301,10 @@ def spine(body: Body, view: str) -> tuple[Stack, Dust]:
     width = along((-90, 13), (0, 15), (150, 18), (300, 23)) * waist
     depth = along((-90, 10), (0, 12), (150, 16), (300, 19)) * waist
     x = body.spine_curve * np.sin((Y + 20) / 95)
-    if view == "LATERAL":
-        mu = BONE * 0.55 * bone
-    else:
-        mu = BONE * 0.22 * np.convolve(bone, np.ones(5) / 5, mode="same")
-    column = stack(x - width, x + width, SPINE_Z - depth, SPINE_Z + depth, mu.astype(np.float32))
+    mu = BONE * 0.55 * bone if view == "LATERAL" else BONE * 0.22 * np.convolve(bone, np.ones(5) / 5, mode="same")
+    column = stack(x - width, x + width, THORAX.spine_z - depth, THORAX.spine_z + depth, mu.astype(np.float32))
     y = (-14 + 22.5 * np.arange(-3, 16))[:, None]
-    z, cx = np.interp(y, Y, SPINE_Z), np.interp(y, Y, x)
+    z, cx = np.interp(y, Y, THORAX.spine_z), np.interp(y, Y, x)
     t = np.linspace(0, 1, 12)
     arches = [np.stack([cx + s * (10 + 4 * t), y + 5 + 5 * t, z - 14 - 12 * t], axis=-1) for s in SIGN]
     arches.append(np.stack([cx + 0 * t, y + 10 + 12 * t, z - 24 - 24 * t], axis=-1))
@@ -367,8 +332,7 @@ def rib_paths(barrel: float) -> np.ndarray:
     angle = 0.12 + (RIB_ENDS[:, None] - 0.12) * np.linspace(0, 1, len(RIB_CORTEX), dtype=np.float32)
     fall = np.minimum(40 + 10 * k, 104)
     y = -9 + 22 * k + fall * (1 - np.cos(angle)) / 2 - 5 * np.sin(2 * angle)
-    front = CAVITY_FRONT + barrel * np.clip(Y / 60, 0, 1)
-    out, back, fore = (np.interp(y, Y, p) for p in (CAVITY_OUT, CAVITY_BACK, front))
+    out, back, fore = (np.interp(y, Y, p) for p in (THORAX.cavity_out, THORAX.cavity_back, chest_front(barrel)))
     # the top rib arches over the apex: the cage there is wider than the lung
     out = np.maximum(out, 62 + 12 * k.clip(max=3))
     fore, back = np.maximum(fore, 14 + 10 * k.clip(max=3)), np.minimum(back, -44 - 10 * k.clip(max=3))
@@ -435,27 +399,19 @@ def vessel_tree(side: int, shape: Shape, rng: np.random.Generator) -> list[Dust]
 
 def healthy(case: Case, shape: Shape) -> Chest:
     """Soft organs, air and hila in the given shape."""
-    cavity = cavities(shape)
-    inner = [inflated(c, g, s) for s, (c, g) in enumerate(zip(cavity, shape.gaps, strict=True))]
-    front = CAVITY_FRONT + shape.barrel * np.clip(Y / 60, 0, 1) + 9
+    front = chest_front(shape.barrel)
+    outer, inner = THORAX.cavity_out, THORAX.cavity_in
+    cavity = [stack(*sides, THORAX.cavity_back, front) for sides in ((-outer, -inner), (inner, outer))]
+    inside = [inflated(c, g, s) for s, (c, g) in enumerate(zip(cavity, shape.gaps, strict=True))]
     half = np.where((Y > 22) & (Y < 190), 17, 0)
-    sternum = stack(-half, half, front - 6, front + 6, BONE * 0.45)
+    sternum = stack(-half, half, front + 9 - 6, front + 9 + 6, BONE * 0.45)
     gas = 10 + 24 * case.body.gas
     bubble = ball((52, shape.dome[LEFT] + 16 + gas * 0.5, 20), (gas * 1.3, gas * 0.62, gas), -SOFT * 0.9)
     return Chest(
-        skin=[],
-        cavity=cavity,
-        lung=[lung for lung, _ in inner],
-        lung_mu=shape.lung_mu,
-        pleura=[pleura for _, pleura in inner],
-        dome=domes(shape),
-        middle=[heart(shape), *mediastinum(shape)],
-        solids=[trachea(shape), sternum, bubble],
-        blobs=[],
-        dust=hilum(shape),
-        lung_owner=[i for i, f in enumerate(case.findings) if f.name == "Emphysema"],
-        shape=shape,
-    )
+        shape, cavity, lung=[lung for lung, _ in inside], pleura=[pleura for _, pleura in inside], dome=domes(shape),
+        middle=[heart(shape), *mediastinum(shape)], solids=[trachea(shape), sternum, bubble], blobs=[],
+        dust=hilum(shape), lung_owner=[i for i, f in enumerate(case.findings) if f.name == "Emphysema"],
+    )  # fmt: skip
 
 
 def posed(chest: Chest, case: Case, view: str) -> Chest:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import yaml
 
-from cxrclip.data.phantom.anatomy import Body, Case, Finding
+from cxrclip.data.phantom.anatomy import DERIVED, VOCABULARIES, Case, Finding, settings
 
 HABITS: tuple[str, ...] = ("telegraphic", "narrative", "systematic", "verbose", "numbered")
 
@@ -31,48 +29,11 @@ MINOR = 3.2  # above this weight (see `impression_section`) a finding is not wor
 AIRSPACE = ("Consolidation", "Pneumonia", "Infiltration", "Tuberculosis")
 ROUND = ("Mass", "Nodule", "Calcification")
 
-# Names that follow from a finding: CheXpert's and VinDr-CXR's umbrella terms.
-DERIVED: Mapping[str, Callable[[Finding], bool]] = {
-    "Lung Opacity": lambda f: f.name in (*AIRSPACE, "Atelectasis", "Edema"),
-    "Lung Lesion": lambda f: f.name in ("Mass", "Nodule"),
-    "Pleural Other": lambda f: f.name == "Pleural Thickening",
-    "ILD": lambda f: f.name == "Fibrosis" and f.side == "both",
-    "Lung tumor": lambda f: f.name == "Mass" and f.severity >= 2,
-    "Mediastinal shift": lambda f: f.name in ("Pneumothorax", "Pleural Effusion", "Atelectasis")
-    and f.severity == 3 and f.side in ("left", "right"),
-}
-
-# True remarks on the body itself, where no finding explains them: (body, names of its findings, AP film).
-REMARKS: Mapping[str, Callable[[Body, Collection[str], bool], bool]] = {
-    "old_spine": lambda b, names, ap: b.age > 60,
-    "old_vessels": lambda b, names, ap: b.age > 75,
-    "young": lambda b, names, ap: b.age < 32,
-    "curved_left": lambda b, names, ap: b.spine_curve > 4,
-    "curved_right": lambda b, names, ap: b.spine_curve < -4,
-    "unfolded_aorta": lambda b, names, ap: b.aorta > 1.10 and "Aortic Enlargement" not in names,
-    "upper_limit_heart": lambda b, names, ap: b.heart > 1.06 and "Cardiomegaly" not in names,
-    "small_heart": lambda b, names, ap: b.heart < 0.93 and not ap and "Cardiomegaly" not in names,
-    "low_volumes": lambda b, names, ap: (ap or b.lung < 0.93) and "Emphysema" not in names,
-    "high_volumes": lambda b, names, ap: b.lung > 1.07 and not ap and "Emphysema" not in names,
-    "raised_dome": lambda b, names, ap: b.dome_gap > 20,
-    "level_domes": lambda b, names, ap: b.dome_gap < 7,
-    "prominent_vessels": lambda b, names, ap: b.vessels > 1.13 and "Edema" not in names,
-    "gastric_gas": lambda b, names, ap: b.gas > 0.75,
-    "large_habitus": lambda b, names, ap: b.habitus > 0.6,
-    "slim": lambda b, names, ap: b.habitus < 0.15,
-    "breast": lambda b, names, ap: b.breast > 0.7,
-}
-
-CHEXPERT: tuple[str, ...] = (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
-    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
-)  # fmt: skip
+CHEXPERT: tuple[str, ...] = ("No Finding", *VOCABULARIES["chexpert"])
 # What a labeller counts as denied when an organ is called normal.
 MEANT: Mapping[str, str] = {
     "heart": "Cardiomegaly", "mediastinum": "Enlarged Cardiomediastinum", "lungs": "Lung Opacity", "bones": "Fracture",
 }  # fmt: skip
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,7 +53,7 @@ class Reading:
 @functools.cache
 def lexicon() -> dict[str, Any]:
     """The words and sentences of `reports.yaml`."""
-    return yaml.safe_load(resources.files("cxrclip.data.phantom").joinpath("reports.yaml").read_text("utf-8"))
+    return settings("reports.yaml")
 
 
 def read(case: Case) -> Reading:
@@ -120,19 +81,22 @@ def read(case: Case) -> Reading:
     return Reading(tuple(sure), tuple(hedged), denied, normal)
 
 
-def findings_section(
-    case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",), follow_up: bool = False
-) -> str:
-    """The findings section: organ by organ, in the order of the habit, with negatives and remarks.
+def findings_section(case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",),
+                     follow_up: bool = False) -> str:  # fmt: skip
+    """The findings section: organ by organ, in the order of the habit (one of HABITS), with negatives and remarks.
 
-    habit: one of HABITS.  views: the study's films, for the remark on technique.  follow_up: there is an
-    earlier study to compare with.
+    views: the study's films, for the remark on technique.  follow_up: there is an earlier study to compare with.
     """
     reading, words = read(case), lexicon()
     style = words["habits"][habit]
     register = style["register"]
     remarks = _remarks(case, style, rng, views)
-    parts = _opening(style, rng, views, follow_up)
+    parts = []
+    if rng.random() < style["technique"]:
+        film = "ap" if "AP" in views else "pair" if len(views) > 1 else "pa"
+        parts.append(pick(rng, words["technique"][film][register]))
+    if follow_up and rng.random() < style["comparison"]:
+        parts.append(pick(rng, words["comparison"][register]))
     for organ in style["order"]:
         present = [f for f in case.findings if _entry(f)["organ"] == organ]
         sentences = [_assert(f, habit, rng, PLAIN_IN_FINDINGS) for f in reading.sure if f in present]
@@ -151,9 +115,8 @@ def findings_section(
     return " ".join(parts) if parts else pick(rng, words["normal_impressions"][register])
 
 
-def impression_section(
-    case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",), follow_up: bool = False
-) -> str:
+def impression_section(case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",),
+                       follow_up: bool = False) -> str:  # fmt: skip
     """The impression: what matters, most important first, at most four statements.
 
     Arguments as for `findings_section`. A finding weighs its importance (1 most) less its severity.
@@ -218,9 +181,6 @@ def retranslate(text: str, rng: np.random.Generator) -> str:
     return " ".join(_sentence(s) for s in re.split(r"(?<=[.:]) ", text))
 
 
-# Sentences -----------------------------------------------------------------------------------------------
-
-
 def _assert(finding: Finding, habit: str, rng: np.random.Generator, plain: float) -> str:
     """A sentence that says the finding is there."""
     words, entry = lexicon(), _entry(finding)
@@ -256,29 +216,20 @@ def _deny(keys: Sequence[str], register: str, rng: np.random.Generator) -> str:
     return _sentence(pick(rng, lexicon()["negatives"][register]).format(list=listed))
 
 
-def _opening(style: Mapping[str, Any], rng: np.random.Generator, views: Sequence[str], follow_up: bool) -> list[str]:
-    words, register = lexicon(), style["register"]
-    parts = []
-    if rng.random() < style["technique"]:
-        film = "ap" if "AP" in views else "pair" if len(views) > 1 else "pa"
-        parts.append(pick(rng, words["technique"][film][register]))
-    if follow_up and rng.random() < style["comparison"]:
-        parts.append(pick(rng, words["comparison"][register]))
-    return parts
-
-
-def _remarks(
-    case: Case, style: Mapping[str, Any], rng: np.random.Generator, views: Sequence[str]
-) -> list[tuple[str, str]]:
+def _remarks(case: Case, style: Mapping[str, Any], rng: np.random.Generator, views: Sequence[str]) -> list[tuple]:
     """Up to two (organ, sentence) about the body itself, all of them true."""
-    names, ap = {f.name for f in case.findings}, "AP" in views
-    true = [key for key, holds in REMARKS.items() if holds(case.body, names, ap)]
-    chosen = sorted((key for key in true if rng.random() < style["remarks"]), key=lambda _: rng.random())[:2]
-    entries = [lexicon()["remarks"][key] for key in chosen]
-    return [(entry["organ"], pick(rng, entry[style["register"]])) for entry in entries]
+    true = [entry for entry in lexicon()["remarks"].values() if _holds(entry, case, "AP" in views)]
+    chosen = sorted((entry for entry in true if rng.random() < style["remarks"]), key=lambda _: rng.random())[:2]
+    return [(entry["organ"], pick(rng, entry[style["register"]])) for entry in chosen]
 
 
-# Words ---------------------------------------------------------------------------------------------------
+def _holds(remark: Mapping[str, Any], case: Case, bedside: bool) -> bool:
+    """Whether a remark is true of a body and no finding explains it."""
+    if any(f.name == remark.get("unless") for f in case.findings):
+        return False
+    if bedside and "bedside" in remark:
+        return remark["bedside"]
+    return all(low < getattr(case.body, part) < high for part, (low, high) in remark["when"].items())
 
 
 def _phrase(finding: Finding, rng: np.random.Generator) -> dict[str, str]:
@@ -335,6 +286,6 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+def pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
     """One of the options, each as likely."""
     return options[int(rng.integers(len(options)))]

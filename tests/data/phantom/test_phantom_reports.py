@@ -290,7 +290,9 @@ def test_lexicon_is_complete():
     words = reports.lexicon()
     kinds = {"Support Devices": DEVICE_KINDS, "Fracture": FRACTURE_KINDS}
     assert set(words["findings"]) == {f"{n}/{k}" if k else n for n in FINDINGS for k in kinds.get(n, (None,))}
-    assert set(words["remarks"]) == set(reports.REMARKS)
+    body = sample_body(np.random.default_rng(0))
+    assert all(hasattr(body, part) for remark in words["remarks"].values() for part in remark["when"])
+    assert {remark.get("unless", "Mass") for remark in words["remarks"].values()} <= set(FINDINGS)
     assert set(words["derived"]) == set(reports.DERIVED)
     assert set(words["habits"]) == set(words["frames"]) == set(reports.HABITS)
     for entry in words["findings"].values():

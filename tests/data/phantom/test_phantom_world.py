@@ -4,6 +4,7 @@ import collections
 import functools
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import pytest
 from cxrclip import studies
 from cxrclip.data import images, shards
 from cxrclip.data.phantom import reports, world
-from cxrclip.data.phantom.anatomy import FINDINGS, Case, Finding, sample_body
+from cxrclip.data.phantom.anatomy import DEVICE_KINDS, FINDINGS, Case, Finding, sample_body
 from cxrclip.data.phantom.render import Film
 from cxrclip.errors import InputError
 
 N = 1500
+LASTING = ("pacemaker", "sternal wires")
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,13 @@ def test_bad_requests_leave_nothing(tmp_path, name, sizes, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_failing_process_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(world, "_draw", os._exit)
+    with pytest.raises(InputError, match="could not be drawn: its process failed"):
+        world.generate("M", {"train": 70}, tmp_path / "out", image_size=32, workers=2, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch, workers):
     def full_disk(rows, folder, **_):
@@ -172,7 +181,7 @@ def test_patients_return_with_the_same_body(name):
         assert same == after.follow_up
         assert same == (before.case.body == after.case.body)
         if same:
-            lasting = {f for f in before.case.findings if world.CHRONIC & {f.name, f.kind}}
+            lasting = {f for f in before.case.findings if world.ILLNESSES[f.name].chronic or f.kind in LASTING}
             assert lasting <= set(after.case.findings)
     assert len({v.case.seed for v in seen}) == 600
 
@@ -183,21 +192,25 @@ def test_findings_are_well_placed(name):
         assert len({(f.name, f.kind) for f in v.case.findings}) == len(v.case.findings)
         for f in v.case.findings:
             if f.name != "Support Devices":
-                sides, zones = world.PLACES[f.name]
-                assert (f.side is not None) == (sides is not None)
-                assert (f.zone is not None) == (zones is not None and f.kind != "clavicle")
+                illness = world.ILLNESSES[f.name]
+                assert (f.side is not None) == (illness.sides is not None)
+                assert (f.zone is not None) == (illness.zones is not None and f.kind != "clavicle")
             assert (f.kind is not None) == (f.name in ("Support Devices", "Fracture"))
 
 
 def test_tables_name_every_finding():
-    assert set(world.PREVALENCE) == set(FINDINGS)
-    assert set(world.PLACES) == set(FINDINGS) - {"Support Devices"}
-    order = list(world.PREVALENCE)
+    assert set(world.ILLNESSES) == set(FINDINGS)
+    assert set(world.DEVICES) == set(DEVICE_KINDS)
+    order = list(world.ILLNESSES)
     assert all(order.index(first) < order.index(later)
-               for first, effects in world.TENDENCIES.items() for later in effects)
-    assert set(world.BEDSIDE) | set(world.OLD) <= set(FINDINGS)
-    for shares in (world.SEVERITY_UP, world.SEVERITY_BED, *(s for pair in world.PLACES.values() for s in pair if s)):
+               for first, illness in world.ILLNESSES.items() for later in illness.effects)
+    places = [shares for illness in world.ILLNESSES.values() for shares in (illness.sides, illness.zones) if shares]
+    for shares in (world.SEVERITY_UP, world.SEVERITY_BED, *places):
         assert sum(shares) == pytest.approx(1)
+    for institution in world.INSTITUTIONS.values():
+        assert institution.scanner in world.SCANNERS
+        assert set(institution.emphasis) | set(institution.one_of) <= set(FINDINGS)
+        assert set(institution.habits) <= set(reports.HABITS)
 
 
 def test_findings_keep_company():
