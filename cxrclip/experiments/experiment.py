@@ -117,12 +117,16 @@ class Experiment:
         return f"{self.image_encoder} {','.join(self.pretraining)} seed {self.seed}"
 
     @property
+    def method(self) -> str:
+        """CXR-CLIP, or CLIP for one image and one text a study."""
+        return "CLIP" if self.views == self.texts == 1 else "CXR-CLIP"
+
+    @property
     def run_name(self) -> str:
         """Name of the run in results, the same for all its seeds: method, encoder, data, and what departs from the
         profile's recipe, such as 'CXR-CLIP resnet-small M icl_weight=0.3'."""
-        clip = self.views == self.texts == 1
         recipe, named = Experiment.at(self.profile), {"mix", "profile", "pretraining", "image_encoder", "seed"}
-        named |= {"views", "texts", "icl_weight", "tcl_weight"} if clip else set()
+        named |= {"views", "texts", "icl_weight", "tcl_weight"} if self.method == "CLIP" else set()
         other = [f"{item.name}={getattr(self, item.name)}" for item in fields(self)
                  if item.name not in named and getattr(self, item.name) != getattr(recipe, item.name)]
-        return " ".join(["CLIP" if clip else "CXR-CLIP", self.image_encoder, ",".join(self.pretraining), *other])
+        return " ".join([self.method, self.image_encoder, ",".join(self.pretraining), *other])
