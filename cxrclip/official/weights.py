@@ -61,14 +61,18 @@ POOLINGS: Mapping[str, str] = {"eos": "last_token", "bos": "first_token", "mean"
 Size = Annotated[int, Field(strict=True, ge=1)]
 
 
+def _entry(default: object, *keys: str) -> Any:
+    return Field(default, validation_alias=AliasPath(*keys))
+
+
 class _FileConfig(BaseModel):
     """What is read of the `config` of a released file, a nested dict; any entry may be absent."""
 
-    image_encoder: str | None = Field(None, validation_alias=AliasPath("model", "image_encoder", "name"))
-    pooling: Literal["eos", "bos", "mean"] = Field("eos", validation_alias=AliasPath("model", "text_encoder", "pooling"))
-    projection_dim: Size | None = Field(None, validation_alias=AliasPath("model", "projection_head", "proj_dim"))
-    image_size: Size = Field(224, validation_alias=AliasPath("base", "image_size"))
-    max_tokens: Size = Field(256, validation_alias=AliasPath("base", "text_max_length"))
+    image_encoder: str | None = _entry(None, "model", "image_encoder", "name")
+    pooling: Literal["eos", "bos", "mean"] = _entry("eos", "model", "text_encoder", "pooling")
+    projection_dim: Size | None = _entry(None, "model", "projection_head", "proj_dim")
+    image_size: Size = _entry(224, "base", "image_size")
+    max_tokens: Size = _entry(256, "base", "text_max_length")
 
 
 def load_official(path: str | Path) -> CXRCLIPModel:
