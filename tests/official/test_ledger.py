@@ -420,7 +420,8 @@ def test_d4_and_b14_effects(official, monkeypatch):
                                           np.eye(5, dtype=bool)[np.arange(120) % 5])
     monkeypatch.setattr(evaluation, "targets", lambda studies, classes: truth[:, None])
     monkeypatch.setattr(type(official.data), "studies", lambda self, role, split: None)
-    monkeypatch.setitem(official.data.mix.tests, "siim", replace(official.data.mix.tests["rsna"], prompts="siim"))
+    siim = replace(official.data.mix.tests["rsna"], name="siim", prompts="siim")
+    monkeypatch.setitem(official.data.mix.tests, "siim", siim)
     leak = ledger_effects.PROTOCOLS["D4"][0]([Fake()], ["siim"], 200).iloc[0]
     assert leak["low"] > 0
     draws = ledger_effects.PROTOCOLS["B14"][0]([Fake()], ["chexpert5x200"], 300).iloc[0]
