@@ -34,7 +34,7 @@ from cxrclip.experiments.train import growing_mixtures, runnable
 from cxrclip.experiments.workbench import Run, Workbench
 from cxrclip.official.behaviours import Behaviours
 from cxrclip.results import statistics
-from cxrclip.results.rows import CLASSIFICATION_SETS, COLUMNS, RETRIEVAL_SETS, tidy_frame
+from cxrclip.results.rows import CLASSIFICATION_SETS, RETRIEVAL_SETS, tidy_frame
 
 MAIN = "tables 2 and 3"  # the comparison whose rows are the paper's main tables: they carry no stamp in the results
 MIXTURES = (("M",), ("M", "C"), ("M", "C", "C14"))
@@ -233,9 +233,9 @@ def at_budget(item: Experiment, base: Experiment, budget: str, studies: Mapping[
         factor = (base.views + base.texts) / (item.views + item.texts)  # images and texts of a study: 4, or 2 for CLIP
     elif budget == "epochs" and item.steps:
         factor = studies_used(item, studies) / studies["M"]
-    if item.steps:
-        return replace(item, steps=round(factor * item.steps))
-    return replace(item, epochs=factor * item.epochs)
+    if factor == 1:
+        return item
+    return replace(item, steps=round(factor * item.steps)) if item.steps else replace(item, epochs=factor * item.epochs)
 
 
 def studies_used(experiment: Experiment, studies: Mapping[str, int]) -> int:
@@ -280,7 +280,12 @@ def finished(rows: Iterable[Row], bench: Workbench) -> dict[Row, Run]:
 
 def measured(runs: Mapping[Row, Run]) -> pd.DataFrame:
     """Tidy results of the rows, one a seed, stamped. Single findings stay with the run: only means (class 'all')."""
-    return _together([evaluate(run).query("`class` == 'all'").assign(**stamps(row)) for row, run in runs.items()])
+    return together([evaluate(run).query("`class` == 'all'").assign(**stamps(row)) for row, run in runs.items()])
+
+
+def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tidy rows of all parts; without any, a table with no rows."""
+    return pd.concat(parts, ignore_index=True) if parts else tidy_frame([])
 
 
 def stamps(row: Row) -> dict[str, str]:
@@ -289,11 +294,10 @@ def stamps(row: Row) -> dict[str, str]:
 
 
 def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    """Which row is compared with which, for the rows of one comparison: (row, reference).
+    """Which row of one comparison is compared with which: (row, reference).
 
-    Ablation: each with the one above it, and the whole method with "+ MVS", for ICL and TCL together. Tables 2 and 3:
-    each mixture with M alone, and CXR-CLIP with plain CLIP. Ledger: each rule with the intended behaviour of its
-    recipe. All others: each with the comparison's `reference`.
+    Ablation: each with the one above it, and the whole method with "+ MVS". Main tables: each mixture with M alone, and
+    CXR-CLIP with CLIP. Ledger: each rule with its intended behaviour. All others: each with Comparison.reference.
     """
     rows = list(rows)
     names = list(dict.fromkeys(row.row for row in rows))
@@ -305,10 +309,9 @@ def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
     if comparison == MAIN:
         alone = {row.experiment.image_encoder: row.row for row in rows
                  if row.experiment.method == "CXR-CLIP" and row.experiment.pretraining == ("M",)}
-        found = [(row.row, alone.get(row.experiment.image_encoder)) for row in rows]
-        found = [pair if row.experiment.method == "CXR-CLIP" else pair[::-1]
-                 for row, pair in zip(rows, found, strict=True)]
-        return [pair for pair in dict.fromkeys(found) if None not in pair and pair[0] != pair[1]]
+        both = [(row.row, other) if row.experiment.method == "CXR-CLIP" else (other, row.row)
+                for row in rows for other in [alone.get(row.experiment.image_encoder)]]
+        return [pair for pair in dict.fromkeys(both) if None not in pair and pair[0] != pair[1]]
     reference = COMPARISONS[comparison].reference
     return [(name, reference) for name in names if name != reference]
 
@@ -336,15 +339,10 @@ def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFram
             labels.append((about, other.experiment.run_name) if row.comparison == MAIN else
                           (about | stamps(row), other.row))
     if not cells:
-        return _together([])
+        return together([])
     table = pd.concat(cells, keys=range(len(cells)))
     table["p_holm"] = metrics.holm(table["p"])
-    return _together([statistics.difference_rows(table.loc[i], *label) for i, label in enumerate(labels)])
-
-
-def _together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Tidy rows of all parts; without any, a table with no rows."""
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+    return together([statistics.difference_rows(table.loc[i], *label) for i, label in enumerate(labels)])
 
 
 def _compared(ours: Sequence[Run], others: Sequence[Run], n_bootstrap: int) -> pd.DataFrame:
@@ -369,8 +367,7 @@ def deciding(ours: statistics.Scores, others: statistics.Scores, n_bootstrap: in
 
 
 def _scores(run: Run, name: str, task: str, one_protocol: bool) -> pd.DataFrame:
-    """Per-sample scores. Where two sides retrieve by other rules their texts differ: only films are queries then, and
-    the number of candidates is not told."""
+    """Per-sample scores; by two protocols texts differ, so only films are queries, among untold candidates."""
     scores = run.scores(name, task)
     if one_protocol or "n_candidates" not in scores:
         return scores
@@ -401,7 +398,7 @@ def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFram
         hits = hits.rename(columns={"matter": "class", "right": "hit"})
         tidy = statistics.share_rows(hits, run.row_columns(role), role, "coarse-text")
         parts.append(tidy.assign(**stamps(row)))
-    return _together(parts)
+    return together(parts)
 
 
 # What the texts of a role say, by name: how two of its studies can say the same, as counted on the real tables.

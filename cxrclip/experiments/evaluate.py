@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from cxrclip.official.probe import adamw_probe
 from cxrclip.prompts import PromptBank
 from cxrclip.results.rows import read_results, write_results
 from cxrclip.results.statistics import accuracy_rows, auroc_rows, retrieval_rows
+
+_bank = cache(PromptBank.load)  # the library's own prompts, read once a process: every task asks for them
 
 
 def evaluate(run: Run) -> pd.DataFrame:
@@ -75,12 +77,6 @@ def prompts_of(role: mixes.Role, ensemble: bool = False) -> Mapping:
 def paired(prompts: Mapping) -> bool:
     """Has every class texts that deny it? Else classes are ranked against one another (CheXpert 5x200)."""
     return all(len(negative) for negative, _ in prompts.values())
-
-
-@lru_cache(maxsize=1)
-def _bank() -> PromptBank:
-    """The library's own prompts, read once a process: every task of every test role asks for them."""
-    return PromptBank.load()
 
 
 def zero_shot_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings, *, ensemble: bool = False,

@@ -21,9 +21,8 @@ PROFILES: Mapping[str, Mapping] = {
 }
 IMAGE_ENCODERS = {"resnet": {"quick": "resnet-small", "standard": "resnet-small", "paper": "resnet50"},
                   "swin": {"quick": "swin-small", "standard": "swin-small", "paper": "swin-tiny"}}
-SWITCHES: Mapping[str, tuple[str, ...]] = {
-    "draw": ("first", "random"), "false_negatives": ("keep", "mask", "soft"),
-    "batches": ("mixed", "one-source")}
+CHOICES: Mapping[str, tuple[str, ...]] = {"draw": ("first", "random"), "false_negatives": ("keep", "mask", "soft"),
+                                          "batches": ("mixed", "one-source")}
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Experiment:
         if Behaviours.of(self.rules).no_plain_clip and self.views == self.texts == 1:
             for name, value in {"views": 2, "texts": 2, "icl_weight": 0.0, "tcl_weight": 0.0}.items():
                 object.__setattr__(self, name, value)
-        for name, choices in SWITCHES.items():
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}")
         if self.shares is not None and len(self.shares) != len(self.pretraining):

@@ -17,13 +17,13 @@ import torch
 from cxrclip import evaluation, metrics
 from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPModel
-from cxrclip.experiments.comparisons import about_difference, deciding
+from cxrclip.experiments.comparisons import about_difference, deciding, together
 from cxrclip.experiments.evaluate import probe_frame, retrieval_frame, zero_shot_frame
 from cxrclip.experiments.workbench import Run
 from cxrclip.official.behaviours import Behaviours, alphabetical_text, load_leniently, released_texts
 from cxrclip.prompts import PromptBank
 from cxrclip.results import statistics
-from cxrclip.results.rows import CLASSIFICATION_SETS, COLUMNS, RETRIEVAL_SETS
+from cxrclip.results.rows import CLASSIFICATION_SETS, RETRIEVAL_SETS
 from cxrclip.views import draw_texts, generator
 
 Measure = Callable[[Sequence[Run], Sequence[str], int], pd.DataFrame]  # runs, test sets, resamples -> differences
@@ -44,13 +44,11 @@ def protocol_effects(runs: Sequence[Run], n_bootstrap: int = 1000) -> pd.DataFra
         if sets := [test for test in wanted if test in runs[0].data.folders]:
             parts[name] = measure(runs, sets, n_bootstrap)
     if not parts:
-        return pd.DataFrame(columns=list(COLUMNS))
-    cells = pd.concat(parts, names=["row"])
+        return together([])
+    cells = pd.concat(parts)
     cells["p_holm"] = metrics.holm(cells["p"])
     about = about_difference(runs) | {"comparison": "ledger", "budget": "evaluation"}
-    tidy = [statistics.difference_rows(part, about | {"row": name}, "intended")
-            for name, part in cells.groupby(level="row", sort=False)]
-    return pd.concat(tidy, ignore_index=True)
+    return together([statistics.difference_rows(cells.loc[name], about | {"row": name}, "intended") for name in parts])
 
 
 def _both_ways(official: Scored, intended: Scored, task: str) -> Measure:
@@ -164,12 +162,13 @@ def on_public_tables() -> pd.DataFrame:
 def _on_reports(studies: Sequence[Mapping[str, str]]) -> list[tuple[str, str, int, int]]:
     """The lines of the text rules B2, B3, B4 and B7."""
     studies = [{**study, "findings_aug": [], "impression_aug": []} for study in studies]
+    no_prompts = PromptBank({}, {}, {})  # reports need none
     both = [study for study in studies if study["findings"] and study["impression"]]
     single = [study for study in studies if bool(study["findings"]) != bool(study["impression"])]
 
     def drawn(study: Mapping, rows: str) -> list[str]:
         rng = generator(0, 0, study["findings"] + study["impression"])
-        return released_texts(draw_texts, Behaviours.of(rows), 2)(study, _BANK.report, rng)
+        return released_texts(draw_texts, Behaviours.of(rows), 2)(study, no_prompts.report, rng)
     moved = [study for study in single if len(set(drawn(study, "intended"))) == 2]
     twice = [study for study in both if len(set(drawn(study, "B3"))) == 1]
     letters = [study for study in both if len(drawn(study, "B4")[0]) == 1]
@@ -180,6 +179,3 @@ def _on_reports(studies: Sequence[Mapping[str, str]]) -> list[tuple[str, str, in
              len(both)),
             ("B4", "two-section Open-I reports of which a letter is left", len(letters), len(both)),
             ("B7", "two-section Open-I reports whose retrieval text is another one", len(other), len(both))]
-
-
-_BANK = PromptBank({}, {}, {})  # reports need no prompts
