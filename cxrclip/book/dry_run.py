@@ -23,6 +23,7 @@ from cxrclip.data.files import write_text
 from cxrclip.data.phantom import world
 from cxrclip.errors import InputError
 from cxrclip.experiments import IMAGE_ENCODERS, Experiment, Run, Workbench, evaluate, growing_mixtures, pretrain
+from cxrclip.experiments.checkpoints import FolderStore
 from cxrclip.results import tables
 from cxrclip.results.rows import write_results
 from cxrclip.training import start_accelerator
@@ -68,8 +69,8 @@ def _one(experiment: Experiment, bench: Workbench) -> pd.DataFrame:
     """The marked results of one run; its checkpoints are gone before the next one starts."""
     print(f"\n{experiment.run_name}", flush=True)
     run = pretrain(experiment, bench)
-    shutil.rmtree(run.folder / "state")
-    shutil.rmtree(run.folder / "best")
+    for name in ("state", "best"):
+        FolderStore(run.folder).path(name).unlink()
     _print_run(run)
     tidy = evaluate(run)
     shutil.rmtree(run.folder)

@@ -52,10 +52,9 @@ def stages(*names: str) -> dict[str, int]:
     return {name: VERSIONS[name] for name in names}
 
 
-@cache
-def versions_text() -> str:
-    """All stage versions as result rows show them: "phantom=1 tokenizer=1 training=1 evaluation=1"."""
-    return " ".join(f"{name}={number}" for name, number in VERSIONS.items())
+def versions_text(versions: Mapping[str, int] = VERSIONS) -> str:
+    """Stage versions as result rows show them: "phantom=1 tokenizer=1 training=1 evaluation=1"."""
+    return " ".join(f"{name}={number}" for name, number in versions.items())
 
 
 @cache

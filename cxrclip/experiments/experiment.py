@@ -21,9 +21,8 @@ PROFILES: Mapping[str, Mapping] = {
 }
 IMAGE_ENCODERS = {"resnet": {"quick": "resnet-small", "standard": "resnet-small", "paper": "resnet50"},
                   "swin": {"quick": "swin-small", "standard": "swin-small", "paper": "swin-tiny"}}
-SWITCHES: Mapping[str, tuple[str, ...]] = {
-    "draw": ("first", "random"), "false_negatives": ("keep", "mask", "soft"),
-    "batches": ("mixed", "one-source")}
+CHOICES: Mapping[str, tuple[str, ...]] = {"draw": ("first", "random"), "false_negatives": ("keep", "mask", "soft"),
+                                          "batches": ("mixed", "one-source")}
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Experiment:
         if Behaviours.of(self.rules).no_plain_clip and self.views == self.texts == 1:
             for name, value in {"views": 2, "texts": 2, "icl_weight": 0.0, "tcl_weight": 0.0}.items():
                 object.__setattr__(self, name, value)
-        for name, choices in SWITCHES.items():
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}")
         if self.shares is not None and len(self.shares) != len(self.pretraining):
@@ -117,12 +116,16 @@ class Experiment:
         return f"{self.image_encoder} {','.join(self.pretraining)} seed {self.seed}"
 
     @property
+    def method(self) -> str:
+        """CXR-CLIP, or CLIP for one image and one text a study."""
+        return "CLIP" if self.views == self.texts == 1 else "CXR-CLIP"
+
+    @property
     def run_name(self) -> str:
         """Name of the run in results, the same for all its seeds: method, encoder, data, and what departs from the
         profile's recipe, such as 'CXR-CLIP resnet-small M icl_weight=0.3'."""
-        clip = self.views == self.texts == 1
         recipe, named = Experiment.at(self.profile), {"mix", "profile", "pretraining", "image_encoder", "seed"}
-        named |= {"views", "texts", "icl_weight", "tcl_weight"} if clip else set()
+        named |= {"views", "texts", "icl_weight", "tcl_weight"} if self.method == "CLIP" else set()
         other = [f"{item.name}={getattr(self, item.name)}" for item in fields(self)
                  if item.name not in named and getattr(self, item.name) != getattr(recipe, item.name)]
-        return " ".join(["CLIP" if clip else "CXR-CLIP", self.image_encoder, ",".join(self.pretraining), *other])
+        return " ".join([self.method, self.image_encoder, ",".join(self.pretraining), *other])

@@ -25,7 +25,7 @@ from cxrclip.data.progress import progress_bar
 from cxrclip.encoders import SWINS, CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import oracle, remedies
-from cxrclip.experiments.cache import VERSIONS, run_key, tokenizer_key
+from cxrclip.experiments.cache import VERSIONS, commit, run_key, tokenizer_key
 from cxrclip.experiments.checkpoints import FolderStore
 from cxrclip.experiments.experiment import Experiment
 from cxrclip.experiments.tokenizer import train_tokenizer
@@ -110,7 +110,7 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
     tokenizer.save_pretrained(folder / "tokenizer")
     about = {"experiment": asdict(experiment), "data": data.fingerprints(experiment.pretraining),
              "recipe": asdict(recipe), "seconds": round(time.time() - started, 1), "stages": dict(VERSIONS),
-             "versions": software(), "machine": platform.machine(),
+             "commit": commit(), "versions": software(), "machine": platform.machine(),
              "parameters": sum(p.numel() for p in model.parameters())}
     write_text(folder / "run.json", json.dumps(about, indent=1, default=str))
 

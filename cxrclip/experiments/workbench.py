@@ -11,12 +11,13 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from cxrclip import training
+from cxrclip import evaluation, training
 from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.errors import InputError
@@ -119,20 +120,30 @@ class Run:
         """The stored image embeddings of a test role."""
         return load_embeddings(self.evaluation_folder / "embeddings" / f"{role}-{split}.npz")
 
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, D) unit rows of N texts, by the run's model and tokenizer, on its device."""
+        embeds = evaluation.embed_texts(self.model, self.tokenizer, texts, max_tokens=self.experiment.max_tokens,
+                                        device=self.device)
+        self.model.cpu()  # where it is promised to be
+        return embeds
+
     def row_columns(self, role: str) -> dict[str, str]:
-        """What every tidy row of this run says about its origin (results.ABOUT)."""
-        experiment = self.experiment
-        model = "CLIP" if experiment.views == experiment.texts == 1 else "CXR-CLIP"
-        data = ",".join(experiment.pretraining)
+        """What every tidy row of this run says about its origin (results.ABOUT).
+
+        Versions and commit are those of the code that trained it, and of the code that evaluates it here.
+        """
+        experiment, trained = self.experiment, self.about
+        commits = [trained.get("commit", ""), cache.commit()]  # runs of before have none
         return {"run": experiment.run_name, "profile": experiment.profile, "mix": self.data.mix.name,
-                "origin": "measured", "model": model,
-                "image_encoder": experiment.image_encoder, "pretraining_data": data, "seeds": str(experiment.seed),
+                "origin": "measured", "model": experiment.method, "image_encoder": experiment.image_encoder,
+                "pretraining_data": ",".join(experiment.pretraining), "seeds": str(experiment.seed),
                 "key": self.key, "data": self.data.fingerprints((role,))[role],
-                "versions": cache.versions_text(), "commit": cache.commit()}
+                "versions": cache.versions_text({**trained["stages"], **cache.stages("evaluation")}),
+                "commit": " ".join(dict.fromkeys(filter(None, commits)))}
 
     @property
     def about(self) -> dict:
-        """run.json: experiment, data and tokenizer fingerprints, versions, seconds, device, threads."""
+        """run.json: experiment, data, recipe, seconds, parameters, and what made it: stages, commit, software."""
         return json.loads((self.folder / "run.json").read_text())
 
 

@@ -14,6 +14,8 @@ from cxrclip.data.batches import share_of
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, comparisons, evaluate
 from cxrclip.experiments.comparisons import (
+    COMPARISONS,
+    MAIN,
     Row,
     ablation,
     distinct_experiments,
@@ -21,16 +23,15 @@ from cxrclip.experiments.comparisons import (
     loss_combinations,
     loss_weights,
     remedies,
-    stamp,
+    rows_of,
+    stamps,
     tables_2_and_3,
     with_seeds,
 )
 
 BASE = Experiment.at("quick", steps=100)
 STUDIES = {"M": 200, "C": 100, "C14": 61}
-GRIDS = {"ablation": ablation(BASE), "loss combinations": loss_combinations(BASE), "loss weights": loss_weights(BASE),
-         "label growth": label_growth(BASE, STUDIES), "remedies": remedies(BASE),
-         "tables 2 and 3": tables_2_and_3(BASE)}
+GRIDS = {name: rows_of(name, BASE, STUDIES) for name in COMPARISONS if name != "ledger"}  # test_ledger.py has that
 
 
 def of(rows, budget="steps"):
@@ -53,7 +54,7 @@ def test_different_experiments_have_different_run_names(name):
 
 
 def test_ablation_is_cumulative_and_ends_with_the_method():
-    rows = list(of(ablation(BASE)).items())
+    rows = list(ablation(BASE).items())
     fields = ("views", "texts", "draw", "augment", "icl_weight", "tcl_weight")
     assert [(name, *(getattr(item, field) for field in fields)) for name, item in rows[:3]] == [
         ("CLIP", 1, 1, "first", False, 0, 0), ("+ second image and section", 1, 1, "random", False, 0, 0),
@@ -66,16 +67,16 @@ def test_ablation_is_cumulative_and_ends_with_the_method():
 
 def test_ablation_budgets():
     """One image and one text cost half of two and two, so at equal compute they take twice the steps."""
-    rows = ablation(BASE)
+    rows = rows_of("ablation", BASE, STUDIES)
     assert {row.budget for row in rows} == {"steps", "compute"}
     assert [item.steps for item in of(rows).values()] == [100] * 6
     assert [item.steps for item in of(rows, "compute").values()] == [200, 200, 200, 100, 100, 100]
-    in_epochs = of(ablation(Experiment()), "compute")
+    in_epochs = of(rows_of("ablation", Experiment(), {}), "compute")
     assert [item.epochs for item in in_epochs.values()] == [30, 30, 30, 15, 15, 15]
 
 
 def test_loss_combinations_are_all_eight():
-    rows = of(loss_combinations(BASE))
+    rows = loss_combinations(BASE)
     assert list(rows) == ["one pair", "one pair + TCL", "one pair + ICL", "one pair + ICL + TCL",
                           "MVS", "MVS + TCL", "MVS + ICL", "MVS + ICL + TCL"]
     assert {(item.mvs, item.icl_weight, item.tcl_weight) for item in rows.values()} == {
@@ -85,7 +86,7 @@ def test_loss_combinations_are_all_eight():
 
 
 def test_loss_weights_vary_one_at_a_time():
-    rows = of(loss_weights(BASE))
+    rows = loss_weights(BASE)
     assert {name: (item.icl_weight, item.tcl_weight) for name, item in rows.items()} == {
         "ICL 0": (0, 0.5), "ICL 0.1": (0.1, 0.5), "ICL 0.3": (0.3, 0.5), "ICL 1": (1, 0.5),
         "TCL 0": (1, 0), "TCL 0.5": (1, 0.5), "TCL 1": (1, 1)}
@@ -93,7 +94,8 @@ def test_loss_weights_vary_one_at_a_time():
 
 
 def test_label_growth_by_hand():
-    rows = label_growth(BASE, STUDIES)
+    rows = rows_of("label growth", BASE, STUDIES)
+    assert of(rows) == label_growth(BASE)
     shares = {name: (item.pretraining, item.shares) for name, item in of(rows).items()}
     assert shares == {
         "M": (("M",), None), "M + 25% C": (("M", "C"), (1.0, 0.25)), "M + 50% C": (("M", "C"), (1.0, 0.5)),
@@ -108,7 +110,7 @@ def test_label_growth_by_hand():
 def test_equal_epochs_hold_the_exposure_of_m():
     """A batch of B holds B n_M / n studies of M on average; steps times that is the same in every row."""
     studies = {"M": 2000, "C": 1200, "C14": 800}
-    for item in of(label_growth(BASE, studies), "epochs").values():
+    for item in of(rows_of("label growth", BASE, studies), "epochs").values():
         used = comparisons.studies_used(item, studies)
         assert item.steps * BASE.batch_size * studies["M"] / used == pytest.approx(100 * BASE.batch_size, rel=0.005)
 
@@ -121,39 +123,39 @@ def test_studies_used_are_those_drawn():
 
 
 def test_each_remedy_changes_one_thing():
-    rows = of(remedies(BASE))
+    rows = remedies(BASE)
     recipe = rows.pop("M,C,C14")
     assert recipe == replace(BASE, pretraining=("M", "C", "C14"))
     assert rows.pop("M alone") == BASE
     for name, item in rows.items():
         changed = [field for field in item.__dataclass_fields__ if getattr(item, field) != getattr(recipe, field)]
         assert changed == list((comparisons.REMEDIES | comparisons.GROUPNORM)[name])
-    assert len(distinct_experiments(remedies(BASE))) == 11
+    assert len(distinct_experiments(GRIDS["remedies"])) == 11
 
 
 def test_no_groupnorm_row_for_a_network_that_has_none():
-    rows = of(remedies(replace(BASE, image_encoder="resnet50")))
+    rows = remedies(replace(BASE, image_encoder="resnet50"))
     assert not set(rows) & set(comparisons.GROUPNORM)
 
 
 def test_tables_2_and_3_have_both_encoders():
-    rows = of(tables_2_and_3(BASE))
+    rows = tables_2_and_3(BASE)
     assert list(rows) == ["CXR-CLIP resnet-small M", "CXR-CLIP resnet-small M,C", "CXR-CLIP resnet-small M,C,C14",
                           "CXR-CLIP swin-small M", "CXR-CLIP swin-small M,C", "CXR-CLIP swin-small M,C,C14",
                           "CLIP resnet-small M"]
     assert rows["CXR-CLIP resnet-small M"] == BASE
-    assert rows["CLIP resnet-small M"] == of(ablation(BASE))["CLIP"], "trained once for both"
-    assert {row.budget for row in tables_2_and_3(Experiment())} == {"epochs"}
+    assert rows["CLIP resnet-small M"] == ablation(BASE)["CLIP"], "trained once for both"
+    assert {row.budget for row in rows_of(MAIN, Experiment(), {})} == {"epochs"}
 
 
 def test_other_data_need_a_length_in_steps():
-    for grid in (remedies, lambda base: label_growth(base, STUDIES)):
+    for name in ("remedies", "label growth", "ledger"):
         with pytest.raises(InputError, match="give the base its `steps`"):
-            grid(Experiment())
+            rows_of(name, Experiment(), STUDIES)
 
 
 def test_seeds_and_distinct_experiments():
-    rows = with_seeds(loss_weights(BASE), (0, 1, 2))
+    rows = with_seeds(GRIDS["loss weights"], (0, 1, 2))
     assert len(rows) == 7 * 3
     assert len(distinct_experiments(rows)) == 6 * 3, "ICL 1 and TCL 0.5 are one experiment"
     assert Counter(item.seed for item in distinct_experiments(rows)) == {0: 6, 1: 6, 2: 6}
@@ -170,9 +172,9 @@ def tidy(seed, value):
 def test_stamped_rows_keep_their_place_over_seeds():
     """Two rows of one run name are not mixed: results.over_seeds keeps comparison, row and budget apart."""
     one, other = Row("c", "one", "steps", BASE), Row("c", "other", "steps", BASE)
-    first = stamp(one, tidy(0, 0.6))
+    first = tidy(0, 0.6).assign(**stamps(one))
     assert first.loc[0, ["comparison", "row", "budget", "value"]].tolist() == ["c", "one", "steps", 0.6]
-    stamped = pd.concat([first, stamp(one, tidy(1, 0.8)), stamp(other, tidy(0, 0.1))])
+    stamped = pd.concat([first, tidy(1, 0.8).assign(**stamps(one)), tidy(0, 0.1).assign(**stamps(other))])
     found = results.over_seeds(stamped).set_index("row")
     assert found["value"].to_dict() == pytest.approx({"one": 0.7, "other": 0.1})
     assert found["seeds"].to_dict() == {"one": "0 1", "other": "0"}
@@ -184,7 +186,7 @@ def test_stamped_rows_keep_their_place_over_seeds():
 @pytest.fixture(scope="module")
 def finished(tiny_experiment, tiny_bench):
     """Two rows of the ablation with two seeds each, trained on the tiny mix."""
-    rows = [row for row in ablation(tiny_experiment) if row.budget == "steps" and row.row in ("+ MVS", "+ ICL")]
+    rows = [Row("ablation", name, "steps", ablation(tiny_experiment)[name]) for name in ("+ MVS", "+ ICL")]
     return comparisons.finished(with_seeds(rows, (0, 1)), tiny_bench)
 
 
@@ -247,7 +249,7 @@ def test_pairs_of_each_comparison():
         ("CXR-CLIP swin-small M,C", "CXR-CLIP swin-small M"),
         ("CXR-CLIP swin-small M,C,C14", "CXR-CLIP swin-small M"),
         ("CXR-CLIP resnet-small M", "CLIP resnet-small M")]
-    for name, reference in comparisons.REFERENCES.items():
+    for name, reference in {name: item.reference for name, item in COMPARISONS.items() if item.reference}.items():
         found = comparisons.pairs(GRIDS[name])
         assert {other for _, other in found} == {reference}
         assert len(found) == len({row.row for row in GRIDS[name]}) - 1

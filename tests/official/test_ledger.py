@@ -420,15 +420,16 @@ def test_d4_and_b14_effects(official, monkeypatch):
                                           np.eye(5, dtype=bool)[np.arange(120) % 5])
     monkeypatch.setattr(evaluation, "targets", lambda studies, classes: truth[:, None])
     monkeypatch.setattr(type(official.data), "studies", lambda self, role, split: None)
-    monkeypatch.setitem(official.data.mix.tests, "siim", replace(official.data.mix.tests["rsna"], prompts="siim"))
-    leak = ledger_effects._row_split([Fake()], ["siim"], 200).iloc[0]
+    siim = replace(official.data.mix.tests["rsna"], name="siim", prompts="siim")
+    monkeypatch.setitem(official.data.mix.tests, "siim", siim)
+    leak = ledger_effects.PROTOCOLS["D4"][0]([Fake()], ["siim"], 200).iloc[0]
     assert leak["low"] > 0
-    draws = ledger_effects._two_draws([Fake()], ["chexpert5x200"], 300).iloc[0]
+    draws = ledger_effects.PROTOCOLS["B14"][0]([Fake()], ["chexpert5x200"], 300).iloc[0]
     assert draws["low"] < 0 < draws["high"]
 
 
 def test_training_rows_and_their_references():
-    rows = comparisons.ledger(Experiment.at("quick", steps=10))
+    rows = comparisons.rows_of("ledger", Experiment.at("quick", steps=10), {})
     names = [row.row for row in rows]
     rules = {row.row: row.experiment.rules for row in rows}
     assert all(rules[name] == ("intended" if name.startswith("intended") or name == "D1" else name) for name in names)

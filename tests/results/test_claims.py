@@ -94,8 +94,8 @@ def test_differences_to_the_full_method_are_made_budget_by_budget():
 
 def test_the_labels_of_claims_and_tables_are_those_that_the_comparisons_stamp():
     base = Experiment.at("standard")
-    planned = [*comparisons.ablation(base), *comparisons.loss_combinations(base), *comparisons.remedies(base),
-               *comparisons.label_growth(base, dict.fromkeys(("M", "C", "C14"), 5000))]
+    studies = dict.fromkeys(("M", "C", "C14"), 5000)
+    planned = [row for name in comparisons.COMPARISONS for row in comparisons.rows_of(name, base, studies)]
     stamped = {(row.comparison, row.budget, row.row) for row in planned}
     lines = {("ablation", budget, row) for budget in tables.BUDGETS for row in tables.ABLATION}
     assert lines == {stamp for stamp in stamped if stamp[0] == "ablation"}
