@@ -115,6 +115,21 @@ def test_equal_epochs_hold_the_exposure_of_m():
         assert item.steps * BASE.batch_size * studies["M"] / used == pytest.approx(100 * BASE.batch_size, rel=0.005)
 
 
+@pytest.mark.parametrize(("profile", "seeds", "budgets"),
+                         [("quick", 1, {"steps"}), ("standard", 3, {"steps", "compute"})])
+def test_planned_rows_are_those_of_the_plan_that_can_be_trained(profile, seeds, budgets, tiny_experiment, tiny_bench,
+                                                                monkeypatch):
+    data = tiny_bench.prepared(tiny_experiment.mix, "quick")
+    every, reasons = comparisons.planned(profile, tiny_experiment.mix, 0, data)
+    assert (every, set(reasons)) == ([], {"M", "M,C14"}), "24 studies are fewer than a batch"
+    monkeypatch.setattr(comparisons, "runnable", lambda experiment, data: None)
+    rows, reasons = comparisons.planned(profile, tiny_experiment.mix, 0, data, "remedies", "ablation")
+    assert reasons == {}
+    assert {row.comparison for row in rows} == {"ablation"}, "remedies need C"
+    assert {row.budget for row in rows} == budgets
+    assert {row.experiment.seed for row in rows} == set(range(seeds))
+
+
 def test_studies_used_are_those_drawn():
     item = Experiment(pretraining=("M", "C14"), shares=(0.3, 0.25))
     drawn = sum(len(share_of(STUDIES[role], share, 0, role)) for role, share in zip(("M", "C14"), (0.3, 0.25),
