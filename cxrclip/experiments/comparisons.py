@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, product
+from itertools import product
 
 import pandas as pd
 
@@ -37,37 +37,46 @@ from cxrclip.experiments import (
 )
 from cxrclip.official.behaviours import Behaviours
 from cxrclip.results import statistics
-from cxrclip.results.rows import CLASSIFICATION_SETS, COLUMNS, NUMBERS, RETRIEVAL_SETS
+from cxrclip.results.rows import (
+    CLASSIFICATION_SETS,
+    LOSS_WEIGHTS,
+    RETRIEVAL_SETS,
+    row_label,
+    tidy_frame,
+    together,
+)
 
 MIXTURES = (("M",), ("M", "C"), ("M", "C", "C14"))
-ICL_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
-TCL_WEIGHTS = (0.0, 0.5, 1.0)
-GROWTH = (0.25, 0.5, 1.0)
+# Label growth: roles -> the share that is used of the last one -> row id.
+GROWTH: Mapping[tuple[str, ...], Mapping[float, str]] = {
+    ("M", "C"): {0.25: "m_c25", 0.5: "m_c50", 1.0: "m_c"},
+    ("M", "C", "C14"): {0.25: "m_c_c14_25", 0.5: "m_c_c14_50", 1.0: "m_c_c14"},
+}
 CLIP: Mapping[str, object] = {"views": 1, "texts": 1, "icl_weight": 0.0, "tcl_weight": 0.0}
 REMEDIES: Mapping[str, Mapping[str, object]] = {
-    "false negatives masked": {"false_negatives": "mask"},
-    "false negatives share the target": {"false_negatives": "soft"},
-    "batches of one source": {"batches": "one-source"},
-    "75 % reports in each batch": {"report_share": 0.75},
-    "label rows weigh 1/4": {"label_weight": 0.25},
-    "last third on reports": {"reports_last": 1 / 3},
-    "prompts with side, zone, severity (oracle)": {"rich_prompts": True},
+    "mask": {"false_negatives": "mask"},
+    "share_target": {"false_negatives": "soft"},
+    "one_source": {"batches": "one-source"},
+    "reports_75": {"report_share": 0.75},
+    "label_weight_25": {"label_weight": 0.25},
+    "reports_last": {"reports_last": 1 / 3},
+    "rich_prompts": {"rich_prompts": True},
 }
 # Batches of one source have batch statistics of one source. Is that what harms? The same without batch statistics:
 GROUPNORM: Mapping[str, Mapping[str, object]] = {
-    "GroupNorm": {"image_encoder": "resnet-small-groupnorm"},
-    "GroupNorm, batches of one source": {"image_encoder": "resnet-small-groupnorm", "batches": "one-source"},
+    "groupnorm": {"image_encoder": "resnet-small-groupnorm"},
+    "groupnorm_one_source": {"image_encoder": "resnet-small-groupnorm", "batches": "one-source"},
 }
 # Paper against code (ledger.py): the intended behaviour of a recipe, and the rows of the ledger that depart from it.
 LEDGER_ROWS: Mapping[str, tuple[str, ...]] = {
-    "intended, M": ("B1*", "B2", "B3", "B4", "B9"), "intended, CLIP on M": ("B11",), "intended, Swin on M": ("B8",),
-    "intended, M,C,C14": ("B5", "B12", "D2", "official"), "intended, C14 of the README": ("D1",),
+    "intended_m": ("B1*", "B2", "B3", "B4", "B9"), "intended_clip": ("B11",), "intended_swin": ("B8",),
+    "intended_m_c_c14": ("B5", "B12", "D2", "official"), "intended_c14_readme": ("D1",),
 }
 C14_OF_THE_README = 69_718 / 89_696  # ledger D1: the README's training films of Table 1's
 MAIN = "tables 2 and 3"  # the comparison whose rows are the paper's main tables: they carry no stamp in the results
 # What a row is compared with, unless it is the row above it (the ablation) or in the main tables (pairs).
-REFERENCES: Mapping[str, str] = {"loss combinations": "MVS + ICL + TCL", "loss weights": "ICL 1", "label growth": "M",
-                                 "remedies": "M,C,C14"}
+REFERENCES: Mapping[str, str] = {"loss combinations": "mvs_icl_tcl", "loss weights": "icl_1", "label growth": "m",
+                                 "remedies": "m_c_c14"}
 # What differences are taken in: scores -> the paper's sets that have them. Retrieval is image to text.
 MEASURES: Mapping[str, tuple[str, ...]] = {"zero-shot": CLASSIFICATION_SETS, "linear-probe-100": CLASSIFICATION_SETS,
                                            "retrieval": RETRIEVAL_SETS}
@@ -78,12 +87,17 @@ QUICK: Mapping[str, object] = {"steps": 40, "batch_size": 24, "validations": 1}
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a comparison at one budget, and the experiment that measures it."""
+    """One row of a comparison at one budget, and the experiment that measures it. row: an id (rows.ROW_LABELS)."""
 
     comparison: str
     row: str
     budget: str
     experiment: Experiment
+
+    @property
+    def label(self) -> str:
+        """How the row is printed."""
+        return row_label(self.comparison, self.row)
 
 
 def plan(profile: str, mix: str, seed: int, data: mixes.Prepared) -> dict[str, list[Row]]:
@@ -123,12 +137,12 @@ def ablation(base: Experiment) -> list[Row]:
     clip = replace(alone, **CLIP, draw="first", augment=False)
     drawn = replace(clip, draw="random")
     steps = {
-        "CLIP": clip,
-        "+ second image and section": drawn,
-        "+ augmentation": replace(drawn, augment=True),
-        "+ MVS": replace(alone, icl_weight=0.0, tcl_weight=0.0),
-        "+ ICL": replace(alone, tcl_weight=0.0),
-        "+ TCL": alone,
+        "clip": clip,
+        "second_view": drawn,
+        "augmentation": replace(drawn, augment=True),
+        "mvs": replace(alone, icl_weight=0.0, tcl_weight=0.0),
+        "icl": replace(alone, tcl_weight=0.0),
+        "tcl": alone,
     }
     compute = {name: longer(item, encoded(alone) / encoded(item)) for name, item in steps.items()}
     return _rows("ablation", {"steps": steps, "compute": compute})
@@ -141,7 +155,7 @@ def loss_combinations(base: Experiment) -> list[Row]:
     """
     rows = {}
     for mvs, icl, tcl in product((False, True), repeat=3):
-        name = " + ".join([("MVS" if mvs else "one pair"), *(["ICL"] * icl), *(["TCL"] * tcl)])
+        name = "_".join(["mvs" if mvs else "pair", *(["icl"] * icl), *(["tcl"] * tcl)])
         rows[name] = replace(base, pretraining=("M",), mvs=mvs, icl_weight=base.icl_weight * icl,
                              tcl_weight=base.tcl_weight * tcl)
     return _rows("loss combinations", {"steps": rows})
@@ -150,8 +164,8 @@ def loss_combinations(base: Experiment) -> list[Row]:
 def loss_weights(base: Experiment) -> list[Row]:
     """The weight of ICL, then that of TCL, while the other stays the base's, on M. Budget: steps, as all are alike."""
     alone = replace(base, pretraining=("M",))
-    rows = {f"ICL {weight:g}": replace(alone, icl_weight=weight) for weight in ICL_WEIGHTS}
-    rows |= {f"TCL {weight:g}": replace(alone, tcl_weight=weight) for weight in TCL_WEIGHTS}
+    rows = {name: replace(alone, **{f"{loss.lower()}_weight": weight})
+            for name, (loss, weight) in LOSS_WEIGHTS.items()}
     return _rows("loss weights", {"steps": rows})
 
 
@@ -162,10 +176,9 @@ def label_growth(base: Experiment, studies: Mapping[str, int]) -> list[Row]:
     budget "epochs" is also the one that holds M's exposure: M is n_M of n studies, so of each batch, and n / n_M times
     the steps show every study of M as often as the run on M alone.
     """
-    steps = {"M": replace(in_steps(base), pretraining=("M",))}
-    for roles in MIXTURES[1:]:
-        for share in GROWTH:
-            name = ",".join(roles) if share == 1 else f"{','.join(roles[:-1])} + {share:.0%} {roles[-1]}"
+    steps = {"m": replace(in_steps(base), pretraining=("M",))}
+    for roles, growth in GROWTH.items():
+        for share, name in growth.items():
             shares = None if share == 1 else (*(1.0 for _ in roles[1:]), share)
             steps[name] = replace(base, pretraining=roles, shares=shares)
     epochs = {name: longer(item, studies_used(item, studies) / studies["M"]) for name, item in steps.items()}
@@ -178,7 +191,7 @@ def remedies(base: Experiment) -> list[Row]:
     With the small ResNet also batches of one source where no layer knows its batch, and that network by itself.
     """
     recipe = replace(in_steps(base), pretraining=MIXTURES[-1])
-    rows = {"M alone": replace(base, pretraining=("M",)), "M,C,C14": recipe}
+    rows = {"m": replace(base, pretraining=("M",)), "m_c_c14": recipe}
     changes = REMEDIES | (GROUPNORM if base.image_encoder == "resnet-small" else {})
     rows |= {name: replace(recipe, **change) for name, change in changes.items()}
     return _rows("remedies", {"steps": rows})
@@ -227,14 +240,13 @@ def finished(rows: Iterable[Row], bench: Workbench) -> dict[Row, Run]:
 
 def measured(runs: Mapping[Row, Run]) -> pd.DataFrame:
     """Tidy results of the rows, one a seed, stamped. Single findings stay with the run: only means (class 'all')."""
-    parts = [stamp(row, tidy[tidy["class"] == "all"]) for row, run in runs.items() for tidy in [evaluate(run)]]
-    return _together(parts)
+    return together([stamp(row, part[part["class"] == "all"]) for row, run in runs.items() for part in [evaluate(run)]])
 
 
 def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
     """Which row is compared with which, for the rows of one comparison: (row, reference).
 
-    Ablation: each with the one above it, and the whole method with "+ MVS", for ICL and TCL together. Tables 2 and 3:
+    Ablation: each with the one above it, and the whole method with MVS, for ICL and TCL together. Tables 2 and 3:
     each mixture with M alone, and CXR-CLIP with plain CLIP. Ledger: each rule with the intended behaviour of its
     recipe. All others: each with one reference (REFERENCES).
     """
@@ -242,7 +254,7 @@ def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
     names = list(dict.fromkeys(row.row for row in rows))
     comparison = rows[0].comparison if rows else ""
     if comparison == "ablation":
-        return [*zip(names[1:], names[:-1], strict=True), ("+ TCL", "+ MVS")]
+        return [*zip(names[1:], names[:-1], strict=True), ("tcl", "mvs")]
     if comparison == "ledger":
         return [(name, start) for start, rules in LEDGER_ROWS.items() for name in rules if {name, start} <= {*names}]
     if comparison == MAIN:
@@ -263,7 +275,7 @@ def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFram
     that the mix has. A pair of the same runs is compared once, at the first budget that has it. p is at least
     2 / (n_bootstrap + 1); p_holm is adjusted for all cells of this comparison.
     """
-    found, origins, done = [], [], set()
+    parts, done = [], set()
     for budget, (row, reference) in product(dict.fromkeys(item.budget for item in runs), pairs(runs)):
         ours, others = ({item: run for item, run in runs.items() if (item.row, item.budget) == (name, budget)}
                         for name in (row, reference))
@@ -272,17 +284,9 @@ def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFram
             continue
         done.add(pair)
         if len(cells := _compared(list(ours.values()), list(others.values()), n_bootstrap)):
-            found.append(cells)
-            origins.append(_origin(ours, others))
-    adjusted = metrics.holm([p for cells in found for p in cells["p"]])
-    ends = accumulate(len(cells) for cells in found)
-    return _together([statistics.difference_rows(cells.assign(p_holm=adjusted[end - len(cells):end]), *origin)
-                      for cells, origin, end in zip(found, origins, ends, strict=True)])
-
-
-def _together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Tidy rows of all parts; without any, a table with no rows."""
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+            parts.append(statistics.difference_rows(cells, *_origin(ours, others)))
+    found = together(parts)
+    return found.assign(p_holm=metrics.holm(found["p"]))
 
 
 def _compared(ours: Sequence[Run], others: Sequence[Run], n_bootstrap: int) -> pd.DataFrame:
@@ -313,7 +317,7 @@ def _scores(run: Run, name: str, task: str, one_protocol: bool) -> pd.DataFrame:
 
 
 def _origin(ours: Mapping[Row, Run], others: Mapping[Row, Run]) -> tuple[dict[str, str], str]:
-    """What tidy rows say about a difference: run, seeds and fingerprints of both sides; and the reference's name."""
+    """What tidy rows say about a difference: run, seeds and fingerprints of both sides; and the reference's id."""
     row, run = next(iter(ours.items()))
     sets = [name for name in run.data.mix.tests if name in run.data.folders]
     words = {"seeds": [str(run.experiment.seed) for run in ours.values()],
@@ -339,7 +343,7 @@ def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFram
                                                oracle.read_truth(run.data.folders[role]))
         hits = hits.rename(columns={"matter": "class", "right": "hit"})
         parts.append(stamp(row, statistics.share_rows(hits, run.row_columns(role), role, "coarse-text")))
-    return _together(parts)
+    return together(parts)
 
 
 # What the texts of a role say, by name: how two of its studies can say the same, as counted on the real tables.
@@ -362,7 +366,7 @@ def collisions(data: mixes.Prepared, profile: str) -> pd.DataFrame:
 
     Counted over all pairs of training studies (of test studies where a role is a test set), so without an interval.
     """
-    tidy = []
+    rows = []
     for role, kinds in CONTENTS.items():
         if role not in data.folders:
             continue
@@ -371,12 +375,11 @@ def collisions(data: mixes.Prepared, profile: str) -> pd.DataFrame:
         for what in kinds:
             contents = [content for study in table if (content := said(study, what)) is not None]
             if len(contents) > 1:
-                tidy.append({"run": "collisions", "profile": profile, "mix": data.mix.name, "origin": "measured",
+                rows.append({"run": "collisions", "profile": profile, "mix": data.mix.name, "origin": "measured",
                              "dataset": role, "task": "collision", "metric": "collision probability", "class": what,
                              "value": metrics.collision_probability(contents), "n": len(contents),
                              "data": data.fingerprints((role,))[role]})
-    frame = pd.DataFrame(tidy, columns=list(COLUMNS))
-    return frame.fillna(dict.fromkeys((name for name in COLUMNS if name not in NUMBERS), ""))
+    return tidy_frame(rows)
 
 
 # ---- budgets ------------------------------------------------------------------------------------------------
@@ -420,9 +423,9 @@ def distinct_experiments(rows: Iterable[Row]) -> list[Experiment]:
     return list(dict.fromkeys(row.experiment for row in rows))
 
 
-def stamp(row: Row, tidy: pd.DataFrame) -> pd.DataFrame:
+def stamp(row: Row, results: pd.DataFrame) -> pd.DataFrame:
     """The tidy results of the row's run, marked with comparison, row and budget."""
-    return tidy.assign(comparison=row.comparison, row=row.row, budget=row.budget)
+    return results.assign(comparison=row.comparison, row=row.row, budget=row.budget)
 
 
 def _rows(comparison: str, budgets: Mapping[str, Mapping[str, Experiment]]) -> list[Row]:

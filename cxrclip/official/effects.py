@@ -26,7 +26,7 @@ from cxrclip.official.behaviours import (
 from cxrclip.official.probe import adamw_probe
 from cxrclip.prompts import PromptBank
 from cxrclip.results import statistics
-from cxrclip.results.rows import CLASSIFICATION_SETS, COLUMNS, RETRIEVAL_SETS
+from cxrclip.results.rows import CLASSIFICATION_SETS, RETRIEVAL_SETS, tidy_frame, together
 from cxrclip.views import draw_texts, generator
 
 COMPARISON = "ledger"
@@ -47,16 +47,15 @@ def protocol_effects(runs: Sequence[Run], n_bootstrap: int = 1000) -> pd.DataFra
         if sets := [test for test in wanted if test in runs[0].data.folders]:
             parts.append(measure(runs, sets, n_bootstrap).assign(row=name))
     if not parts:
-        return pd.DataFrame(columns=list(COLUMNS))
+        return tidy_frame([])
     found = pd.concat(parts, ignore_index=True)
     found["p_holm"] = metrics.holm(found["p"])
     tests = tuple(test for test in runs[0].data.mix.tests if test in runs[0].data.folders)
     about = runs[0].row_columns(tests[0]) | {"data": " ".join(runs[0].data.fingerprints(tests).values())}
     about |= {"seeds": " ".join(str(run.experiment.seed) for run in runs)}
     about |= {"key": " ".join(run.key for run in runs), "comparison": COMPARISON, "budget": "evaluation"}
-    tidy = [statistics.difference_rows(part, about | {"row": name}, "intended")
-            for name, part in found.groupby("row", sort=False)]
-    return pd.concat(tidy, ignore_index=True)
+    return together([statistics.difference_rows(part.drop(columns="row"), about | {"row": name}, "intended")
+                     for name, part in found.groupby("row", sort=False)])
 
 
 def _probe(official: str, intended: str | None, fraction: float) -> Measure:
