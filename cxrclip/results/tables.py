@@ -104,9 +104,9 @@ def _grid(block: pd.DataFrame, form: str, width: int = 0) -> str:
     """A block as tabulate prints it; its widest columns are wrapped to fit into `width` characters, if that is given.
     """
     flat = block.reset_index()
-    heads, rows = list(flat), flat.to_numpy().tolist()
+    aside = "pub." if width else "published"
+    heads, rows = [aside if head.startswith(PUBLISHED) else head for head in flat], flat.to_numpy().tolist()
     if width:
-        heads = [head.replace(PUBLISHED, "pub. ") for head in heads]
         rows = [[re.sub(r"(\[\S+,|, p) ", "\\1\N{NO-BREAK SPACE}", cell) for cell in row] for row in rows]
         sizes = [max(len(head) + 2, *map(len, column)) for head, *column in zip(heads, *rows, strict=True)]
         room = next(room for room in range(width, 0, -1) if sum(min(size, room) + 2 for size in sizes) <= width + 2)
