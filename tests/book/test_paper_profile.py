@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from cxrclip import encoders, results, training
+from cxrclip import encoders, training
 from cxrclip.book import dry_run, reproduce
 from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPConfig
@@ -30,6 +30,7 @@ from cxrclip.experiments import (
 )
 from cxrclip.experiments.cache import run_key
 from cxrclip.prompts import PromptBank
+from cxrclip.results import rows as results_rows
 from cxrclip.results import tables
 from cxrclip.transforms import TrainTransform
 
@@ -220,7 +221,7 @@ def test_the_dry_run_trains_the_real_networks(went):
 
 def test_the_dry_run_ends_in_marked_tables_and_leaves_nothing_else(went):
     out, _ = went
-    tidy = results.read_results(out / "results.csv")
+    tidy = results_rows.read_results(out / "results.csv")
     assert set(tidy["dataset"]) == {"rsna", "mimic-cxr"}
     assert tidy["note"].str.startswith("dry run of random weights").all()
     text = (out / "tables" / "table2.md").read_text()

@@ -25,6 +25,7 @@ from cxrclip.experiments.comparisons import (
     tables_2_and_3,
     with_seeds,
 )
+from cxrclip.results import rows as results_rows
 
 BASE = Experiment.at("quick", steps=100)
 STUDIES = {"M": 200, "C": 100, "C14": 61}
@@ -164,7 +165,7 @@ def tidy(seed, value):
     about = dict.fromkeys(results.COLUMNS, "x") | {"seeds": str(seed), "metric": "auroc", "value": value,
                                                    "low": value - 0.1, "high": value + 0.1, "chance": 0.5, "n": 10,
                                                    "p": np.nan, "p_holm": np.nan, "reference": ""}
-    return results.tidy_frame([about])
+    return results_rows.tidy_frame([about])
 
 
 def test_stamped_rows_keep_their_place_over_seeds():
@@ -200,7 +201,8 @@ def test_measured_rows_are_the_means_of_their_runs(finished):
         own = evaluate(run)
         own = own[own["class"] == "all"].reset_index(drop=True)
         here = tidy[(tidy["row"] == row.row) & (tidy["seeds"] == str(row.experiment.seed))].reset_index(drop=True)
-        pd.testing.assert_frame_equal(here.drop(columns=list(results.STAMPS)), own.drop(columns=list(results.STAMPS)))
+        stamps = list(results_rows.STAMPS)
+        pd.testing.assert_frame_equal(here.drop(columns=stamps), own.drop(columns=stamps))
         assert set(here["comparison"]) == {"ablation"}
         assert set(here["budget"]) == {"steps"}
 

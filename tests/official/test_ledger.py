@@ -46,7 +46,7 @@ from cxrclip.official.behaviours import (
     released_texts,
 )
 from cxrclip.prompts import PromptBank
-from cxrclip.results import tables
+from cxrclip.results import statistics, tables
 from cxrclip.studies import SCHEMA
 from cxrclip.transforms import EvalTransform
 from cxrclip.views import draw_images, draw_texts, generator
@@ -448,7 +448,7 @@ def test_table_prints_an_effect_for_each_row_or_says_why_not(official):
     about = official.row_columns("rsna") | {"comparison": "ledger", "row": "B3", "budget": "steps"}
     cells = pd.DataFrame([{"dataset": "all", "task": "image_to_text", "metric": "RSUM", "value": -0.02, "low": -0.05,
                            "high": 0.01, "p": 0.2, "p_holm": 0.4, "n": 30, "note": ""}])
-    table = tables.ledger_table(results.difference_rows(cells, about, "intended, M"))
+    table = tables.ledger_table(statistics.difference_rows(cells, about, "intended, M"))
     lines = table.cells.xs("B3", level="row").iloc[0]
     assert lines.iloc[1] == "all three RSUM: -2.0 [-5.0, +1.0], p 0.4"
     assert "with replacement" in lines.iloc[0]
