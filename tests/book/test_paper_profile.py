@@ -235,12 +235,11 @@ def test_the_dry_run_ends_in_marked_tables_and_leaves_nothing_else(went):
 
 
 def test_only_measured_numbers_are_marked():
-    cells = pd.DataFrame([["53.2 [40.0, 60.1]\npub. 78.8 r", "–\npub. 1.0 r", "–"],
-                          ["–\npub. 2.0 r", "7.0", "pub. 3.0 r"]])
+    columns = [("RSNA", "AUROC"), ("RSNA", f"{tables.PUBLISHED}AUROC")]
+    cells = pd.DataFrame([["53.2 [40.0, 60.1]", "78.8 r"], ["–", "1.0 r"]], columns=pd.MultiIndex.from_tuples(columns))
     got = dry_run.marked(tables.Table("T", "H", cells, (), ("–: not measured; run notebooks/06 (X)", "–: needs C (C)")))
-    assert got.cells.to_numpy().tolist() == [["dry run: 53.2 [40.0, 60.1]\npub. 78.8 r", "–\npub. 1.0 r", "–"],
-                                             ["–\npub. 2.0 r", "dry run: 7.0", "pub. 3.0 r"]]
-    assert got.reasons == ("–: not in the dry run (X)", "–: needs C (C)")
+    assert got.cells.to_numpy().tolist() == [["dry run: 53.2 [40.0, 60.1]", "78.8 r"], ["–", "1.0 r"]]
+    assert got.footnotes == ("–: not in the dry run (X)", "–: needs C (C)")
 
 
 def test_a_prepared_folder_gives_its_first_studies(tiny_mix, tiny_bench, tmp_path):
