@@ -161,7 +161,7 @@ def test_the_plan_counts_in_epochs(tiny_mix, tiny_bench):
     assert {row.experiment.published_weights for part in rows.values() for row in part} == {True}
     item = replace(main["CXR-CLIP resnet50 M"].experiment, batch_size=8)
     assert total_steps(item, data) == 15 * 3
-    clip = next(row for row in rows["ablation"] if (row.row, row.budget) == ("CLIP", "compute")).experiment
+    clip = next(row for row in rows["ablation"] if (row.row, row.budget) == ("clip", "compute")).experiment
     assert total_steps(replace(clip, batch_size=8), data) == 2 * 15 * 3, "half the images and texts: twice the epochs"
 
 
