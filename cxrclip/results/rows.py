@@ -1,6 +1,6 @@
 """Result rows: the columns of the tidy table, its files, the published numbers, and how ids are printed.
 
-A row is one number with its interval and its origin; COLUMNS says what each column means. Values are fractions (an
+A row is one number with its interval and its origin; rows.yaml says what each column means. Values are fractions (an
 AUROC of 0.788). statistics.py makes rows of per-sample scores; tables, verdicts and figures show nothing else.
 """
 
@@ -13,41 +13,15 @@ import numpy as np
 import pandas as pd
 
 from cxrclip.data.files import write_text
+from cxrclip.data.settings import read_settings
 from cxrclip.errors import InputError
 
-COLUMNS: Mapping[str, str] = {
-    "run": "name of the run, the same for all its seeds",
-    "profile": "quick, standard or paper; empty for published numbers",
-    "mix": "which data fill the paper's roles; 'paper' are the paper's own data sets",
-    "origin": "measured, official weights or published",
-    "model": "method, such as CXR-CLIP",
-    "image_encoder": "name of the image encoder",
-    "pretraining_data": "roles pretrained on, joined by commas: M; M,C; M,C,C14",
-    "comparison": "what the run is compared in (ROW_LABELS); empty for the main rows, of the paper's Tables 1 to 3",
-    "row": "id of the row inside the comparison, such as mvs (ROW_LABELS); empty for the main rows",
-    "budget": "what the comparison holds equal: steps, epochs, compute or M exposure; empty for the main rows",
-    "dataset": "role of the test set in the mix, such as vindr-cxr; 'all' for a sum or mean over the paper's three",
-    "task": "zero-shot, linear-probe-10, linear-probe-100, image_to_text, text_to_image, coarse-text, collision, size",
-    "metric": "auroc, accuracy, R@1, R@5, R@10, RSUM (their sum), mean rank; train, valid, test for task size; "
-              "'ceiling R@1' is the most any model can reach",
-    "class": "finding (task coarse-text: attribute) the number is for; 'all' for the mean over findings",
-    "reference": "id of the other row of a paired difference (of a main row: its `run`): value is then this row minus "
-                 "that one; empty for all other rows",
-    "value": "the number; fractions, except mean rank and sizes (counts)",
-    "low": "lower end of the 95 % interval; empty where unknown",
-    "high": "upper end of the 95 % interval; empty where unknown",
-    "chance": "what guessing would reach; empty where unknown",
-    "p": "of a difference: two-sided bootstrap p-value",
-    "p_holm": "of a difference: p adjusted (Holm) for all cells that were looked at together",
-    "n": "test studies (queries in retrieval) behind the number",
-    "seeds": "training seeds behind the number, joined by spaces",
-    "status": "published numbers: how far the number is checked (STATUS); empty otherwise",
-    "note": "what the reader must know, such as classes left out of a mean",
-    "key": "key of the run or runs (experiments.cache)",
-    "data": "fingerprint of the test data",
-    "versions": "versions of the stages behind the number (experiments.cache.VERSIONS)",
-    "commit": "git commit of the code that made the number; empty outside of a git checkout",
-}
+_SETTINGS = read_settings(Path(__file__).with_name("rows.yaml"))
+COLUMNS: Mapping[str, str] = _SETTINGS["columns"]                           # column -> what it means
+STATUS: Mapping[str, tuple[str, str]] = {name: tuple(mark) for name, mark in _SETTINGS["status"].items()}
+LABELS: Mapping[str, str] = _SETTINGS["labels"]                             # data set or task -> how it is printed
+FAMILY: Mapping[str, str] = _SETTINGS["family"]                             # image encoder -> the published one
+ROW_LABELS: Mapping[str, Mapping[str, str]] = _SETTINGS["rows"]             # comparison -> row id -> how it is printed
 STAMPS = ("comparison", "row", "budget")
 OPTIONAL = (*STAMPS, "reference", "p", "p_holm", "commit")  # a file that lacks one is read as if it were empty
 KEY = ("run", "profile", "mix", "origin", "model", "image_encoder", "pretraining_data", *STAMPS, "dataset", "task",
@@ -55,14 +29,6 @@ KEY = ("run", "profile", "mix", "origin", "model", "image_encoder", "pretraining
 NUMBERS = ("value", "low", "high", "chance", "p", "p_holm", "n")
 ABOUT = ("run", "profile", "mix", "origin", "model", "image_encoder", "pretraining_data", "seeds", "key", "data",
          "versions", "commit")
-STATUS: Mapping[str, tuple[str, str]] = {
-    "recalled": ("r", "recalled from memory, not checked against a copy of the paper"),
-    "quoted": ("q", "a third party quotes the paper"),
-    "quoted (best value per dataset, row inferred)": ("q*", "a third party quotes the best value of the data set; "
-                                                            "which row it belongs to is inferred"),
-    "code": ("c", "read in the official code"),
-    "computed": ("k", "recomputed from public tables"),
-}
 PUBLISHED = Path(__file__).with_name("published.csv")
 KS = (1, 5, 10)
 CEILING = "attainable ceiling"
@@ -72,40 +38,10 @@ DIRECTIONS = ("image_to_text", "text_to_image")
 CLASSIFICATION_SETS = ("vindr-cxr", "rsna", "siim")
 RETRIEVAL_SETS = ("chexpert5x200", "mimic-cxr", "openi")
 
-# How ids are printed, and which published encoder stands beside a small one of its family.
-LABELS: Mapping[str, str] = {
-    "M": "MIMIC-CXR (M)", "C": "CheXpert (C)", "C14": "ChestX-ray14 (C14)", "vindr-cxr": "VinDr-CXR", "rsna": "RSNA",
-    "siim": "SIIM", "chexpert5x200": "CheXpert5x200", "mimic-cxr": "MIMIC-CXR", "openi": "Open-I", "all": "all three",
-    "zero-shot": "zero-shot", "linear-probe-10": "10 %", "linear-probe-100": "100 %",
-}
-FAMILY: Mapping[str, str] = {"resnet-small": "ResNet-50", "resnet50": "ResNet-50", "swin-small": "Swin-T",
-                             "swin-tiny": "Swin-T"}
-
-
 # The loss that a row of "loss weights" weighs, and its weight; the other loss keeps the paper's.
 LOSS_WEIGHTS: Mapping[str, tuple[str, float]] = {
     f"{loss.lower()}_{weight:g}": (loss, weight)
     for loss, weights in (("ICL", (0.0, 0.1, 0.3, 1.0)), ("TCL", (0.0, 0.5, 1.0))) for weight in weights}
-# Comparison -> row id -> how the row is printed. Ids that are not here (rows of the ledger) are printed as they are.
-ROW_LABELS: Mapping[str, Mapping[str, str]] = {
-    "ablation": {"clip": "CLIP", "second_view": "+ second image and section", "augmentation": "+ augmentation",
-                 "mvs": "+ MVS", "icl": "+ ICL", "tcl": "+ TCL"},
-    "loss combinations": {"pair": "one pair", "pair_tcl": "one pair + TCL", "pair_icl": "one pair + ICL",
-                          "pair_icl_tcl": "one pair + ICL + TCL", "mvs": "MVS", "mvs_tcl": "MVS + TCL",
-                          "mvs_icl": "MVS + ICL", "mvs_icl_tcl": "MVS + ICL + TCL"},
-    "loss weights": {name: f"{loss} {weight:g}" for name, (loss, weight) in LOSS_WEIGHTS.items()},
-    "label growth": {"m": "M", "m_c25": "M + 25% C", "m_c50": "M + 50% C", "m_c": "M,C", "m_c_c14_25": "M,C + 25% C14",
-                     "m_c_c14_50": "M,C + 50% C14", "m_c_c14": "M,C,C14"},
-    "remedies": {"m": "M alone", "m_c_c14": "M,C,C14", "mask": "false negatives masked",
-                 "share_target": "false negatives share the target", "one_source": "batches of one source",
-                 "reports_75": "75 % reports in each batch", "label_weight_25": "label rows weigh 1/4",
-                 "reports_last": "last third on reports",
-                 "rich_prompts": "prompts with side, zone, severity (oracle)", "groupnorm": "GroupNorm",
-                 "groupnorm_one_source": "GroupNorm, batches of one source"},
-    "ledger": {"intended_m": "intended, M", "intended_clip": "intended, CLIP on M",
-               "intended_swin": "intended, Swin on M", "intended_m_c_c14": "intended, M,C,C14",
-               "intended_c14_readme": "intended, C14 of the README"},
-}
 
 
 def row_label(comparison: str, row: str) -> str:

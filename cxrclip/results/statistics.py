@@ -29,8 +29,7 @@ from cxrclip.results.rows import (
     tidy_frame,
 )
 
-Frames = pd.DataFrame | Sequence[pd.DataFrame]
-Scores = Frames | Mapping[str, Frames]
+Scores = Sequence[pd.DataFrame] | Mapping[str, Sequence[pd.DataFrame]]
 
 
 # ---- per-sample scores -> tidy rows ---------------------------------------------------------------------------------
@@ -249,13 +248,13 @@ def differences(scores_a: Scores, scores_b: Scores, metric: str = "auroc", *, n_
     least 2 / (n_bootstrap + 1): adjust many cells with metrics.holm. Raises InputError if test items differ.
     """
     a, b = (scores if isinstance(scores, Mapping) else {"": scores} for scores in (scores_a, scores_b))
-    counts = [{len(_as_list(frames)) for frames in part.values()} for part in (a, b)]
+    counts = [{len(frames) for frames in part.values()} for part in (a, b)]
     if list(a) != list(b) or any(len(count) != 1 or 0 in count for count in counts):
         raise InputError(f"differences: data sets {', '.join(a)} against {', '.join(b)}, seeds {counts}: give both "
                          "sides the same data sets, and each data set the same seeds")
     cells: dict[tuple[str, str, str], tuple] = {}
     for i, dataset in enumerate(a):
-        sides = [[frame.reset_index(drop=True) for frame in _as_list(part[dataset])] for part in (a, b)]
+        sides = [[frame.reset_index(drop=True) for frame in part[dataset]] for part in (a, b)]
         cells |= {(dataset, *key): value for key, value in _resampled(sides, metric, n_bootstrap, seed + i).items()}
     for task, name in dict.fromkeys((task, name) for _, task, name in cells if name in ("RSUM", "auroc")):
         parts = [cells[dataset, task, name] for dataset in a]
@@ -275,10 +274,6 @@ def difference_rows(found: pd.DataFrame, about: Mapping[str, object], reference:
     """
     return _rows([{**line, "task": line["task"] or task, "class": "all", "reference": reference}
                   for line in found.to_dict("records")], about)
-
-
-def _as_list(frames: Frames) -> list[pd.DataFrame]:
-    return [frames] if isinstance(frames, pd.DataFrame) else list(frames)
 
 
 def _summed(parts: Sequence, weight: float) -> np.ndarray | int:
