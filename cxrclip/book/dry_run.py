@@ -139,8 +139,8 @@ def _written(tidy: pd.DataFrame, missing: Mapping[str, str], out: Path) -> Path:
 
 def marked(table: tables.Table) -> tables.Table:
     """The table with MARK before every measured number and the warning above all; other lines were not tried."""
-    def cell(text: str) -> str:
-        return re.sub(r"^(?=\d)", f"{MARK} ", text)
-    reasons = tuple(re.sub(r"not measured; run \S+", "not in the dry run", line) for line in table.reasons)
-    return replace(table, title=f"DRY RUN. {table.title}", header=f"{WARNING} {table.header}",
-                   cells=table.cells.map(cell), reasons=reasons)
+    cells = table.cells.apply(lambda column: column if column.name[1].startswith(tables.PUBLISHED)
+                              else column.str.replace(r"^(?=\d)", f"{MARK} ", regex=True))
+    footnotes = tuple(re.sub(r"not measured; run \S+", "not in the dry run", line) for line in table.footnotes)
+    return replace(table, title=f"DRY RUN. {table.title}", header=f"{WARNING} {table.header}", cells=cells,
+                   footnotes=footnotes)

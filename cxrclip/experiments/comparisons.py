@@ -34,32 +34,41 @@ from cxrclip.experiments.train import growing_mixtures, runnable
 from cxrclip.experiments.workbench import Run, Workbench
 from cxrclip.official.behaviours import Behaviours
 from cxrclip.results import statistics
-from cxrclip.results.rows import CLASSIFICATION_SETS, RETRIEVAL_SETS, tidy_frame
+from cxrclip.results.rows import (
+    CLASSIFICATION_SETS,
+    LOSS_WEIGHTS,
+    RETRIEVAL_SETS,
+    row_label,
+    tidy_frame,
+    together,
+)
 
 MAIN = "tables 2 and 3"  # the comparison whose rows are the paper's main tables: they carry no stamp in the results
 MIXTURES = (("M",), ("M", "C"), ("M", "C", "C14"))
-ICL_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
-TCL_WEIGHTS = (0.0, 0.5, 1.0)
-GROWTH = (0.25, 0.5, 1.0)
+# Label growth: roles -> the share that is used of the last one -> row id.
+GROWTH: Mapping[tuple[str, ...], Mapping[float, str]] = {
+    ("M", "C"): {0.25: "m_c25", 0.5: "m_c50", 1.0: "m_c"},
+    ("M", "C", "C14"): {0.25: "m_c_c14_25", 0.5: "m_c_c14_50", 1.0: "m_c_c14"},
+}
 CLIP: Mapping[str, object] = {"views": 1, "texts": 1, "icl_weight": 0.0, "tcl_weight": 0.0}
 REMEDIES: Mapping[str, Mapping[str, object]] = {
-    "false negatives masked": {"false_negatives": "mask"},
-    "false negatives share the target": {"false_negatives": "soft"},
-    "batches of one source": {"batches": "one-source"},
-    "75 % reports in each batch": {"report_share": 0.75},
-    "label rows weigh 1/4": {"label_weight": 0.25},
-    "last third on reports": {"reports_last": 1 / 3},
-    "prompts with side, zone, severity (oracle)": {"rich_prompts": True},
+    "mask": {"false_negatives": "mask"},
+    "share_target": {"false_negatives": "soft"},
+    "one_source": {"batches": "one-source"},
+    "reports_75": {"report_share": 0.75},
+    "label_weight_25": {"label_weight": 0.25},
+    "reports_last": {"reports_last": 1 / 3},
+    "rich_prompts": {"rich_prompts": True},
 }
 # Batches of one source have batch statistics of one source. Is that what harms? The same without batch statistics:
 GROUPNORM: Mapping[str, Mapping[str, object]] = {
-    "GroupNorm": {"image_encoder": "resnet-small-groupnorm"},
-    "GroupNorm, batches of one source": {"image_encoder": "resnet-small-groupnorm", "batches": "one-source"},
+    "groupnorm": {"image_encoder": "resnet-small-groupnorm"},
+    "groupnorm_one_source": {"image_encoder": "resnet-small-groupnorm", "batches": "one-source"},
 }
 # Paper against code (ledger.py): the intended behaviour of a recipe, and the rows of the ledger that depart from it.
 LEDGER_ROWS: Mapping[str, tuple[str, ...]] = {
-    "intended, M": ("B1*", "B2", "B3", "B4", "B9"), "intended, CLIP on M": ("B11",), "intended, Swin on M": ("B8",),
-    "intended, M,C,C14": ("B5", "B12", "D2", "official"), "intended, C14 of the README": ("D1",),
+    "intended_m": ("B1*", "B2", "B3", "B4", "B9"), "intended_clip": ("B11",), "intended_swin": ("B8",),
+    "intended_m_c_c14": ("B5", "B12", "D2", "official"), "intended_c14_readme": ("D1",),
 }
 C14_OF_THE_README = 69_718 / 89_696  # ledger D1: the README's training films of Table 1's
 # What differences are taken in: scores -> the paper's sets that have them. Retrieval is image to text.
@@ -72,12 +81,17 @@ QUICK: Mapping[str, object] = {"steps": 40, "batch_size": 24, "validations": 1}
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a comparison at one budget, and the experiment that measures it."""
+    """One row of a comparison at one budget, and the experiment that measures it. row: an id (rows.ROW_LABELS)."""
 
     comparison: str
     row: str
     budget: str
     experiment: Experiment
+
+    @property
+    def label(self) -> str:
+        """How the row is printed."""
+        return row_label(self.comparison, self.row)
 
 
 # ---- the rows of each comparison, at the length of the base ------------------------------------------------------
@@ -88,7 +102,7 @@ def tables_2_and_3(base: Experiment, mixtures: Sequence[tuple[str, ...]] = MIXTU
     encoders = [family[base.profile] for family in IMAGE_ENCODERS.values()]
     rows = {f"CXR-CLIP {encoder} {','.join(roles)}": replace(base, image_encoder=encoder, pretraining=roles)
             for encoder, roles in product(encoders, mixtures)}
-    return rows | {f"CLIP {base.image_encoder} M": ablation(base)["CLIP"]}
+    return rows | {f"CLIP {base.image_encoder} M": ablation(base)["clip"]}
 
 
 def ablation(base: Experiment) -> dict[str, Experiment]:
@@ -97,12 +111,12 @@ def ablation(base: Experiment) -> dict[str, Experiment]:
     clip = replace(alone, **CLIP, draw="first", augment=False)
     drawn = replace(clip, draw="random")
     return {
-        "CLIP": clip,
-        "+ second image and section": drawn,
-        "+ augmentation": replace(drawn, augment=True),
-        "+ MVS": replace(alone, icl_weight=0.0, tcl_weight=0.0),
-        "+ ICL": replace(alone, tcl_weight=0.0),
-        "+ TCL": alone,
+        "clip": clip,
+        "second_view": drawn,
+        "augmentation": replace(drawn, augment=True),
+        "mvs": replace(alone, icl_weight=0.0, tcl_weight=0.0),
+        "icl": replace(alone, tcl_weight=0.0),
+        "tcl": alone,
     }
 
 
@@ -110,7 +124,7 @@ def loss_combinations(base: Experiment) -> dict[str, Experiment]:
     """MVS, ICL and TCL on or off, all eight ways, on M. Without MVS the one pair (x1, t1) is contrasted."""
     rows = {}
     for mvs, icl, tcl in product((False, True), repeat=3):
-        name = " + ".join([("MVS" if mvs else "one pair"), *(["ICL"] * icl), *(["TCL"] * tcl)])
+        name = "_".join(["mvs" if mvs else "pair", *(["icl"] * icl), *(["tcl"] * tcl)])
         rows[name] = replace(base, pretraining=("M",), mvs=mvs, icl_weight=base.icl_weight * icl,
                              tcl_weight=base.tcl_weight * tcl)
     return rows
@@ -119,17 +133,17 @@ def loss_combinations(base: Experiment) -> dict[str, Experiment]:
 def loss_weights(base: Experiment) -> dict[str, Experiment]:
     """The weight of ICL, then that of TCL, while the other stays the base's, on M."""
     alone = replace(base, pretraining=("M",))
-    rows = {f"ICL {weight:g}": replace(alone, icl_weight=weight) for weight in ICL_WEIGHTS}
-    return rows | {f"TCL {weight:g}": replace(alone, tcl_weight=weight) for weight in TCL_WEIGHTS}
+    return {name: replace(alone, **{f"{loss.lower()}_weight": weight})
+            for name, (loss, weight) in LOSS_WEIGHTS.items()}
 
 
 def label_growth(base: Experiment) -> dict[str, Experiment]:
     """M alone, then 25, 50 and 100 % of C with it, then of C14 on top of both."""
-    rows = {"M": replace(base, pretraining=("M",))}
-    for roles, share in product(MIXTURES[1:], GROWTH):
-        name = ",".join(roles) if share == 1 else f"{','.join(roles[:-1])} + {share:.0%} {roles[-1]}"
-        shares = None if share == 1 else (*(1.0 for _ in roles[1:]), share)
-        rows[name] = replace(base, pretraining=roles, shares=shares)
+    rows = {"m": replace(base, pretraining=("M",))}
+    for roles, growth in GROWTH.items():
+        for share, name in growth.items():
+            shares = None if share == 1 else (*(1.0 for _ in roles[1:]), share)
+            rows[name] = replace(base, pretraining=roles, shares=shares)
     return rows
 
 
@@ -140,7 +154,7 @@ def remedies(base: Experiment) -> dict[str, Experiment]:
     """
     recipe = replace(base, pretraining=MIXTURES[-1])
     changes = REMEDIES | (GROUPNORM if base.image_encoder == "resnet-small" else {})
-    return {"M alone": replace(base, pretraining=("M",)), "M,C,C14": recipe,
+    return {"m": replace(base, pretraining=("M",)), "m_c_c14": recipe,
             **{name: replace(recipe, **change) for name, change in changes.items()}}
 
 
@@ -183,10 +197,10 @@ class Comparison:
 COMPARISONS: Mapping[str, Comparison] = {
     MAIN: Comparison(tables_2_and_3),
     "ablation": Comparison(ablation, budgets=("steps", "compute")),
-    "loss combinations": Comparison(loss_combinations, seeds={"quick": 1}, reference="MVS + ICL + TCL"),
-    "loss weights": Comparison(loss_weights, reference="ICL 1"),
-    "label growth": Comparison(label_growth, budgets=("steps", "epochs"), reference="M", all_data=True),
-    "remedies": Comparison(remedies, reference="M,C,C14", all_data=True),
+    "loss combinations": Comparison(loss_combinations, seeds={"quick": 1}, reference="mvs_icl_tcl"),
+    "loss weights": Comparison(loss_weights, reference="icl_1"),
+    "label growth": Comparison(label_growth, budgets=("steps", "epochs"), reference="m", all_data=True),
+    "remedies": Comparison(remedies, reference="m_c_c14", all_data=True),
     "ledger": Comparison(ledger, all_data=True),
 }
 
@@ -283,11 +297,6 @@ def measured(runs: Mapping[Row, Run]) -> pd.DataFrame:
     return together([evaluate(run).query("`class` == 'all'").assign(**stamps(row)) for row, run in runs.items()])
 
 
-def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Tidy rows of all parts; without any, a table with no rows."""
-    return pd.concat(parts, ignore_index=True) if parts else tidy_frame([])
-
-
 def stamps(row: Row) -> dict[str, str]:
     """What marks tidy rows of a comparison: its name, row and budget (results.STAMPS)."""
     return {"comparison": row.comparison, "row": row.row, "budget": row.budget}
@@ -296,14 +305,15 @@ def stamps(row: Row) -> dict[str, str]:
 def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
     """Which row of one comparison is compared with which: (row, reference).
 
-    Ablation: each with the one above it, and the whole method with "+ MVS". Main tables: each mixture with M alone, and
-    CXR-CLIP with CLIP. Ledger: each rule with its intended behaviour. All others: each with Comparison.reference.
+    Ablation: each with the one above it, and the whole method with MVS, for ICL and TCL together. Main tables: each
+    mixture with M alone, and CXR-CLIP with CLIP. Ledger: each rule with its intended behaviour. All others: each with
+    Comparison.reference.
     """
     rows = list(rows)
     names = list(dict.fromkeys(row.row for row in rows))
     comparison = rows[0].comparison if rows else MAIN
     if comparison == "ablation":
-        return [*((row, above) for above, row in pairwise(names)), ("+ TCL", "+ MVS")]
+        return [*((row, above) for above, row in pairwise(names)), ("tcl", "mvs")]
     if comparison == "ledger":
         return [(name, start) for start, rules in LEDGER_ROWS.items() for name in rules if {name, start} <= {*names}]
     if comparison == MAIN:

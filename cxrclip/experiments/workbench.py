@@ -147,10 +147,14 @@ class Run:
         return json.loads((self.folder / "run.json").read_text())
 
 
-def origin(runs: Sequence[Run], command: str) -> dict[str, object]:
-    """Where a figure of `runs` comes from, as figures.save_figure wants it: data, experiments, versions, command."""
-    data = {role: mark for run in runs for role, mark in run.about["data"].items()}
-    return {"data": data, "experiment": [run.key for run in runs], "versions": software(), "command": command}
+def origin(runs: Sequence[Run], command: str, data: object = None) -> dict[str, object]:
+    """Where a figure comes from, as figures.save_figure wants it.
+
+    data: what the figure shows, if not the data of the runs; there need be no run then.
+    """
+    used = {role: mark for run in runs for role, mark in run.about["data"].items()}
+    return {"data": data or used, "key": [run.key for run in runs], "versions": cache.versions_text(),
+            "commit": cache.commit(), "software": software(), "command": command}
 
 
 def software() -> dict[str, str]:

@@ -17,13 +17,13 @@ import torch
 from cxrclip import evaluation, metrics
 from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPModel
-from cxrclip.experiments.comparisons import about_difference, deciding, together
+from cxrclip.experiments.comparisons import about_difference, deciding
 from cxrclip.experiments.evaluate import probe_frame, retrieval_frame, zero_shot_frame
 from cxrclip.experiments.workbench import Run
 from cxrclip.official.behaviours import Behaviours, alphabetical_text, load_leniently, released_texts
 from cxrclip.prompts import PromptBank
 from cxrclip.results import statistics
-from cxrclip.results.rows import CLASSIFICATION_SETS, RETRIEVAL_SETS
+from cxrclip.results.rows import CLASSIFICATION_SETS, RETRIEVAL_SETS, together
 from cxrclip.views import draw_texts, generator
 
 Measure = Callable[[Sequence[Run], Sequence[str], int], pd.DataFrame]  # runs, test sets, resamples -> differences

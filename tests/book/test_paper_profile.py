@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from cxrclip import encoders, results, training
+from cxrclip import encoders, training
 from cxrclip.book import dry_run, reproduce
 from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPConfig
@@ -30,6 +30,7 @@ from cxrclip.experiments import (
 )
 from cxrclip.experiments.cache import run_key
 from cxrclip.prompts import PromptBank
+from cxrclip.results import rows as results_rows
 from cxrclip.results import tables
 from cxrclip.transforms import TrainTransform
 
@@ -160,7 +161,7 @@ def test_the_plan_counts_in_epochs(tiny_mix, tiny_bench):
     assert {row.experiment.published_weights for part in rows.values() for row in part} == {True}
     item = replace(main["CXR-CLIP resnet50 M"].experiment, batch_size=8)
     assert total_steps(item, data) == 15 * 3
-    clip = next(row for row in rows["ablation"] if (row.row, row.budget) == ("CLIP", "compute")).experiment
+    clip = next(row for row in rows["ablation"] if (row.row, row.budget) == ("clip", "compute")).experiment
     assert total_steps(replace(clip, batch_size=8), data) == 2 * 15 * 3, "half the images and texts: twice the epochs"
 
 
@@ -220,7 +221,7 @@ def test_the_dry_run_trains_the_real_networks(went):
 
 def test_the_dry_run_ends_in_marked_tables_and_leaves_nothing_else(went):
     out, _ = went
-    tidy = results.read_results(out / "results.csv")
+    tidy = results_rows.read_results(out / "results.csv")
     assert set(tidy["dataset"]) == {"rsna", "mimic-cxr"}
     assert tidy["note"].str.startswith("dry run of random weights").all()
     text = (out / "tables" / "table2.md").read_text()
@@ -234,12 +235,11 @@ def test_the_dry_run_ends_in_marked_tables_and_leaves_nothing_else(went):
 
 
 def test_only_measured_numbers_are_marked():
-    cells = pd.DataFrame([["53.2 [40.0, 60.1]\npub. 78.8 r", "–\npub. 1.0 r", "–"],
-                          ["–\npub. 2.0 r", "7.0", "pub. 3.0 r"]])
+    columns = [("RSNA", "AUROC"), ("RSNA", f"{tables.PUBLISHED}AUROC")]
+    cells = pd.DataFrame([["53.2 [40.0, 60.1]", "78.8 r"], ["–", "1.0 r"]], columns=pd.MultiIndex.from_tuples(columns))
     got = dry_run.marked(tables.Table("T", "H", cells, (), ("–: not measured; run notebooks/06 (X)", "–: needs C (C)")))
-    assert got.cells.to_numpy().tolist() == [["dry run: 53.2 [40.0, 60.1]\npub. 78.8 r", "–\npub. 1.0 r", "–"],
-                                             ["–\npub. 2.0 r", "dry run: 7.0", "pub. 3.0 r"]]
-    assert got.reasons == ("–: not in the dry run (X)", "–: needs C (C)")
+    assert got.cells.to_numpy().tolist() == [["dry run: 53.2 [40.0, 60.1]", "78.8 r"], ["–", "1.0 r"]]
+    assert got.footnotes == ("–: not in the dry run (X)", "–: needs C (C)")
 
 
 def test_a_prepared_folder_gives_its_first_studies(tiny_mix, tiny_bench, tmp_path):

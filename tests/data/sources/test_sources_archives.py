@@ -891,10 +891,11 @@ def test_each_download_fills_its_role_up_to_the_tables(mimic_cxr, five, vindr_cx
     rows = evaluate(run)
     assert set(rows["dataset"]) == {"vindr-cxr", "rsna", "siim", "chexpert5x200", "mimic-cxr"}
     table = tables.table2(rows, run.data.missing).cells.loc[("CXR-CLIP", "resnet-small (ResNet-50)", "M,C")]
-    assert all("[" in cell for cell in table), "a measured number with its interval in every cell"
+    ours = {name: text for name, text in table.items() if not name[1].startswith(tables.PUBLISHED)}
+    assert all("[" in text for text in ours.values()), "a measured number with its interval in every cell"
     retrieval = tables.table3(rows, run.data.missing)
     cells = retrieval.cells.loc[("CXR-CLIP", "resnet-small (ResNet-50)", "M,C")]
     assert "[" in cells["CheXpert5x200", "R@1"]
     assert "[" in cells["MIMIC-CXR", "R@10"]
     assert cells["Open-I", "R@1"].startswith(tables.DASH)
-    assert [line for line in retrieval.reasons if "no Open-I films here" in line], "the reason stands below the table"
+    assert [line for line in retrieval.footnotes if "no Open-I films here" in line], "the reason stands below the table"
