@@ -122,8 +122,8 @@ driver.SHARD = 8
 real = ResumableStudies.add
 def add(self, number, *rest):
     if number == 2:
-        (self.partial / "studies-00002.part").write_bytes(b"half of a sha")
-        (self.partial / "studies-00003.parquet").write_bytes(b"without a note")
+        (self.table / "studies-00002.part").write_bytes(b"half of a sha")
+        (self.table / "studies-00003.parquet").write_bytes(b"without a note")
         print("ready", flush=True)
         time.sleep(600)
     real(self, number, *rest)
