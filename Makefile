@@ -14,7 +14,8 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 CXRCLIP := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/cxrclip
-LAUNCH  := $(BIN)/accelerate launch --num_processes $(GPUS) --num_machines 1 --mixed_precision no --dynamo_backend no
+LAUNCH  := $(BIN)/accelerate launch --multi_gpu --num_processes $(GPUS) --num_machines 1 --mixed_precision no \
+	--dynamo_backend no -m cxrclip.cli
 PLACES   = --build "$(BUILD)" --data "$(DATA)" --device $(DEVICE)
 OPTIONS  = --profile $(PROFILE) --mix "$(MIX)" --seed $(SEED) $(PLACES)
 # What `make check` runs: quick tests of the paper's files and of the rules of the house.
@@ -36,7 +37,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=... (found %d.%d)" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@echo "making $(VENV) from requirements.lock (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
@@ -46,8 +47,8 @@ reproduce: $(STAMP)  ## data, runs, notebooks: tables, figures and results.csv i
 dry-run: $(STAMP)  ## the paper's networks on a few studies, random weights: training, evaluation, tables, and what it costs
 	@$(CXRCLIP) dry-run --profile paper --mix "$(MIX)" --seed $(SEED) $(PLACES)
 
-pretrain: $(STAMP)  ## GPUS=8: train the runs of PROFILE and MIX on that many GPUs; make reproduce then finds them
-	@$(LAUNCH) $(if $(filter-out 1,$(GPUS)),--multi_gpu) -m cxrclip.cli pretrain $(OPTIONS)
+pretrain: $(STAMP)  ## the data and runs of PROFILE and MIX alone, GPUS=8: on that many; make reproduce then finds them
+	@$(if $(filter-out 1,$(GPUS)),$(LAUNCH),$(CXRCLIP)) pretrain $(OPTIONS)
 
 results:  ## PROFILE=standard on the phantom world (hours), then the committed results and all that is drawn from them
 	@$(MAKE) --no-print-directory reproduce PROFILE=standard MIX=phantom SEED=0
@@ -91,8 +92,10 @@ lint: $(STAMP)  ## ruff over library, tests and notebooks; import direction and 
 unit: $(STAMP)  ## pytest, on all cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-nbval: $(STAMP)  ## rerun the committed notebooks and compare their outputs
-	@TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=1500 -p no:cacheprovider notebooks
+nbval: $(STAMP)  ## rerun the committed notebooks, one a core, and compare their outputs
+	@$(CXRCLIP) pretrain
+	@TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=1500 -p no:cacheprovider \
+		-n auto --dist loadfile notebooks
 
 golden: $(STAMP)  ## record the golden numbers anew, after a version was raised (CONTRIBUTING.md)
 	@GOLDEN_RECORD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_golden.py -k "not moves"
