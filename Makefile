@@ -23,7 +23,7 @@ QUICK    = tests/test_losses.py tests/test_metrics.py tests/test_prompts.py test
 
 .DEFAULT_GOAL := help
 .PHONY: help env data augment-texts reproduce dry-run pretrain export results tables figures notebooks check test lint \
-        unit nbval book lab bench golden lock clean
+        style types unit nbval book lab bench golden lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -78,16 +78,19 @@ export: $(STAMP)  ## RUN=build/runs/<key> OUT=<new folder>: a trained model for 
 notebooks: $(STAMP)  ## execute the committed notebooks in place (quick profile, phantom world)
 	@$(CXRCLIP) notebooks
 
-check: $(STAMP)  ## in a minute: ruff, import direction, types of the paper's files, quick tests
-	@$(MAKE) --no-print-directory lint
+check: style  ## in a minute: ruff, import direction, quick tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(wildcard $(QUICK))
 
 test: lint unit nbval  ## ruff, pytest, and nbval over the committed notebooks
 
-lint: $(STAMP)  ## ruff over library, tests and notebooks; import direction and types where they are set up
+lint: style types  ## ruff, import direction, types of the paper's files
+
+style: $(STAMP)
 	@$(BIN)/ruff check .
-	@if grep -q '^\[tool.importlinter\]' pyproject.toml; then $(BIN)/lint-imports; fi
-	@if grep -q '^\[tool.mypy\]' pyproject.toml; then $(BIN)/mypy; fi
+	@$(BIN)/lint-imports
+
+types: $(STAMP)
+	@$(BIN)/mypy
 
 unit: $(STAMP)  ## pytest, on all cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
@@ -113,7 +116,7 @@ bench: $(STAMP)  ## measured ratios against obvious alternatives
 lock:  ## requirements.lock anew: the newest packages that pyproject.toml allows, as a fresh environment resolves them
 	@rm -rf $(BUILD)/lock
 	@$(PYTHON) -m venv $(BUILD)/lock
-	@$(BUILD)/lock/bin/python -m pip install --quiet setuptools wheel -e '.[data,book,test,translate]'
+	@$(BUILD)/lock/bin/python -m pip install --quiet --no-compile setuptools wheel -e '.[data,book,test,translate]'
 	@$(BUILD)/lock/bin/python .ci/lock.py > $(BUILD)/lock.txt
 	@mv $(BUILD)/lock.txt requirements.lock
 	@rm -rf $(BUILD)/lock
