@@ -12,7 +12,7 @@ Everything is counted on torch's meta device: the real networks run through thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,6 +33,11 @@ UTILISATION = 0.2
 SHORT = 64  # tokens: a report section of some fifty words
 BYTES = 4  # of a float32: weights, gradients and moments are kept so under mixed precision too
 GIB = 2 ** 30
+NOTES = "\n".join([
+    "FLOPs: a multiply-add counts as two. Activations: float32; bf16 or fp16 keeps about half.",
+    f"Hours: assumed, not measured: {UTILISATION:.0%} of the peak is sustained (TFLOP/s: "
+    f"{', '.join(f'{name} {peak / 1e12:.0f}' for name, peak in PEAKS.items())}).",
+    "Reading films is not in it: give each GPU enough CPU cores. Validation and evaluation come on top."])
 
 
 @dataclass(frozen=True)
@@ -119,26 +124,29 @@ def _counted(model: CXRCLIPModel, images: Tensor, texts: Tensor) -> tuple[int, i
 
 def table(counted: Sequence[Costs], gpus: Sequence[int] = (1, 4, 8)) -> str:
     """A plain table for a terminal, one column for each of `counted`, and the assumptions below it."""
-    def line(name: str, cell: Callable[[Costs], str]) -> list[str]:
-        return [name, *map(cell, counted)]
+    columns = [_column(cost, gpus) for cost in counted]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    heads = ["", *(f"{cost.experiment.image_encoder}\n{','.join(cost.experiment.pretraining)}\n{cost.tokens} tokens"
+                   for cost in counted)]
+    text = tabulate(rows, heads, tablefmt="simple", disable_numparse=True, colalign=["left", *["right"] * len(counted)])
+    return f"{text}\n{NOTES}"
 
-    rows = [line("training studies", lambda cost: f"{cost.studies:,}"),
-            line("steps of a batch", lambda cost: f"{cost.steps:,} of {cost.experiment.batch_size}")]
-    rows += [line(f"parameters, {part.replace('_', ' ')}", lambda cost, part=part: f"{cost.parameters[part]:,}")
-             for part in counted[0].parameters]
-    rows += [line("parameters in all", lambda cost: f"{cost.total_parameters:,}"),
-             line("GFLOPs a study, forward", lambda cost: f"{cost.forward_flops / 1e9:.1f}"),
-             line("GFLOPs a study, training", lambda cost: f"{cost.training_flops / 1e9:.1f}")]
-    rows += [line(f"GiB a GPU, {name}", lambda cost, name=name: f"{cost.memory(1)[name] / GIB:.1f}")
-             for name in ("weights", "gradients", "AdamW moments")]
-    rows += [line(f"GiB a GPU, activations, {_gpus(n)}",
-                  lambda cost, n=n: f"{cost.memory(n)['activations'] / GIB:.0f}") for n in gpus]
-    rows += [line(f"hours, {n} x {device}", lambda cost, n=n, device=device: _hours(cost.hours(device, n)))
-             for device in PEAKS for n in gpus]
-    heads = line("", lambda cost: f"{cost.experiment.image_encoder}\n{','.join(cost.experiment.pretraining)}\n"
-                                  f"{cost.tokens} tokens")
-    alignment = ("left", *("right" for _ in counted))
-    return f"{tabulate(rows, heads, tablefmt='simple', disable_numparse=True, colalign=alignment)}\n{_notes()}"
+
+def _column(cost: Costs, gpus: Sequence[int]) -> dict[str, str]:
+    """Name of each line of the table -> its cell."""
+    return {
+        "training studies": f"{cost.studies:,}",
+        "steps of a batch": f"{cost.steps:,} of {cost.experiment.batch_size}",
+        **{f"parameters, {part.replace('_', ' ')}": f"{number:,}" for part, number in cost.parameters.items()},
+        "parameters in all": f"{cost.total_parameters:,}",
+        "GFLOPs a study, forward": f"{cost.forward_flops / 1e9:.1f}",
+        "GFLOPs a study, training": f"{cost.training_flops / 1e9:.1f}",
+        **{f"GiB a GPU, {name}": f"{cost.memory(1)[name] / GIB:.1f}"
+           for name in ("weights", "gradients", "AdamW moments")},
+        **{f"GiB a GPU, activations, {_gpus(n)}": f"{cost.memory(n)['activations'] / GIB:.0f}" for n in gpus},
+        **{f"hours, {n} x {device}": f"{hours:,.{int(hours < 100)}f}" for device in PEAKS for n in gpus
+           for hours in [cost.hours(device, n)]},
+    }
 
 
 def announced(experiment: Experiment, mix: mixes.Mix) -> str:
@@ -163,15 +171,3 @@ def announced(experiment: Experiment, mix: mixes.Mix) -> str:
 
 def _gpus(n: int) -> str:
     return f"{n} GPU" + "s" * (n > 1)
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:,.1f}" if hours < 100 else f"{hours:,.0f}"
-
-
-def _notes() -> str:
-    peaks = ", ".join(f"{name} {peak / 1e12:.0f}" for name, peak in PEAKS.items())
-    return "\n".join([
-        "FLOPs: a multiply-add counts as two. Activations: float32; bf16 or fp16 keeps about half.",
-        f"Hours: assumed, not measured: {UTILISATION:.0%} of the peak is sustained (TFLOP/s: {peaks}).",
-        "Reading films is not in it: give each GPU enough CPU cores. Validation and evaluation come on top."])

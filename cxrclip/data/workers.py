@@ -103,10 +103,9 @@ def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
         return Failure(f"failed ({type(error).__name__})")
 
 
-def side_by_side(function: Callable, tasks: Sequence[Task], workers: int, bar: tqdm, environment: Mapping[str, str], *,
-                 progress: Callable[[], int] | None = None,
-                 finished: Callable[[Task, Any], None] = lambda task, result: None) -> None:
-    """Call `function` for every task in at most `workers` processes, each of which serves many tasks.
+def side_by_side(function: Callable, tasks: Sequence[Task], workers: int, bar: tqdm, environment: Mapping[str, str],
+                 progress: Callable[[], int] | None = None) -> list[Any]:
+    """Call `function` for every task in at most `workers` processes, each of which serves many tasks; what it returned.
 
     After a failure no further task is started; those under way end first. However this function is left, by Ctrl-C
     too, no process of it is left behind; killed itself, its processes end as well.
@@ -115,13 +114,12 @@ def side_by_side(function: Callable, tasks: Sequence[Task], workers: int, bar: t
         function: found by its name in a module (it is pickled).
         bar: shows `progress()`, by default the number of finished tasks; the caller closes it.
         environment: variables that the processes start with, beside those of this one.
-        finished: called here with each task and its result.
 
     Raises:
         WorkFailed: a task raised an exception or its process died; names task and file, traceback beside the file.
         InputError: the processes cannot be started.
     """
-    waiting, running, failures, done = deque(tasks), {}, [], 0
+    waiting, running, failures, results = deque(tasks), {}, [], {}
     with _started(min(workers, len(tasks)) or 1, environment) as pool:
         while running or (waiting and not failures):
             while waiting and not failures and len(running) < workers:
@@ -133,11 +131,11 @@ def side_by_side(function: Callable, tasks: Sequence[Task], workers: int, bar: t
                     failures.append(_line(task, error))
                     bar.set_postfix_str(f"failed: {task.name}; {len(running)} under way end first")
                 else:
-                    done += 1
-                    finished(task, future.result())
-            bar.update((progress() if progress else done) - bar.n)
+                    results[task.name] = future.result()
+            bar.update((progress() if progress else len(results)) - bar.n)
     if failures:
         raise WorkFailed(failures[0] + (f" (and {len(failures) - 1} more failed)" if failures[1:] else ""))
+    return [results[task.name] for task in tasks]
 
 
 def _line(task: Task, error: BaseException) -> str:

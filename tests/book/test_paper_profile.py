@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
@@ -90,46 +91,50 @@ def test_normalisation_and_schedule_are_the_published_ones():
 
 @pytest.fixture
 def offline(tmp_path):
-    """What fetching says, in a process with empty caches and no network."""
-    code = ("import sys\nfrom cxrclip.official import published\nfrom cxrclip.errors import InputError\n"
-            "try:\n    published.published_fetched(*sys.argv[1:])\n"
-            "except InputError as error:\n    print(error)\n")
+    """What fetching says, a line for each pair of names, in one process with empty caches and no network.
+
+    A number in place of a pair cuts ResNet-50's file to so many bytes."""
+    code = ("import json, os, sys\nfrom cxrclip.official import published\nfrom cxrclip.errors import InputError\n"
+            "place, *calls = json.loads(sys.argv[1])\n"
+            "for call in calls:\n"
+            "    try:\n"
+            "        os.truncate(place, call) if isinstance(call, int) else published.published_fetched(*call)\n"
+            "        print('fetched')\n"
+            "    except InputError as error:\n        print(error)\n")
     environment = {"TORCH_HOME": str(tmp_path / "torch"), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1",
                    "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "https_proxy": "http://127.0.0.1:9"}
+    place = tmp_path / "torch" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
 
-    def said(*names):
-        call = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, env=environment,
-                              cwd=tmp_path)
+    def printed(*calls):
+        call = subprocess.run([sys.executable, "-c", code, json.dumps([str(place), *calls])], capture_output=True,
+                              text=True, env=environment, cwd=tmp_path)
         assert not call.stderr, call.stderr
-        return call.stdout
-    return said
+        return call.stdout.splitlines()
+    return place, printed
 
 
 def test_without_network_one_line_names_weights_source_and_place(offline, tmp_path):
-    announced, torch_line = offline("resnet50", "bert-small").splitlines()
+    place, printed = offline
+    announced, torch_line, *lines = printed(("resnet50", "bert-small"), ("swin-tiny", "bert-small"),
+                                            ("resnet-small", "bio-clinical-bert"))
     assert announced.startswith("Downloading: "), "torch hub says so before it tries"
-    place = tmp_path / "torch" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
     assert torch_line == ("resnet50: IMAGENET1K_V1 is not on this machine and cannot be fetched: download "
                           f"https://download.pytorch.org/models/resnet50-0676ba61.pth to {place}")
-    for name, source in (("swin-tiny", "microsoft/swin-tiny-patch4-window7-224"),
-                         ("bio-clinical-bert", "emilyalsentzer/Bio_ClinicalBERT")):
-        line = offline(*(("swin-tiny", "bert-small") if name == "swin-tiny" else ("resnet-small", name)))
+    for line, (name, source) in zip(lines, (("swin-tiny", "microsoft/swin-tiny-patch4-window7-224"),
+                                            ("bio-clinical-bert", "emilyalsentzer/Bio_ClinicalBERT")), strict=True):
         assert line.startswith(f"{name}: {source} is not on this machine and cannot be fetched: where there is a ")
         assert f"run `hf download {source}`" in line
-        assert line.endswith(f"to {tmp_path}/hf/hub/models--{source.replace('/', '--')}\n")
-        assert line.count("\n") == 1
+        assert line.endswith(f"to {tmp_path}/hf/hub/models--{source.replace('/', '--')}")
 
 
-def test_weights_put_into_that_place_are_found(offline, tmp_path):
+def test_weights_put_into_that_place_are_found(offline):
     """A file with ResNet-50's names, where the error said; a file that was cut off is called damaged."""
-    place = tmp_path / "torch" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
+    place, printed = offline
     place.parent.mkdir(parents=True)
-    network = encoders.ResNet50().network
-    torch.save(network.state_dict(), place)
-    assert offline("resnet50", "bert-small") == ""
-    place.write_bytes(place.read_bytes()[:1000])
-    assert re.fullmatch(rf"resnet50: {place} is damaged \(\w+\): delete it and fetch it again\n",
-                        offline("resnet50", "bert-small"))
+    torch.save(encoders.ResNet50().network.state_dict(), place)
+    found, _, damaged = printed(("resnet50", "bert-small"), 1000, ("resnet50", "bert-small"))
+    assert found == "fetched"
+    assert re.fullmatch(rf"resnet50: {place} is damaged \(\w+\): delete it and fetch it again", damaged)
 
 
 # ---- the switch -----------------------------------------------------------------------------------------------------

@@ -38,17 +38,14 @@ CODE = """
 
 
 def run(function, arguments, tmp_path, workers=2):
-    finished = {}
     with progress_bar(total=len(arguments), shown=False) as bar:
         tasks = [Task(f"task {i}", (argument,), tmp_path / f"{i}.jsonl") for i, argument in enumerate(arguments)]
-        side_by_side(function, tasks, workers, bar, {"CXRCLIP_A": "in"},
-                     finished=lambda task, result: finished.update({task.name: result}))
-    return finished
+        return side_by_side(function, tasks, workers, bar, {"CXRCLIP_A": "in"})
 
 
 def test_every_task_gets_its_result(tmp_path):
-    assert run(abs, [-1, -2, -3], tmp_path) == {"task 0": 1, "task 1": 2, "task 2": 3}
-    assert run(abs, [], tmp_path) == {}
+    assert run(abs, [-1, -2, -3], tmp_path) == [1, 2, 3]
+    assert run(abs, [], tmp_path) == []
 
 
 def test_a_fault_is_one_line_and_its_traceback_a_file(tmp_path):
@@ -69,7 +66,7 @@ def test_a_dead_process_is_one_line_and_says_where_to_look(tmp_path):
 
 def test_processes_start_with_the_variables_given(monkeypatch, tmp_path):
     monkeypatch.setenv("CXRCLIP_A", "before")
-    assert run(os.getenv, ["CXRCLIP_A"], tmp_path) == {"task 0": "in"}
+    assert run(os.getenv, ["CXRCLIP_A"], tmp_path) == ["in"]
     assert os.environ["CXRCLIP_A"] == "before"
 
 
