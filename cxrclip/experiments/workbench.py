@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import platform
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,9 @@ from cxrclip.experiments import cache
 from cxrclip.experiments.checkpoints import load_embeddings
 from cxrclip.experiments.experiment import PROFILES, Experiment
 from cxrclip.transforms import EvalTransform
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,15 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next step: otherwise each step's tensors are given back to the system and
+    taken anew, page by page. Other allocators are left alone. The process then holds as much as its largest step."""
+    if platform.libc_ver()[0] == "glibc":
+        limit = 2**30  # bytes: tensors below come from the heap, and the heap shrinks only when so much lies idle
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, limit)
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, limit)
 
 
 @contextmanager
