@@ -97,7 +97,8 @@ def fit(model: CXRCLIPModel, criterion: CXRCLIPLoss, batches_from: BatchMaker,
         FloatingPointError: the loss is no longer finite; names the step.
     """
     accelerator = start_accelerator(recipe.device, recipe.precision)
-    optimizer = AdamW(groups(model, recipe.weight_decay), lr=recipe.learning_rate)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = AdamW(groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     step, best = resume(accelerator, model, optimizer, store)
     batches = batches_from(step, accelerator.process_index, accelerator.num_processes)

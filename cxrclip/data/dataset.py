@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from cxrclip.data.images import decode_gray
+from cxrclip.data.memory import FilmMemory, TokenMemory
 from cxrclip.errors import InputError
 from cxrclip.prompts import STATES, PromptBank
 from cxrclip.transforms import Transform
@@ -38,7 +38,7 @@ class PretrainingDataset(Dataset):
 
     Args:
         studies: rows of the study table, at random access (studies.open_studies).
-        transform: (image (H, W) uint8, generator) -> (3, S, S).
+        transform: (image (H, W) uint8, generator) -> (C, S, S); C is 3, or 1 for a film that the model will normalise.
         max_negatives: negative sentences a prompt keeps; None keeps all. Official: 3 for ChestX-ray14.
         images, texts: which V images and T texts a study gives (views.py); the defaults are the paper's, 2 and 2.
         marks: numbers of each study that go into the batch, for losses that need them.
@@ -64,7 +64,7 @@ class PretrainingDataset(Dataset):
         if silent and not keep_silent:
             refuse_many_silent(silent, len(studies))
             self.set_aside, studies = silent, studies.select(usable)
-        self.studies = studies
+        self.studies, self.films = studies, FilmMemory()
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -81,23 +81,23 @@ class PretrainingDataset(Dataset):
         self.epoch = epoch
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        """{"study_id", "images": (V, 3, S, S), "texts": list of T strings} of index or (epoch, index)."""
+        """{"study_id", "images": (V, C, S, S), "texts": list of T strings} of index or (epoch, index)."""
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
         """Several items with one read of the table; DataLoader calls this by itself."""
         pairs = [key if isinstance(key, tuple) else (self.epoch, key) for key in keys]
         columns = self.studies[[index for _, index in pairs]]
-        return [self.item(row, epoch) for row, (epoch, _) in zip(chunk_rows(columns), pairs, strict=True)]
+        return [self.item(row, *pair) for row, pair in zip(chunk_rows(columns), pairs, strict=True)]
 
-    def item(self, study: Study, epoch: int) -> dict[str, Any]:
-        """The study as it is drawn in an epoch: every draw follows from (seed, epoch, study id)."""
+    def item(self, study: Study, epoch: int, index: int) -> dict[str, Any]:
+        """The study of an index as it is drawn in an epoch: every draw follows from (seed, epoch, study id)."""
         rng = generator(self.seed, epoch, study["study_id"])
         chosen = self.images(study["views"], rng)
         texts = self.texts(study, self.report, rng)
-        films = {i: decode_gray(study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
+        films = {i: self.films((index, i), study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
                  for i in sorted(set(chosen))}
-        images = torch.stack([self.transform(films[i], rng) for i in chosen])       # (V, 3, S, S)
+        images = torch.stack([self.transform(films[i], rng) for i in chosen])       # (V, C, S, S)
         marks = self.marks(study) if self.marks else {}
         return {"study_id": study["study_id"], "images": images, "texts": texts, **marks}
 
@@ -179,22 +179,19 @@ class StudyMix(Dataset):
         return self.__getitems__([key])[0]
 
 
-def collate(items: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase,
-            max_tokens: int) -> dict[str, Tensor]:
-    """Batch B items of V images and T texts; texts are padded to the longest of the batch, cut at `max_tokens`.
+def collate(items: Sequence[Mapping[str, Any]], tokens: TokenMemory) -> dict[str, Tensor]:
+    """Batch B items of V images and T texts; texts are padded to the longest of the batch.
 
-    Returns {"pixel_values": (V, B, 3, S, S) float32, "input_ids": (T, B, L), "attention_mask": (T, B, L)}, and each
+    Returns {"pixel_values": (V, B, C, S, S) float32, "input_ids": (T, B, L), "attention_mask": (T, B, L)}, and each
     mark of the items as (B,).
     """
     texts = [text for same_place in zip(*(item["texts"] for item in items), strict=True) for text in same_place]
-    tokens = tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_token_type_ids=False,
-                       return_tensors="pt")
-    shape = (-1, len(items), tokens["input_ids"].shape[1])  # (T, B, L)
+    ids, mask = tokens(texts)                                                       # (T * B, L)
     marks = [name for name in items[0] if name not in ("study_id", "images", "texts")]
     return {
         "pixel_values": torch.stack([item["images"] for item in items], dim=1),
-        "input_ids": tokens["input_ids"].reshape(shape),
-        "attention_mask": tokens["attention_mask"].reshape(shape),
+        "input_ids": torch.from_numpy(ids).unflatten(0, (-1, len(items))),
+        "attention_mask": torch.from_numpy(mask).unflatten(0, (-1, len(items))),
         **{name: torch.tensor([item[name] for item in items]) for name in marks},
     }
 
@@ -205,7 +202,7 @@ def load_batches(dataset: PretrainingDataset | StudyMix, batches: Iterable[tuple
     keys = ([(epoch, index) for index in indices] for epoch, indices in batches)
     loader = DataLoader(
         dataset, batch_sampler=keys, num_workers=workers, worker_init_fn=_one_thread,
-        collate_fn=partial(collate, tokenizer=tokenizer, max_tokens=max_tokens),
+        collate_fn=partial(collate, tokens=TokenMemory(tokenizer, max_tokens)),
         generator=torch.Generator(),  # else the loader draws its (unused) seed from torch's global generator
     )
     return iter(loader)

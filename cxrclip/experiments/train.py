@@ -29,7 +29,7 @@ from cxrclip.experiments.cache import VERSIONS, commit, run_key, tokenizer_key
 from cxrclip.experiments.checkpoints import FolderStore
 from cxrclip.experiments.experiment import Experiment
 from cxrclip.experiments.tokenizer import train_tokenizer
-from cxrclip.experiments.workbench import Run, Workbench, one_thread, software, without_weight_bars
+from cxrclip.experiments.workbench import Run, Workbench, keep_freed_memory, one_thread, software, without_weight_bars
 from cxrclip.losses import CXRCLIPLoss
 from cxrclip.official import behaviours
 from cxrclip.official.behaviours import Behaviours, TrivialValidation
@@ -89,6 +89,7 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
            report: Callable[[int], None] | None) -> None:
     """Train into `folder`; run.json is written last, so a folder without it is never taken as finished."""
     started = time.time()
+    keep_freed_memory()
     with one_thread(), torch.random.fork_rng():
         bank = PromptBank.load()
         tokenizer = tokenizer_for(experiment, data, bank, bench)
@@ -196,7 +197,7 @@ def pretraining_studies(experiment: Experiment, data: mixes.Prepared, bank: Prom
                         config: CXRCLIPConfig) -> StudyMix:
     """The pretraining roles' studies of one split, one after the other, each with its role's prompt rule."""
     kind = TrainTransform if experiment.augment else EvalTransform
-    transform = kind(config.image_size, config.image_mean, config.image_std)
+    transform = kind(config.image_size, config.image_mean, config.image_std).gray  # one channel; the model normalises it
     released = Behaviours.of(experiment.rules)
     dataset = TrivialValidation if released.trivial_validation and split == "valid" else PretrainingDataset
     parts = []

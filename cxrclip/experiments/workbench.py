@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import platform
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -26,6 +28,9 @@ from cxrclip.experiments import cache
 from cxrclip.experiments.checkpoints import load_embeddings
 from cxrclip.experiments.experiment import PROFILES, Experiment
 from cxrclip.transforms import EvalTransform
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 
 
 @dataclass(frozen=True)
@@ -165,13 +170,25 @@ def software() -> dict[str, str]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one CPU thread: the same sums in the same order, whatever else the machine does."""
-    before = torch.get_num_threads()
+    """Run torch and OpenCV on one CPU thread: the same sums in the same order, whatever else the machine does; and
+    on films of few pixels a second thread costs OpenCV more than it brings."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next step: otherwise each step's tensors are given back to the system and
+    taken anew, page by page. Other allocators are left alone. The process then holds as much as its largest step."""
+    if platform.libc_ver()[0] == "glibc":
+        limit = 2**30  # bytes: tensors below come from the heap, and the heap shrinks only when so much lies idle
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, limit)
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, limit)
 
 
 @contextmanager

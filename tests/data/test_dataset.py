@@ -11,6 +11,7 @@ from builders import HALF, assert_even, dataset, image_pairs, prompt_bank, same,
 from cxrclip.data.batches import EpochBatches
 from cxrclip.data.dataset import PretrainingDataset, StudyMix, collate, load_batches
 from cxrclip.data.images import read_gray
+from cxrclip.data.memory import TokenMemory
 from cxrclip.errors import InputError
 from cxrclip.transforms import EvalTransform, TrainTransform
 from cxrclip.views import first_image, first_text
@@ -144,7 +145,7 @@ def test_who_has_a_report(mixed_rows):
 def test_collate_layout_and_padding_to_the_longest_of_the_batch():
     items = [{"study_id": str(b), "images": torch.full((2, 3, 4, 4), 10.0 * b) + torch.arange(2.0)[:, None, None, None],
               "texts": texts} for b, texts in enumerate([["a", "a b c"], ["a b", ""], ["a b c d", "a"]])]
-    batch = collate(items, word_tokenizer(), max_tokens=100)
+    batch = collate(items, TokenMemory(word_tokenizer(), max_tokens=100))
     assert batch["pixel_values"].shape == (2, 3, 3, 4, 4)
     assert batch["pixel_values"][:, :, 0, 0, 0].tolist() == [[0, 10, 20], [1, 11, 21]]
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 3, 6)  # [CLS] a b c d [SEP]
@@ -154,7 +155,7 @@ def test_collate_layout_and_padding_to_the_longest_of_the_batch():
 
 def test_absurdly_long_text_is_cut_and_keeps_its_end_token():
     item = {"study_id": "s", "images": torch.zeros(1, 3, 4, 4), "texts": ["word " * 50_000]}
-    ids = collate([item], word_tokenizer(), max_tokens=12)["input_ids"]
+    ids = collate([item], TokenMemory(word_tokenizer(), max_tokens=12))["input_ids"]
     assert ids.shape == (1, 1, 12)
     assert ids[0, 0, -1] == 3
 
