@@ -118,9 +118,12 @@ def chance_of_hit(right: ArrayLike, candidates: ArrayLike, k: int) -> np.ndarray
     return 1 - missed
 
 
-def in_batch_accuracy(a: Tensor, b: Tensor) -> float:
-    """Share of rows of `a` (B, D) whose most similar row of `b` (B, D) is their own: R@1 within the batch."""
-    return (a @ b.T).argmax(dim=1).eq(torch.arange(len(a), device=a.device)).float().mean().item()
+def in_batch_accuracy(a: Tensor, b: Tensor, first: int = 0) -> Tensor:
+    """Share of rows of `a` (R, D) whose most similar row of `b` (B, D) is their own, R@1 within the batch: a scalar.
+
+    `a` are the rows from `first` on of the batch.
+    """
+    return (a @ b.T).argmax(dim=1).eq(torch.arange(first, first + len(a), device=a.device)).float().mean()
 
 
 def _ranks(queries: np.ndarray, candidates: np.ndarray, text_of_query: np.ndarray, text_of_candidate: np.ndarray,

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -292,16 +292,18 @@ class StepLog:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def write(self, step: int, line: dict[str, float]) -> None:
-        """Append the line of a finished step and move the bar."""
+    def write(self, step: int, lines: Sequence[dict[str, float]]) -> None:
+        """Append the lines of the steps that have been finished since the last call, and move the bar."""
         if not self.main:
             return
         now = time.monotonic()
+        seconds = round((now - self.started) / len(lines), 4)
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **line, "seconds": round(now - self.started, 4)}) + "\n")
+            for number, line in enumerate(lines, step - len(lines) + 1):
+                file.write(json.dumps({"step": number, **line, "seconds": seconds}) + "\n")
         self.started = now
-        self.bar.set_postfix({name: f"{line[name]:.2f}" for name in ("total", "mvs", "icl", "tcl",
-                                                                     "accuracy_image_text")}, refresh=False)
-        self.bar.update()
+        self.bar.set_postfix({name: f"{lines[-1][name]:.2f}" for name in ("total", "mvs", "icl", "tcl",
+                                                                          "accuracy_image_text")}, refresh=False)
+        self.bar.update(len(lines))
         if self.report:
             self.report(step)
