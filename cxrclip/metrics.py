@@ -54,23 +54,25 @@ def recall_at_k(image_embeds: ArrayLike | Tensor, text_embeds: ArrayLike | Tenso
     rounded to float32 after a float64 product, so that equal candidates tie in any chunk.
 
     image_embeds, text_embeds: (N, D) unit rows. chunk_size: queries scored at a time; memory is about
-    20 bytes * chunk_size * candidates. Raises InputError for unequal lengths, no rows, values that are not finite, or
+    12 bytes * chunk_size * candidates beside the embeddings in float64. Raises InputError for unequal lengths, no rows, values that are not finite, or
     an unknown direction.
     """
-    images, all_texts = _embeddings(image_embeds, "image"), _embeddings(text_embeds, "text")
-    if images.shape != all_texts.shape or len(texts) != len(images):
-        raise InputError(f"recall_at_k: {images.shape} image and {all_texts.shape} text embeddings, {len(texts)} "
+    images, distinct = _embeddings(image_embeds, "image"), _embeddings(text_embeds, "text")
+    if images.shape != distinct.shape or len(texts) != len(images):
+        raise InputError(f"recall_at_k: {images.shape} image and {distinct.shape} text embeddings, {len(texts)} "
                          "texts: give one of each per study")
     number = {text: u for u, text in enumerate(dict.fromkeys(texts))}     # distinct text -> u
     text_of_row = np.array([number[text] for text in texts])              # (N,)
     first_row = np.unique(text_of_row, return_index=True)[1]              # (U,)
     text_of_distinct = np.arange(len(first_row))
+    if len(first_row) < len(distinct):
+        distinct = distinct[first_row]                                    # (U, D)
     if direction == "image_to_text":
         rows = np.arange(len(images))
-        ranks = _ranks(images, all_texts[first_row], text_of_row, text_of_distinct, chunk_size)
+        ranks = _ranks(images, distinct, text_of_row, text_of_distinct, chunk_size)
     elif direction == "text_to_image":
         rows = first_row
-        ranks = _ranks(all_texts[first_row], images, text_of_distinct, text_of_row, chunk_size)
+        ranks = _ranks(distinct, images, text_of_distinct, text_of_row, chunk_size)
     else:
         raise InputError(f"recall_at_k: unknown direction {direction!r}: choose image_to_text or text_to_image")
     return Retrieval(ranks, {k: float(np.mean(ranks <= k)) for k in ks}, float(ranks.mean()), rows)
@@ -130,14 +132,17 @@ def _ranks(queries: np.ndarray, candidates: np.ndarray, text_of_query: np.ndarra
            chunk_size: int) -> np.ndarray:
     """(Q,) rank of the best right candidate: 1 + better + tied / (right + 1), the expected place among the tied."""
     ranks = np.empty(len(queries))
+    by_text = np.argsort(text_of_candidate, kind="stable")
+    ends = np.cumsum(np.bincount(text_of_candidate))
     for start in range(0, len(queries), chunk_size):
         chunk = slice(start, start + chunk_size)
         scores = (queries[chunk] @ candidates.T).astype(np.float32)           # (C, M)
-        right = text_of_query[chunk, None] == text_of_candidate               # (C, M)
-        best = np.max(scores, axis=1, keepdims=True, where=right, initial=-np.inf)
-        better, tied = np.sum(scores > best, axis=1), scores == best
-        n_right = np.sum(tied & right, axis=1)
-        ranks[chunk] = 1 + better + (np.sum(tied, axis=1) - n_right) / (n_right + 1)
+        for query, (text, row) in enumerate(zip(text_of_query[chunk], scores, strict=True), start):
+            right = row[by_text[ends[text - 1] if text else 0:ends[text]]]
+            best = right.max()
+            n_right = np.count_nonzero(right == best)
+            others = np.count_nonzero(row == best) - n_right
+            ranks[query] = 1 + np.count_nonzero(row > best) + others / (n_right + 1)
     return ranks
 
 
