@@ -24,8 +24,9 @@ def embeddings():
 
 
 def products(images, texts):
+    out = np.empty((CHUNK, PAIRS))
     for start in range(0, QUERIES, CHUNK):
-        images[start:start + CHUNK] @ texts.T
+        np.matmul(images[start:start + CHUNK], texts.T, out=out)
 
 
 def peak_of_a_process(results):

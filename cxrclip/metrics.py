@@ -53,9 +53,9 @@ def recall_at_k(image_embeds: ArrayLike | Tensor, text_embeds: ArrayLike | Tenso
     Ties share the mean rank: the right answer's expected place if tied candidates were shuffled. Scores are cosines
     rounded to float32 after a float64 product, so that equal candidates tie in any chunk.
 
-    image_embeds, text_embeds: (N, D) unit rows. chunk_size: queries scored at a time; memory is about
-    12 bytes * chunk_size * candidates beside the embeddings in float64. Raises InputError for unequal lengths, no rows, values that are not finite, or
-    an unknown direction.
+    image_embeds, text_embeds: (N, D) unit rows. chunk_size: queries scored at a time; beside the embeddings in float64,
+    memory is 8 bytes * chunk_size * candidates. Raises InputError for unequal lengths, no rows, values that are not
+    finite, or an unknown direction.
     """
     images, distinct = _embeddings(image_embeds, "image"), _embeddings(text_embeds, "text")
     if images.shape != distinct.shape or len(texts) != len(images):
@@ -134,10 +134,12 @@ def _ranks(queries: np.ndarray, candidates: np.ndarray, text_of_query: np.ndarra
     ranks = np.empty(len(queries))
     by_text = np.argsort(text_of_candidate, kind="stable")
     ends = np.cumsum(np.bincount(text_of_candidate))
+    products = np.empty((min(chunk_size, len(queries)), len(candidates)))     # (C, M), used again: new pages cost time
     for start in range(0, len(queries), chunk_size):
-        chunk = slice(start, start + chunk_size)
-        scores = (queries[chunk] @ candidates.T).astype(np.float32)           # (C, M)
-        for query, (text, row) in enumerate(zip(text_of_query[chunk], scores, strict=True), start):
+        part = queries[start:start + chunk_size]
+        np.matmul(part, candidates.T, out=products[:len(part)])
+        for query, (text, scores) in enumerate(zip(text_of_query[start:], products[:len(part)], strict=False), start):
+            row = scores.astype(np.float32)
             right = row[by_text[ends[text - 1] if text else 0:ends[text]]]
             best = right.max()
             n_right = np.count_nonzero(right == best)
