@@ -54,24 +54,26 @@ def recall_at_k(image_embeds: ArrayLike | Tensor, text_embeds: ArrayLike | Tenso
     Ties share the mean rank: the right answer's expected place if tied candidates were shuffled. Scores are cosines
     rounded to float32 after a float64 product, so that equal candidates tie in any chunk.
 
-    image_embeds, text_embeds: (N, D) unit rows. chunk_size: queries scored at a time; memory is about
-    20 bytes * chunk_size * candidates. Raises InputError for unequal lengths, no rows, values that are not finite, or
-    an unknown direction.
+    image_embeds, text_embeds: (N, D) unit rows. chunk_size: queries scored at a time; beside the embeddings in float64,
+    memory is 8 bytes * chunk_size * candidates. Raises InputError for unequal lengths, no rows, values that are not
+    finite, or an unknown direction.
     """
-    images, all_texts = _embeddings(image_embeds, "image"), _embeddings(text_embeds, "text")
-    if images.shape != all_texts.shape or len(texts) != len(images):
-        raise InputError(f"recall_at_k: {images.shape} image and {all_texts.shape} text embeddings, {len(texts)} "
+    images, distinct = _embeddings(image_embeds, "image"), _embeddings(text_embeds, "text")
+    if images.shape != distinct.shape or len(texts) != len(images):
+        raise InputError(f"recall_at_k: {images.shape} image and {distinct.shape} text embeddings, {len(texts)} "
                          "texts: give one of each per study")
     number = {text: u for u, text in enumerate(dict.fromkeys(texts))}     # distinct text -> u
     text_of_row = np.array([number[text] for text in texts])              # (N,)
     first_row = np.unique(text_of_row, return_index=True)[1]              # (U,)
     text_of_distinct = np.arange(len(first_row))
+    if len(first_row) < len(distinct):
+        distinct = distinct[first_row]                                    # (U, D)
     if direction == "image_to_text":
         rows = np.arange(len(images))
-        ranks = _ranks(images, all_texts[first_row], text_of_row, text_of_distinct, chunk_size)
+        ranks = _ranks(images, distinct, text_of_row, text_of_distinct, chunk_size)
     elif direction == "text_to_image":
         rows = first_row
-        ranks = _ranks(all_texts[first_row], images, text_of_distinct, text_of_row, chunk_size)
+        ranks = _ranks(distinct, images, text_of_distinct, text_of_row, chunk_size)
     else:
         raise InputError(f"recall_at_k: unknown direction {direction!r}: choose image_to_text or text_to_image")
     return Retrieval(ranks, {k: float(np.mean(ranks <= k)) for k in ks}, float(ranks.mean()), rows)
@@ -119,24 +121,32 @@ def chance_of_hit(right: ArrayLike, candidates: ArrayLike, k: int) -> np.ndarray
     return 1 - missed
 
 
-def in_batch_accuracy(a: Tensor, b: Tensor) -> float:
-    """Share of rows of `a` (B, D) whose most similar row of `b` (B, D) is their own: R@1 within the batch."""
+def in_batch_accuracy(a: Tensor, b: Tensor, first: int = 0) -> Tensor:
+    """Share of rows of `a` (R, D) whose most similar row of `b` (B, D) is their own, R@1 within the batch: a scalar.
+
+    `a` are the rows from `first` on of the batch.
+    """
     import torch
-    return (a @ b.T).argmax(dim=1).eq(torch.arange(len(a), device=a.device)).float().mean().item()
+    return (a @ b.T).argmax(dim=1).eq(torch.arange(first, first + len(a), device=a.device)).float().mean()
 
 
 def _ranks(queries: np.ndarray, candidates: np.ndarray, text_of_query: np.ndarray, text_of_candidate: np.ndarray,
            chunk_size: int) -> np.ndarray:
     """(Q,) rank of the best right candidate: 1 + better + tied / (right + 1), the expected place among the tied."""
     ranks = np.empty(len(queries))
+    by_text = np.argsort(text_of_candidate, kind="stable")
+    ends = np.cumsum(np.bincount(text_of_candidate))
+    products = np.empty((min(chunk_size, len(queries)), len(candidates)))     # (C, M), used again: new pages cost time
     for start in range(0, len(queries), chunk_size):
-        chunk = slice(start, start + chunk_size)
-        scores = (queries[chunk] @ candidates.T).astype(np.float32)           # (C, M)
-        right = text_of_query[chunk, None] == text_of_candidate               # (C, M)
-        best = np.max(scores, axis=1, keepdims=True, where=right, initial=-np.inf)
-        better, tied = np.sum(scores > best, axis=1), scores == best
-        n_right = np.sum(tied & right, axis=1)
-        ranks[chunk] = 1 + better + (np.sum(tied, axis=1) - n_right) / (n_right + 1)
+        part = queries[start:start + chunk_size]
+        np.matmul(part, candidates.T, out=products[:len(part)])
+        for query, (text, scores) in enumerate(zip(text_of_query[start:], products[:len(part)], strict=False), start):
+            row = scores.astype(np.float32)
+            right = row[by_text[ends[text - 1] if text else 0:ends[text]]]
+            best = right.max()
+            n_right = np.count_nonzero(right == best)
+            others = np.count_nonzero(row == best) - n_right
+            ranks[query] = 1 + np.count_nonzero(row > best) + others / (n_right + 1)
     return ranks
 
 

@@ -24,6 +24,7 @@ from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import IMAGE_ENCODERS, Experiment, growing_mixtures
+from cxrclip.experiments.memory import GIB, kept_bytes
 from cxrclip.results.rows import published
 
 # Peak dense FLOP/s in fp16 or bf16 with float32 accumulation, from the makers' data sheets.
@@ -32,7 +33,6 @@ PEAKS: Mapping[str, float] = {"V100": 125e12, "A100": 312e12, "H100": 989e12}
 UTILISATION = 0.2
 SHORT = 64  # tokens: a report section of some fifty words
 BYTES = 4  # of a float32: weights, gradients and moments are kept so under mixed precision too
-GIB = 2 ** 30
 NOTES = "\n".join([
     "FLOPs: a multiply-add counts as two. Activations: float32; bf16 or fp16 keeps about half.",
     f"Hours: assumed, not measured: {UTILISATION:.0%} of the peak is sustained (TFLOP/s: "
@@ -104,20 +104,13 @@ def costs(experiment: Experiment, studies: Mapping[str, int], tokens: int | None
 
 def _counted(model: CXRCLIPModel, images: Tensor, texts: Tensor) -> tuple[int, int, int]:
     """FLOPs of the forward pass and of both passes, and the bytes kept between them."""
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # the tensors themselves, so that no address is used twice
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
-
     with FlopCounterMode(display=False) as both:
-        with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        with FlopCounterMode(display=False) as forward, kept_bytes(model) as kept:
             image_embeds = model.embed_images(images)
             # TextEncoder.forward sorts texts by length, which needs numbers; all lengths are equal here.
             tokens = model.text_encoder.network(texts).last_hidden_state
             total = image_embeds.sum() + model.text_projection(tokens[:, -1]).sum()
-        size = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
+        size = kept()
         total.backward()
     return forward.get_total_flops(), both.get_total_flops(), size
 

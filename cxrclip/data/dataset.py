@@ -12,6 +12,8 @@ from typing import Any
 import cv2
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -21,11 +23,13 @@ from cxrclip.data.memory import FilmMemory, TokenMemory
 from cxrclip.errors import InputError
 from cxrclip.prompts import STATES, PromptBank
 from cxrclip.transforms import Transform
-from cxrclip.views import SECTIONS, DrawImages, DrawTexts, Study, draw_images, draw_texts, generator, sections_of
+from cxrclip.views import SECTIONS, DrawImages, DrawTexts, Study, draw_images, draw_texts, generator
 
 LIST_COLUMNS = ("images", "views", "findings_aug", "impression_aug", *STATES)
 COLUMNS = ("study_id", *SECTIONS, *LIST_COLUMNS)
 MAX_SET_ASIDE = 0.05
+CHUNK = 20_000  # rows that are looked at together
+SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))  # all that str.strip takes off
 
 Key = int | tuple[int, int]  # an index, or (epoch, index)
 Marks = Callable[[Study], Mapping[str, float]]  # a study -> numbers that go into the batch beside images and texts
@@ -72,9 +76,7 @@ class PretrainingDataset(Dataset):
     @cached_property
     def has_report(self) -> np.ndarray:
         """(N,) bool: does the study have a report? The others have labels only."""
-        small = self.studies.select_columns(list(SECTIONS)).iter(batch_size=1000)
-        rows = itertools.chain.from_iterable(chunk_rows(chunk) for chunk in small)
-        return np.array([any(text and text.strip() for text in row.values()) for row in rows], bool)
+        return of_columns(self.studies, SECTIONS, has_text)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of plain indices; batches carry their own, as (epoch, index)."""
@@ -111,22 +113,68 @@ def check_columns(studies: datasets.Dataset) -> None:
             raise InputError(f"column {name!r} holds plain values where lists belong; make each a list")
 
 
-def split_usable(studies: datasets.Dataset, bank: PromptBank) -> tuple[list[int], list[str]]:
+def split_usable(studies: datasets.Dataset, bank: PromptBank) -> tuple[np.ndarray, list[str]]:
     """Indices of the studies with a report or a label, and the ids of those without; labels are checked."""
-    usable, silent = [], []
-    small = studies.select_columns([name for name in COLUMNS if name != "images"])
-    rows = itertools.chain.from_iterable(chunk_rows(chunk) for chunk in small.iter(batch_size=1000))
-    for i, study in enumerate(rows):
-        try:
-            has_text = sections_of(study) or bank.labelled(*(study[state] for state in STATES))
-        except InputError as error:
-            raise InputError(f"study {study['study_id']}: {error}") from error
-        if not study["views"]:
-            raise InputError(f"study {study['study_id']}: no image; remove the row")
-        (usable if has_text else silent).append(i if has_text else study["study_id"])
     if not len(studies):
         raise InputError("no studies to train on; check the split")
-    return usable, silent
+    faults: list[str] = []  # each kind once; number 0 stands for none
+
+    def look(chunk: pa.Table) -> np.ndarray:
+        """(N, 2): has the row a text or a label, and the number of its fault."""
+        speaks = has_text(chunk)
+        labelled, fault = has_label(chunk, np.flatnonzero(~speaks), bank, faults)
+        fault[(_lengths(chunk["views"]) == 0) & (fault == 0)] = -1
+        return np.stack([speaks | labelled, fault], axis=1)
+
+    speaks, fault = of_columns(studies, [name for name in COLUMNS if name != "images"], look).T
+    if fault.any():
+        row = int(np.flatnonzero(fault)[0])
+        message = faults[fault[row] - 1] if fault[row] > 0 else "no image; remove the row"
+        raise InputError(f"study {studies[row]['study_id']}: {message}")
+    silent = studies.select_columns(["study_id"])[np.flatnonzero(speaks == 0)]["study_id"]
+    return np.flatnonzero(speaks), list(silent)
+
+
+def of_columns(studies: datasets.Dataset, names: Sequence[str],
+               values_of: Callable[[pa.Table], np.ndarray]) -> np.ndarray:
+    """What `values_of` says of each study, from some columns as Arrow keeps them, CHUNK rows at a time.
+
+    No Python object is made of a row, and a selection is read as the whole table: datasets gathers row by row.
+    """
+    table, chosen = studies.data.table.select(list(names)), studies._indices  # datasets has no public name for it
+    values = np.concatenate([values_of(table.slice(first, CHUNK)) for first in range(0, len(table), CHUNK)])
+    return values if chosen is None else values[chosen.column(0).to_numpy()]
+
+
+def has_text(chunk: pa.Table) -> np.ndarray:
+    """(N,) bool: has the row a section that is not blank?"""
+    said = [pc.fill_null(pc.utf8_length(pc.utf8_trim(chunk[name], SPACES)), 0).to_numpy() > 0 for name in SECTIONS]
+    return said[0] | said[1]
+
+
+def has_label(chunk: pa.Table, rows: np.ndarray, bank: PromptBank,
+              faults: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bool: is it one of `rows`, and labelled? (N,) the number of its fault from 1 on, 0 for none.
+
+    Each set of labels is checked once. Appends to `faults`.
+    """
+    labelled, fault = np.zeros(len(chunk), bool), np.zeros(len(chunk), int)
+    labels = chunk.select(STATES).take(rows)
+    texts = [pc.fill_null(pc.binary_join(labels[state], "\x1e"), "") for state in STATES]
+    sets = pc.binary_join_element_wise(*texts, "\x1f").to_numpy().astype(str)
+    _, firsts, numbers = np.unique(sets, return_index=True, return_inverse=True)
+    for number, first in enumerate(firsts):
+        same = rows[numbers == number]
+        try:
+            labelled[same] = bool(bank.labelled(*(labels[state][first].as_py() for state in STATES)))
+        except InputError as error:
+            faults.append(str(error))
+            fault[same] = len(faults)
+    return labelled, fault
+
+
+def _lengths(lists: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
 
 
 def refuse_many_silent(silent: Sequence[str], total: int) -> None:

@@ -40,6 +40,8 @@ class Experiment:
         batches: "mixed" or "one-source". report_share: of each batch. reports_last: share of the last steps that
         draw from reports only (remedies.py). label_weight: of label-only studies' rows in every term.
         rich_prompts: label prompts that tell side, zone and severity, from the phantom's truth (oracle.py).
+        chunk: studies that a process embeds at once, with cached gradients (training.cached_backward), for batches that
+            do not fit into memory; "auto" measures how many do. BatchNorm then sees a chunk in place of a batch.
         rules: "intended", "official" for what the released code does, or rows of the ledger, "B2,B3".
             Under B11 plain CLIP cannot be had: asking for one view and one text gives two, with ICL and TCL at 0.
     """
@@ -75,6 +77,7 @@ class Experiment:
     reports_last: float = 0.0
     label_weight: float = 1.0
     rich_prompts: bool = False
+    chunk: int | str | None = None
     rules: str = "intended"
 
     def __post_init__(self) -> None:
@@ -88,10 +91,11 @@ class Experiment:
             raise InputError(f"shares={self.shares} of {','.join(self.pretraining)}: give one share for each role")
         in_range = {"shares": all(0 < share <= 1 for share in self.shares or ()),
                   "report_share": self.report_share is None or 0 < self.report_share < 1,
-                  "reports_last": 0 <= self.reports_last < 1, "label_weight": self.label_weight > 0}
+                  "reports_last": 0 <= self.reports_last < 1, "label_weight": self.label_weight > 0,
+                  "chunk": self.chunk in (None, "auto") or (isinstance(self.chunk, int) and self.chunk > 0)}
         if wrong := [name for name, right in in_range.items() if not right]:
             raise InputError(f"{wrong[0]}={getattr(self, wrong[0])}: out of range: give a share between 0 and 1, "
-                             "or a positive weight")
+                             "a positive weight, or a chunk of 1 or more studies")
         if self.batches == "one-source" and self.report_share is not None:
             raise InputError("report_share and one-source batches exclude each other: choose one of them")
 

@@ -29,7 +29,6 @@ from cxrclip.experiments.checkpoints import load_embeddings
 from cxrclip.experiments.experiment import PROFILES, Experiment
 from cxrclip.transforms import EvalTransform
 
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 
 
