@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cxrclip.data.files import write_text
 from cxrclip.data.progress import progress_bar
-from cxrclip.data.workers import Task, WorkFailed, environment, side_by_side
+from cxrclip.data.workers import Task, WorkFailed, side_by_side
 from cxrclip.errors import InputError
 
 # Kernels share the cores, and nothing that changes from run to run may get into the outputs.
@@ -59,8 +59,8 @@ def _run(notebooks: list[Path], folder: Path | None, more: tuple, finished: Call
     if tasks:
         if find_spec("papermill") is None:
             raise InputError("notebooks are executed by papermill, which is not installed: pip install 'cxrclip[book]'")
-        with environment(KERNEL), progress_bar(total=len(tasks), unit="notebook", desc="notebooks") as bar:
-            side_by_side(execute, tasks, os.cpu_count() or 1, bar, finished=finished)
+        with progress_bar(total=len(tasks), unit="notebook", desc="notebooks") as bar:
+            side_by_side(execute, tasks, os.cpu_count() or 1, bar, KERNEL, finished=finished)
 
 
 def failed_copy(target: Path) -> Path:

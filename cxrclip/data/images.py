@@ -44,9 +44,7 @@ _DICOM_ELEMENTS = [
     *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
     *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
 ]
-_DICOM_SUFFIXES = (".dcm", ".dicom")
-# `warnings.catch_warnings` changes the process: only one thread at a time may be inside.
-_OPENING = threading.Lock()
+_ALONE = threading.Lock()
 
 
 def read_gray(source: bytes | Path, where: str, *, at_least: int | None = None) -> np.ndarray:
@@ -78,10 +76,15 @@ def read_gray(source: bytes | Path, where: str, *, at_least: int | None = None) 
             cannot be decoded, a side under `MIN_SIDE` pixels, more than `MAX_PIXELS` pixels, or the same value
             everywhere.
     """
-    data = source if isinstance(source, bytes) else _read_file(source, where)
+    named = not isinstance(source, bytes) and source.suffix.lower() in (".dcm", ".dicom")
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{where}: no such image file; check the path or download it") from error
+    except OSError as error:
+        raise InputError(f"{where}: the image file cannot be read ({error.strerror}); check its rights") from error
     if not data:
         raise InputError(f"{where}: the image file is empty (0 bytes); copy or download it again")
-    named = not isinstance(source, bytes) and Path(source).suffix.lower() in _DICOM_SUFFIXES
     if data[128:132] == b"DICM" or (named and not data.startswith(_MAGIC)):
         gray = _read_dicom(data, where)
     else:
@@ -147,19 +150,9 @@ def resize_shorter(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, target, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def _read_file(path: Path, where: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{where}: no such image file; check the path or download it") from error
-    except OSError as error:
-        raise InputError(f"{where}: the image file cannot be read ({error.strerror}); check its rights") from error
-
-
 def _read_image(data: bytes, where: str, at_least: int | None) -> np.ndarray:
-    with _damage_reported(where):
-        with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    try:
+        with _quietly():
             image = Image.open(io.BytesIO(data), formats=FORMATS)  # the header; what is no film is refused by it
             _refuse_size(*image.size, where)
             if image.format == "TIFF":
@@ -169,14 +162,7 @@ def _read_image(data: bytes, where: str, at_least: int | None) -> np.ndarray:
         if at_least is not None:
             image.draft("L", (2 * at_least, 2 * at_least))  # JPEG only; does nothing to the other formats
         image.load()
-        return _to_gray(image, where)
-
-
-@contextmanager
-def _damage_reported(where: str) -> Iterator[None]:
-    """Turn what Pillow raises on damaged files into one InputError."""
-    try:
-        yield
+        return to_gray(image, where)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -188,6 +174,23 @@ def _damage_reported(where: str) -> Iterator[None]:
         raise InputError(f"{where}: the image is cut or damaged ({reason}); download it again") from error
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """One thread at a time (`catch_warnings` changes the process), without warnings and log lines.
+
+    Those of pydicom quote the header, and so a name might get into a log.
+    """
+    logger = logging.getLogger("pydicom")
+    with _ALONE, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
 def _refuse_size(width: int, height: int, where: str) -> None:
     if width * height > MAX_PIXELS:
         raise InputError(f"{where}: {width} x {height} pixels, more than {MAX_PIXELS:,}; not a film: leave it out")
@@ -195,7 +198,8 @@ def _refuse_size(width: int, height: int, where: str) -> None:
         raise InputError(f"{where}: {width} x {height} pixels; a side needs at least {MIN_SIDE}: leave it out")
 
 
-def _to_gray(image: Image.Image, where: str) -> np.ndarray:
+def to_gray(image: Image.Image, where: str) -> np.ndarray:
+    """An open image as (H, W) uint8, by the rules of `read_gray`. Raises InputError for pixels that are no number."""
     mode = image.mode
     if mode in ("L", "1"):
         return np.asarray(image.convert("L"))
@@ -212,30 +216,15 @@ def _read_dicom(data: bytes, where: str) -> np.ndarray:
     import pydicom  # here, since training reads no DICOM and need not wait for the import
 
     try:
-        with _OPENING, _silent_pydicom():
+        with _quietly():
             film = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=_DICOM_ELEMENTS)
             _refuse_dicom(film, where)
             return _dicom_gray(film, where)
     except InputError:
         raise
     except (*_DICOM_DAMAGE, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException) as error:
-        # Not the message itself: a damaged file may have put a patient's name into it.
-        reason = type(error).__name__
+        reason = type(error).__name__  # not the message: a damaged file may have put a patient's name into it
         raise InputError(f"{where}: the DICOM file is cut or damaged ({reason}); export it again") from None
-
-
-@contextmanager
-def _silent_pydicom() -> Iterator[None]:
-    """No warning and no log line of pydicom: they quote the header, and so a name may get into a log."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _refuse_dicom(film: Dataset, where: str) -> None:

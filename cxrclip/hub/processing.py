@@ -87,7 +87,7 @@ def gray(film: Film, where: str) -> np.ndarray:
             shape = f"{tuple(getattr(film, 'shape', ()))} {getattr(film, 'dtype', type(film).__name__)}"
             raise InputError(f"{where}: {shape} is no film: give a path, a PIL image, or an array (H, W) or "
                              "(H, W, 3) of uint8") from fault
-    return films._to_gray(film, where)
+    return films.to_gray(film, where)
 
 
 class CXRCLIPProcessor(ProcessorMixin):

@@ -23,11 +23,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from cxrclip.data.images import MIN_SIDE, store_film
-from cxrclip.data.pool import Failure, in_order
 from cxrclip.data.progress import progress_bar
 from cxrclip.data.shards import Rejected, ResumableStudies, refuse_many, resumable_studies
 from cxrclip.data.sources.counts import check_counts
 from cxrclip.data.sources.tables import Cells, Rows, Unusable, check_encoding, name_in
+from cxrclip.data.workers import Failure, in_order
 from cxrclip.errors import InputError
 from cxrclip.studies import summary
 
@@ -272,8 +272,8 @@ class Intake:
         check = partial(refuse_many, self.rejected, total, max_rejected, out)
         check()
         with resumable_studies(out) as table:
-            shards = self._fill(table, image_size, workers, check)
-            table.finish(about, self.rejected, shards)
+            self._fill(table, image_size, workers, check)
+            table.finish(about, self.rejected)
         if self.progress:
             counts = {"rejected": len(self.rejected)} | {k: n for k, n in self.facts.items() if k in COUNTED}
             listed = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
@@ -293,10 +293,8 @@ class Intake:
                     f"{other} and in {split}; give every patient one split"
                 )
 
-    def _fill(
-        self, table: ResumableStudies, size: int, workers: int | None, check: Callable[[], None]
-    ) -> int:
-        """Make every shard that is not there yet; return how many there are. `check` stops at too many bad films."""
+    def _fill(self, table: ResumableStudies, size: int, workers: int | None, check: Callable[[], None]) -> None:
+        """Make every shard that is not there yet. `check` stops at too many bad films."""
         parts = [self.studies[start : start + SHARD] for start in range(0, len(self.studies), SHARD)]
         keys = [self._key(part, size) for part in parts]
         finished = [table.has(number, key) for number, key in enumerate(keys)]
@@ -323,7 +321,6 @@ class Intake:
                     check()
                     bar.update(len(study.films))
                 table.add(number, key, rows, self.rejected[before:])
-        return len(parts)
 
     def _key(self, part: Sequence[Study], size: int) -> str:
         """A hash of all that a shard depends on: settings, its studies, the times and sizes of its films."""
