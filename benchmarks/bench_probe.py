@@ -85,8 +85,8 @@ def main():
              for name, d in zip(("all training studies", "a tenth"), differences, strict=True)]
     write_section(f"Linear probe, {SIZES['train']} training and {SIZES['test']} test films",
                   [*table(["", "measured"], rows), "", "Ours embeds training and test films once, then makes both "
-                   "probes. Untrained small ResNet. The two tenths are different draws, and many classes have a handful "
-                   "of positives in them."])
+                   "probes. Untrained small ResNet. The two tenths are different draws, and many classes have few "
+                   "positives in them."])
 
 
 if __name__ == "__main__":

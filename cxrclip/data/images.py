@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
 MAX_PIXELS = 100_000_000  # the largest digital chest films have about 20 million
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 MIN_SIDE = 16  # fewer pixels show no chest
 JPEG_QUALITY = 95
 
@@ -36,6 +37,8 @@ JPEG_QUALITY = 95
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 # What pydicom and its plugins raise beside these, found in the same way.
 _DICOM_DAMAGE = (*_DAMAGE, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+# Without these there is no picture.
+_DICOM_REQUIRED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
 # The only elements of a DICOM file which are read at all: those that turn its pixels into light and dark.
 _DICOM_ELEMENTS = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
@@ -217,6 +220,7 @@ def _read_dicom(data: bytes, where: str) -> np.ndarray:
     try:
         with _quietly():
             film = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=_DICOM_ELEMENTS)
+            _complete_header(film)
             _refuse_dicom(film, where)
             return _dicom_gray(film, where)
     except InputError:
@@ -226,20 +230,34 @@ def _read_dicom(data: bytes, where: str) -> np.ndarray:
         raise InputError(f"{where}: the DICOM file is cut or damaged ({reason}); export it again") from None
 
 
+def _complete_header(film: Dataset) -> None:
+    """Read a header as it is meant: an empty element counts as absent; half a rescale line has slope 1 or intercept 0;
+    a bare data set, as old archives export it, has the transfer syntax in which it was read."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    for tag in [element.tag for element in film if element.is_empty]:
+        del film[tag]
+    if "RescaleSlope" in film or "RescaleIntercept" in film:
+        film.RescaleSlope, film.RescaleIntercept = film.get("RescaleSlope", 1), film.get("RescaleIntercept", 0)
+    if "TransferSyntaxUID" not in film.file_meta:
+        implicit, little = film.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        film.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+
+
 def _refuse_dicom(film: Dataset, where: str) -> None:
     """Refuse a DICOM file that holds no single film, before its pixels are decoded."""
     from pydicom.pixels import get_decoder
-    from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+    from pydicom.uid import UID
 
     if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(film.dir()):
         raise InputError(f"{where}: a DICOM file without pixels, or cut before them; leave it out or export it again")
-    frames = int(film.get("NumberOfFrames") or 1)
+    if absent := [name for name in _DICOM_REQUIRED if name not in film]:
+        raise InputError(f"{where}: its DICOM header does not say {', '.join(absent)}; export the film again")
+    frames = int(film.get("NumberOfFrames", 1))
     if frames > 1:
         raise InputError(f"{where}: {frames} frames in one DICOM file; export one film per file")
     _refuse_size(int(film.Columns), int(film.Rows), where)
-    if "TransferSyntaxUID" not in film.file_meta:  # a bare data set, as old archives export it
-        implicit, _ = film.original_encoding
-        film.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     syntax = UID(film.file_meta.TransferSyntaxUID)
     with suppress(NotImplementedError):  # an unknown syntax
         if get_decoder(syntax).is_available:
@@ -249,19 +267,13 @@ def _refuse_dicom(film: Dataset, where: str) -> None:
 
 
 def _dicom_gray(film: Dataset, where: str) -> np.ndarray:
-    from pydicom.pixels import get_decoder
-    from pydicom.uid import JPEGExtended12Bit
-
-    # GDCM, the default, aborts the process on damaged pixels; it is alone with 12-bit JPEG, lossless JPEG and JPEG-LS.
-    syntax = film.file_meta.TransferSyntaxUID
-    available = () if syntax == JPEGExtended12Bit else get_decoder(syntax).available_plugins
-    if safe := [plugin for plugin in ("pylibjpeg", "pillow") if plugin in available]:
-        film.pixel_array_options(decoding_plugin=safe[0])
-    values = film.pixel_array
-    if film.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
-        if values.dtype != np.uint8 or values.ndim != 3:  # a palette, or colour with more than 8 bits
-            raise InputError(f"{where}: its colours (PhotometricInterpretation) cannot be read; export it in gray")
-        return _stretch(np.asarray(Image.fromarray(values).convert("L")), where)
+    values = _dicom_values(film, where)
+    if film.SamplesPerPixel != 1 or film.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
+        if values.dtype == np.uint8 and values.ndim == 3:
+            return _stretch(np.asarray(Image.fromarray(values).convert("L")), where)
+        if values.ndim == 3 and film.PhotometricInterpretation == "RGB":
+            return _stretch(values @ _LUMA, where)
+        raise InputError(f"{where}: its colours (PhotometricInterpretation) cannot be read; export it in gray")
     if values.dtype.kind == "f" or values.dtype.itemsize > 2:
         return _stretch(_shown(values, film, where), where)
     # A film has millions of pixels and at most 65,536 values: work on these, and look the pixels up.
@@ -276,6 +288,28 @@ def _dicom_gray(film: Dataset, where: str) -> np.ndarray:
     return shades[values]
 
 
+def _dicom_values(film: Dataset, where: str) -> np.ndarray:
+    """The stored pixels, (H, W) or (H, W, 3), decoded by the plugin that survives damaged data."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import JPEGExtended12Bit
+
+    # GDCM, the default, aborts the process on damaged pixels; it is alone with 12-bit JPEG, lossless JPEG and JPEG-LS.
+    syntax = film.file_meta.TransferSyntaxUID
+    available = () if syntax == JPEGExtended12Bit else get_decoder(syntax).available_plugins
+    if safe := [plugin for plugin in ("pylibjpeg", "pillow") if plugin in available]:
+        film.pixel_array_options(decoding_plugin=safe[0])
+    try:
+        values = film.pixel_array
+    except _DICOM_DAMAGE as error:
+        if not syntax.is_compressed:
+            raise
+        raise InputError(f"{where}: pixels in {syntax.name} that cannot be decoded ({type(error).__name__}); "
+                         "export the film uncompressed") from None
+    if values.shape[:2] != (film.Rows, film.Columns):
+        raise InputError(f"{where}: its pixels do not fit Rows and Columns; export one film per file")
+    return values
+
+
 def _shown(values: np.ndarray, film: Dataset, where: str) -> np.ndarray:
     """Stored values -> numbers that grow from dark to light, as the header says the film is to be shown."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -283,6 +317,8 @@ def _shown(values: np.ndarray, film: Dataset, where: str) -> np.ndarray:
     if lut := film.get("ModalityLUTSequence"):
         values = _within(values, lut[0])
     values = apply_modality_lut(values, film)
+    for name in ("RescaleSlope", "RescaleIntercept"):  # applied; a window read with a falling slope would be inverted
+        film.pop(name, None)
     if lut := film.get("VOILUTSequence"):
         values = _within(values, lut[0])
     try:

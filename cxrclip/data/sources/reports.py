@@ -6,10 +6,12 @@ stands above it, and a line of underscores between them. Words removed for priva
 
 from __future__ import annotations
 
+import difflib
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,67 +19,103 @@ from cxrclip.data.sources.tables import Unusable, read_table, records, to_text
 from cxrclip.errors import InputError
 
 _RULE = re.compile(r"^[ \t]*_{10,}[ \t]*$", re.MULTILINE)
+_BLANK_LINE = re.compile(r"\n[ \t]*\n")
 _SECTION = r"(?:FINDINGS?|Findings?|IMPRESSIONS?|Impressions?|CONCLUSIONS?|Conclusions?)"
-# A heading starts a line: one of ours (also without colon, when alone), or anything in capitals before a colon.
+# A heading starts a line: one of ours (also without colon, when alone), anything in capitals before a colon, or ours
+# beside another word ("Final impression:").
 _HEADING = re.compile(
-    rf"^[ \t]*(?P<name>{_SECTION}(?=[ \t]*(?::|$))|[A-Z][A-Z ()/,&'-]+(?=:))[ \t]*:?", re.MULTILINE
+    rf"^[ \t]*(?P<name>{_SECTION}(?=[ \t]*(?::|$))|[A-Z][A-Z0-9 ()/.,&'-]+(?=:(?:\s|$))"
+    r"|(?:[A-Z][a-z]+ )?(?i:findings?|impressions?|conclusions?)(?: (?:and|/|&) [a-z]+)?(?=:(?:\s|$)))[ \t]*:?",
+    re.MULTILINE,
 )
-_KINDS = {"FINDING": "findings", "IMPRESSION": "impression", "CONCLUSION": "impression"}
-_BOTH = re.compile(r"(FINDINGS?|IMPRESSIONS?)\s*(AND|/|&)\s*(FINDINGS?|IMPRESSIONS?)")
-# What a paragraph under these headings says is not what the film shows.
-_BACKGROUND = ("EXAM", "STUDY", "INDICATION", "HISTORY", "CLINICAL", "REASON", "TECHNIQUE", "COMPARISON", "DATE",
-               "NOTIFICATION", "RECOMMENDATION", "WET READ", "ADDENDUM")
+_KINDS = {"FINDING": "findings", "FINDINGS": "findings", "IMPRESSION": "impression", "IMPRESSIONS": "impression",
+          "CONCLUSION": "impression", "CONCLUSIONS": "impression"}
+_SPELT_LIKE = 0.84  # similarity of "IMRPESSION" to "IMPRESSION": one letter lost, doubled, or two in the wrong order
+# A heading of these words alone names the film, and what follows is its description: "CHEST, TWO VIEWS:".
+_FILM_WORDS = {
+    "CHEST", "THORAX", "VIEW", "VIEWS", "RADIOGRAPH", "RADIOGRAPHS", "RADIOGRAPHY", "XRAY", "FILM", "FILMS",
+}
+_VIEW_WORDS = {
+    "AP", "PA", "LAT", "LATERAL", "FRONTAL", "OBLIQUE", "LORDOTIC", "DECUBITUS", "UPRIGHT", "ERECT", "SUPINE",
+    "SEMI", "SEMIERECT", "SEMIUPRIGHT", "PORTABLE", "BEDSIDE", "SINGLE", "ONE", "TWO", "THREE", "FOUR", "1", "2",
+    "3", "4", "X", "RAY", "OF", "THE", "AND", "WITH", "RIGHT", "LEFT",
+}
 _INLINE = re.compile(rf"\s+(?=(?:{_SECTION}|INDICATION|COMPARISON|TECHNIQUE|HISTORY|RECOMMENDATIONS?)[ \t]*:)")
 TABLES = ("mimic_cxr_sectioned.csv", "mimic_cxr_sections.csv")
 ZIP, FOLDER = "mimic-cxr-reports.zip", "mimic-cxr-reports"
 
 
 class Sections(NamedTuple):
-    """Findings and impression (None where there is none), and how they were come by."""
+    """Findings and impression (None where there is none), and how they were come by.
+
+    last_paragraph: the impression is the end of a report without either section.
+    addenda: parts above the report proper. dropped: the headings whose text is not kept.
+    """
 
     findings: str | None
     impression: str | None
     last_paragraph: bool = False
     addenda: int = 0
+    dropped: tuple[str, ...] = ()
 
 
 def parse_report(text: str) -> Sections:
-    """Find the sections of a report.
+    """Find the sections of a report, by the rule of the release's own table of sections (MIT-LCP/mimic-cxr, txt/).
 
-    The report proper is what stands below the last line of underscores. What is above it (addenda, wet reads) gives a
-    section only where the report has none of that kind. Of two sections of a kind, the last that says something
-    counts. "FINDINGS AND IMPRESSION" is findings. Where no part has either, the last paragraph is the impression, if
-    it is no history, comparison or title.
+    A heading that has one of our words, also misspelt or beside others ("FINAL IMPRESSION"), begins that section;
+    one that names a film ("CHEST, TWO VIEWS") begins findings. "FINDINGS AND IMPRESSION" is findings. Of two sections
+    of a kind, the last that says something counts. The report proper is what stands below the last line of
+    underscores; what is above it (addenda, wet reads) gives a section only where the report has none of that kind.
+    Where no part has either, every paragraph of the last section after its first is the impression.
     """
     parts = [part for part in _RULE.split(text) if part.strip()] or [""]
     sections: dict[str, str] = {}
+    dropped: list[str] = []
     for part in reversed(parts):
-        sections = _sections(part) | sections
-    last = None if sections else _last_paragraph(parts[-1])
-    return Sections(sections.get("findings"), sections.get("impression", last), last is not None, len(parts) - 1)
+        split = _sections(part)
+        sections = {kind: body for _, kind, body in split if kind and body} | sections
+        dropped += [name for name, kind, body in split if body and not kind]
+    addenda = len(parts) - 1
+    if sections:
+        return Sections(sections.get("findings"), sections.get("impression"), False, addenda, tuple(dropped))
+    last = _last_paragraphs(parts[-1])
+    return Sections(None, last, last is not None, addenda, tuple(dropped))
 
 
-def _sections(part: str) -> dict[str, str]:
-    """Findings and impression of a part of a report, where they say something."""
+def _sections(part: str) -> list[tuple[str, str | None, str | None]]:
+    """(heading, kind or None, text or None) of each section, in order."""
     headings = list(_HEADING.finditer(part))
-    sections = {}
-    for heading, end in zip(headings, [*(heading.start() for heading in headings[1:]), len(part)], strict=False):
-        name = heading["name"].upper().strip()
-        kind = "findings" if _BOTH.fullmatch(name) else _KINDS.get(name.removesuffix("S"))
-        if kind and (body := _one_line(part[heading.end() : end])):
-            sections[kind] = body
-    return sections
+    ends = (*(heading.start() for heading in headings[1:]), len(part))
+    return [(" ".join(heading["name"].split()), _kind(heading["name"]), _one_line(part[heading.end() : end]))
+            for heading, end in zip(headings, ends, strict=False)]
 
 
-def _last_paragraph(part: str) -> str | None:
-    for paragraph in reversed(re.split(r"\n[ \t]*\n", part)):
-        heading = _HEADING.match(paragraph)
-        if heading and any(word in heading["name"].upper() for word in _BACKGROUND):
-            continue
-        body = paragraph[heading.end() :] if heading else paragraph
-        if any(letter.islower() for letter in body):  # else a title, or the end of a form
-            return _one_line(body)
-    return None
+def _kind(heading: str) -> str | None:
+    """The section that a heading begins: findings, impression, or None for any other."""
+    words = set(re.findall(r"[A-Z0-9]+", heading.upper()))
+    kinds = {_kind_of(word) for word in words} - {None}
+    if kinds:
+        return "findings" if "findings" in kinds else "impression"
+    return "findings" if _FILM_WORDS & words and words <= _FILM_WORDS | _VIEW_WORDS else None
+
+
+@lru_cache(maxsize=10_000)
+def _kind_of(word: str) -> str | None:
+    """The section that a word names, be it misspelt."""
+    close = [known for known in difflib.get_close_matches(word, _KINDS, cutoff=_SPELT_LIKE) if known[0] == word[0]]
+    return _KINDS[close[0]] if close else None
+
+
+def _last_paragraphs(part: str) -> str | None:
+    """Every paragraph of the last section after its first: the first is what the heading, or the title, is for.
+
+    A report that is one paragraph without a heading is that paragraph.
+    """
+    headings = list(_HEADING.finditer(part))
+    section = part[headings[-1].end() :] if headings else part
+    first, *rest = _BLANK_LINE.split(section.strip())
+    is_whole = not headings and not rest and any(letter.islower() for letter in first)  # one paragraph, not a title
+    return _one_line(first if is_whole else " ".join(rest))
 
 
 def _one_line(text: str) -> str | None:
