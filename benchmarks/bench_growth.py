@@ -223,7 +223,7 @@ def cost_model():
     lines = table(["batch", "tokens", "CPU ms a step", "model's error", "MiB at its highest", "model's error"], rows)
     write_section("The cost model against measured steps", [
         *lines, "", f"Time: training FLOPs over one speed for all points, {speed * 1e3 / 1e9:.1f} GFLOP/s; largest "
-        f"error {np.abs(of_time).max():.0%}, mean {np.abs(of_time).mean():.0%}. Memory: activations as counted, without "
+        f"error {np.abs(of_time).max():.0%}, mean {np.abs(of_time).mean():.0%}. Memory: activations as counted without "
         f"the working space of the backward pass; largest error {np.abs(of_memory).max():.0%}."])
 
 
