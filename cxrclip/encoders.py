@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -301,10 +301,11 @@ class TextEncoder(nn.Module):
         parts = []
         for rows in order.split(sizes_of_like_length(lengths[order].tolist(), at_once)):
             longest = lengths[rows[-1]]
-            parts.append(self._pooled(input_ids[rows, :longest], attention_mask[rows, :longest]))
+            parts.append(self.pooled(input_ids[rows, :longest], attention_mask[rows, :longest]))
         return torch.cat(parts)[order.argsort()]                      # (B, F)
 
-    def _pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """As forward, but all texts at once and padded to one length."""
         *layers, last = self.network.encoder.layer
         tokens = self.network.embeddings(input_ids)                   # (B, L, F)
         mask = create_bidirectional_mask(self.network.config, tokens, attention_mask)
@@ -314,7 +315,7 @@ class TextEncoder(nn.Module):
             weights = attention_mask[:, :, None].to(tokens.dtype)
             return (last(tokens, mask) * weights).sum(dim=1) / weights.sum(dim=1)
         token = tokens[:, 0] if self.pooling == "first_token" else last_token(tokens, attention_mask)
-        return bert_layer_at(last, token, tokens, attention_mask)
+        return bert_layer_at(cast(BertLayer, last), token, tokens, attention_mask)
 
 
 def bert_layer_at(layer: BertLayer, token: Tensor, tokens: Tensor, attention_mask: Tensor) -> Tensor:

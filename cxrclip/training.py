@@ -127,7 +127,7 @@ def fit(model: CXRCLIPModel, criterion: CXRCLIPLoss, batches_from: BatchMaker,
     accelerator = start_accelerator(recipe.device, recipe.precision)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     optimizer = AdamW(groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     step, best = resume(accelerator, model, optimizer, store)
@@ -204,21 +204,22 @@ def cached_backward(accelerator: Accelerator, model: nn.Module, criterion: CXRCL
     x, t = (torch.cat([part[kind] for part in embeds], dim=1).float().requires_grad_() for kind in (0, 1))
     scale = embeds[0][2].float().requires_grad_()
     terms = criterion(x, t, scale, **marks_of(batch))                # 2. the loss of the batch, and dL/de
-    terms.total.backward()
-    gradients = zip(x.grad.split(chunk, dim=1), t.grad.split(chunk, dim=1), strict=True)
-    for number, (by_x, by_t) in enumerate(gradients):                # 3. embed again, and back to the parameters
+    by_x, by_t, by_scale = torch.autograd.grad(terms.total, (x, t, scale))
+    gradients = zip(by_x.split(chunk, dim=1), by_t.split(chunk, dim=1), strict=True)
+    for number, (dx, dt) in enumerate(gradients):                    # 3. embed again, and back to the parameters
         last = number == len(parts) - 1
         with nullcontext() if last else accelerator.no_sync(model):
             x_part, t_part, s = embed_chunk(number)
-            product = (x_part.float() * by_x).sum() + (t_part.float() * by_t).sum()
-            accelerator.backward(product + s * scale.grad if last else product)
+            product = (x_part.float() * dx).sum() + (t_part.float() * dt).sum()
+            accelerator.backward(product + s * by_scale if last else product)
     return terms, x, t
 
 
 def read_lines(lines: list[Line], step: int) -> list[dict[str, float]]:
     """The lines of the steps before `step` as numbers. FloatingPointError names the first step of no finite loss."""
     names = [name for name, value in lines[0].items() if isinstance(value, Tensor)]
-    values = torch.stack([torch.stack([line[name] for name in names]) for line in lines]).tolist()
+    values = torch.stack([torch.stack([value for value in line.values() if isinstance(value, Tensor)])
+                          for line in lines]).tolist()
     read = [line | dict(zip(names, row, strict=True)) for line, row in zip(lines, values, strict=True)]
     for number, line in enumerate(read, step - len(lines)):
         if not math.isfinite(line["total"]):

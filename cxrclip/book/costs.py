@@ -1,6 +1,6 @@
 """What a pretraining run costs, before anyone pays for it: parameters, FLOPs, memory, steps, hours.
 
-Everything is counted on torch's meta device: the real networks run through their shapes, without numbers, in seconds.
+Everything is counted on torch's fake tensors: the real networks run through their shapes, without numbers, in seconds.
 
     FLOPs        of matrix products and convolutions, a multiply-add as two (torch's FlopCounterMode); one study is
                  `views` images and `texts` texts. The loss and AdamW are left out: a thousandth of the whole.
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from tabulate import tabulate
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cxrclip.data import mixes
@@ -89,7 +90,7 @@ def costs(experiment: Experiment, studies: Mapping[str, int], tokens: int | None
         raise InputError(f"costs: tokens={tokens}: give a length from 1 to max_tokens={experiment.max_tokens}")
     if absent := [role for role in experiment.pretraining if role not in studies]:
         raise InputError(f"costs: no number of studies for role {absent[0]!r}: known are {', '.join(studies)}")
-    with torch.device("meta"):
+    with FakeTensorMode() as no_data:
         model = CXRCLIPModel(CXRCLIPConfig(experiment.image_encoder, experiment.text_encoder, experiment.projection_dim,
                                            image_size=experiment.image_size, max_tokens=experiment.max_tokens))
         images = torch.empty(experiment.views, 3, experiment.image_size, experiment.image_size)
@@ -98,7 +99,8 @@ def costs(experiment: Experiment, studies: Mapping[str, int], tokens: int | None
     shares = experiment.shares or [1.0] * len(experiment.pretraining)
     used = [round(share * studies[role]) for role, share in zip(experiment.pretraining, shares, strict=True)]
     steps = experiment.steps or round(experiment.epochs * (sum(used) // experiment.batch_size))
-    forward, training, kept = _counted(model, images, texts)
+    with no_data:
+        forward, training, kept = _counted(model, images, texts)
     return Costs(experiment, tokens, model.parameter_counts(), forward, training, kept, sum(used), steps)
 
 
@@ -108,8 +110,8 @@ def _counted(model: CXRCLIPModel, images: Tensor, texts: Tensor) -> tuple[int, i
         with FlopCounterMode(display=False) as forward, kept_bytes(model) as kept:
             image_embeds = model.embed_images(images)
             # TextEncoder.forward sorts texts by length, which needs numbers; all lengths are equal here.
-            tokens = model.text_encoder.network(texts).last_hidden_state
-            total = image_embeds.sum() + model.text_projection(tokens[:, -1]).sum()
+            features = model.text_encoder.pooled(texts, torch.ones_like(texts))
+            total = image_embeds.sum() + model.text_projection(features).sum()
         size = kept()
         total.backward()
     return forward.get_total_flops(), both.get_total_flops(), size

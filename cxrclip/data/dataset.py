@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from cxrclip.data.memory import FilmMemory, TokenMemory
 from cxrclip.errors import InputError
 from cxrclip.prompts import STATES, PromptBank
+from cxrclip.studies import SCHEMA
 from cxrclip.transforms import Transform
 from cxrclip.views import SECTIONS, DrawImages, DrawTexts, Study, draw_images, draw_texts, generator
 
@@ -142,7 +143,9 @@ def of_columns(studies: datasets.Dataset, names: Sequence[str],
     No Python object is made of a row, and a selection is read as the whole table: datasets gathers row by row.
     """
     table, chosen = studies.data.table.select(list(names)), studies._indices  # datasets has no public name for it
-    values = np.concatenate([values_of(table.slice(first, CHUNK)) for first in range(0, len(table), CHUNK)])
+    schema = pa.schema([SCHEMA.field(name) for name in names])  # a table made in memory may have columns of no type
+    values = np.concatenate([values_of(table.slice(first, CHUNK).cast(schema))
+                             for first in range(0, len(table), CHUNK)])
     return values if chosen is None else values[chosen.column(0).to_numpy()]
 
 

@@ -103,11 +103,14 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     for key, tensor in tensors.items():
         if key.startswith(OPTIMIZER):
             number, name = key[len(OPTIMIZER):].split(".", 1)
-            state.setdefault(int(number), {})[name] = tensor.clone()
+            state.setdefault(int(number), {})[name] = tensor
     for number, slots in state.items():
         shapes = {tuple(tensor.shape) for tensor in slots.values() if tensor.ndim}
         if number >= len(parameters) or shapes - {tuple(parameters[number].shape)}:
             raise InputError(f"the optimiser state of parameter {number} does not fit this model: it is another run's")
+        # A fused AdamW walks weights and moments as they lie in memory: both need one order (channels_last).
+        state[number] = {name: torch.empty_like(parameters[number], dtype=tensor.dtype).copy_(tensor) if tensor.ndim
+                         else tensor.clone() for name, tensor in slots.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

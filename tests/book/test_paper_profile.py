@@ -51,6 +51,7 @@ PUBLISHED = {
     "mvs": (True, CODE), "false_negatives": ("keep", "not in the paper"), "batches": ("mixed", CODE),
     "report_share": (None, "not in the paper"), "reports_last": (0.0, "not in the paper"),
     "label_weight": (1.0, "not in the paper"), "rich_prompts": (False, "not in the paper"),
+    "chunk": (None, "not in the paper"),
     "rules": ("intended", "the paper's text; what the released code does instead are the ledger's switches"),
 }
 OWN = {"mix", "profile", "pretraining", "validations", "seed"}  # no setting of the paper

@@ -38,8 +38,10 @@ cli.main()
 SAVE_EVERY = 4
 CHANGES = {"pretraining": ("M", "C14"), "image_encoder": "resnet-small-groupnorm", "batch_size": 8,
            "projection_dim": 16}
-TOLERANCE = {"atol": 2e-4, "rtol": 2e-3}  # AdamW divides by the root of tiny second moments: rounding grows by steps
-NO_GRADIENT = "key.bias"  # softmax does not see it: AdamW moves it by rounding alone
+TOLERANCE = {"atol": 2e-4, "rtol": 2e-3}
+# A weight of next to no gradient goes where rounding sends it, for AdamW makes full steps: all weights are compared by
+# the length of their difference. The bias of the keys, which softmax does not see, has no gradient at all.
+WEIGHTS, NO_GRADIENT = 1e-3, "key.bias"
 
 
 @pytest.fixture
@@ -68,9 +70,9 @@ def assert_same_run(run, expected):
     assert list(run.log()["step"]) == list(expected.log()["step"])
     found, wanted = run.log()[columns], expected.log()[columns]
     assert torch.allclose(torch.tensor(found.values), torch.tensor(wanted.values), **TOLERANCE, equal_nan=True)
-    for name, tensor in expected.model.state_dict().items():
-        if not name.endswith(NO_GRADIENT):
-            torch.testing.assert_close(run.model.state_dict()[name], tensor, **TOLERANCE)
+    ours, others = (torch.cat([tensor.flatten() for name, tensor in each.model.named_parameters()
+                               if not name.endswith(NO_GRADIENT)]) for each in (run, expected))
+    assert (ours - others).norm() <= WEIGHTS * others.norm()
 
 
 @pytest.mark.parametrize("chunk", [None, 2])

@@ -552,7 +552,7 @@ def test_fit_gives_all_parameters_to_one_adamw(model, tmp_path, monkeypatch):
     log = []
     training.fit(fresh, CXRCLIPLoss(), lambda *_: itertools.repeat(items), lambda: iter([items]),
                  training.Recipe(30, validations=1), FolderStore(tmp_path),
-                 lambda step, line: log.append(line["learning_rate"]), released_groups)
+                 lambda step, lines: log.extend(line["learning_rate"] for line in lines), released_groups)
     (optimizer,) = made
     assert [seen["lr"] for seen in optimizer.seen] == pytest.approx([published_rate(step, 2) for step in range(30)])
     assert {seen["weight_decay"] for seen in optimizer.seen} == {1e-4}
