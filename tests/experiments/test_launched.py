@@ -41,7 +41,7 @@ CHANGES = {"pretraining": ("M", "C14"), "image_encoder": "resnet-small-groupnorm
 TOLERANCE = {"atol": 2e-4, "rtol": 2e-3}
 # A weight of next to no gradient goes where rounding sends it, for AdamW makes full steps: all weights are compared by
 # the length of their difference. The bias of the keys, which softmax does not see, has no gradient at all.
-WEIGHTS, NO_GRADIENT = 1e-3, "key.bias"
+WEIGHTS, NO_GRADIENT = 5e-3, "key.bias"
 
 
 @pytest.fixture
