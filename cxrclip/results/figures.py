@@ -130,7 +130,8 @@ def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction", up_to: 
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 100)
-    return _above(_finish(axes, "k (candidates looked at)", "R@k (%)"))
+    axes.legend(loc="upper left", frameon=False, fontsize=9)  # no curve comes there
+    return _finish(axes, "k (candidates looked at)", "R@k (%)")
 
 
 def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,
