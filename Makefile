@@ -14,7 +14,8 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 CXRCLIP := PYTHONWARNINGS=ignore::DeprecationWarning $(BIN)/cxrclip
-LAUNCH  := $(BIN)/accelerate launch --num_processes $(GPUS) --num_machines 1 --mixed_precision no --dynamo_backend no
+LAUNCH  := $(BIN)/accelerate launch --multi_gpu --num_processes $(GPUS) --num_machines 1 --mixed_precision no \
+	--dynamo_backend no -m cxrclip.cli
 PLACES   = --build "$(BUILD)" --data "$(DATA)" --device $(DEVICE)
 OPTIONS  = --profile $(PROFILE) --mix "$(MIX)" --seed $(SEED) $(PLACES)
 # What `make check` runs: quick tests of the paper's files and of the rules of the house.
@@ -22,7 +23,7 @@ QUICK    = tests/test_losses.py tests/test_metrics.py tests/test_prompts.py test
 
 .DEFAULT_GOAL := help
 .PHONY: help env data augment-texts reproduce dry-run pretrain export results tables figures notebooks check test lint \
-        unit nbval book lab bench golden lock clean
+        style types unit nbval book lab bench golden lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,7 +37,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=... (found %d.%d)" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	@echo "making $(VENV) from requirements.lock (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
@@ -46,8 +47,8 @@ reproduce: $(STAMP)  ## data, runs, notebooks: tables, figures and results.csv i
 dry-run: $(STAMP)  ## the paper's networks on a few studies, random weights: training, evaluation, tables, and what it costs
 	@$(CXRCLIP) dry-run --profile paper --mix "$(MIX)" --seed $(SEED) $(PLACES)
 
-pretrain: $(STAMP)  ## GPUS=8: train the runs of PROFILE and MIX on that many GPUs; make reproduce then finds them
-	@$(LAUNCH) $(if $(filter-out 1,$(GPUS)),--multi_gpu) -m cxrclip.cli pretrain $(OPTIONS)
+pretrain: $(STAMP)  ## the data and runs of PROFILE and MIX alone, GPUS=8: on that many; make reproduce then finds them
+	@$(if $(filter-out 1,$(GPUS)),$(LAUNCH),$(CXRCLIP)) pretrain $(OPTIONS)
 
 results:  ## PROFILE=standard on the phantom world (hours), then the committed results and all that is drawn from them
 	@$(MAKE) --no-print-directory reproduce PROFILE=standard MIX=phantom SEED=0
@@ -77,22 +78,27 @@ export: $(STAMP)  ## RUN=build/runs/<key> OUT=<new folder>: a trained model for 
 notebooks: $(STAMP)  ## execute the committed notebooks in place (quick profile, phantom world)
 	@$(CXRCLIP) notebooks
 
-check: $(STAMP)  ## in a minute: ruff, import direction, types of the paper's files, quick tests
-	@$(MAKE) --no-print-directory lint
+check: style  ## in a minute: ruff, import direction, quick tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(wildcard $(QUICK))
 
 test: lint unit nbval  ## ruff, pytest, and nbval over the committed notebooks
 
-lint: $(STAMP)  ## ruff over library, tests and notebooks; import direction and types where they are set up
+lint: style types  ## ruff, import direction, types of the paper's files
+
+style: $(STAMP)
 	@$(BIN)/ruff check .
-	@if grep -q '^\[tool.importlinter\]' pyproject.toml; then $(BIN)/lint-imports; fi
-	@if grep -q '^\[tool.mypy\]' pyproject.toml; then $(BIN)/mypy; fi
+	@$(BIN)/lint-imports
+
+types: $(STAMP)
+	@$(BIN)/mypy
 
 unit: $(STAMP)  ## pytest, on all cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-nbval: $(STAMP)  ## rerun the committed notebooks and compare their outputs
-	@TQDM_DISABLE=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=1500 -p no:cacheprovider notebooks
+nbval: $(STAMP)  ## rerun the committed notebooks, one a core, and compare their outputs
+	@$(CXRCLIP) pretrain
+	@TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=1500 -p no:cacheprovider \
+		-n auto --dist loadfile notebooks
 
 golden: $(STAMP)  ## record the golden numbers anew, after a version was raised (CONTRIBUTING.md)
 	@GOLDEN_RECORD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_golden.py -k "not moves"
@@ -110,7 +116,7 @@ bench: $(STAMP)  ## measured ratios against obvious alternatives
 lock:  ## requirements.lock anew: the newest packages that pyproject.toml allows, as a fresh environment resolves them
 	@rm -rf $(BUILD)/lock
 	@$(PYTHON) -m venv $(BUILD)/lock
-	@$(BUILD)/lock/bin/python -m pip install --quiet setuptools wheel -e '.[data,book,test,translate]'
+	@$(BUILD)/lock/bin/python -m pip install --quiet --no-compile setuptools wheel -e '.[data,book,test,translate]'
 	@$(BUILD)/lock/bin/python .ci/lock.py > $(BUILD)/lock.txt
 	@mv $(BUILD)/lock.txt requirements.lock
 	@rm -rf $(BUILD)/lock

@@ -127,7 +127,7 @@ def prepare(folder, studies, workers):
     text = "The lungs are clear, there is no effusion. " * 14
     for i in range(studies):
         films = [Film(folder / f"{(i + k) % 200}.jpg", "PA") for k in range(1 + i % 2)]
-        taken.studies.append(Study(i + 1, f"s{i}", f"p{i}", films, "train", f"{text}{i}", f"Normal {i}."))
+        taken.studies.append(Study(f"s{i}", f"p{i}", films, "train", f"{text}{i}", f"Normal {i}.", row=i + 1))
     peak, start = Peak(), time.perf_counter()
     taken.write(folder / "out", image_size=64, max_rejected=0, workers=workers)
     seconds = time.perf_counter() - start

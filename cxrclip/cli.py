@@ -83,6 +83,14 @@ def _bench(build: Path, data: str, device: str) -> Workbench:
     return Workbench(build, data, device)
 
 
+def _clone(root: Path | None) -> Path:
+    """The folder of the repository: what was given, else where the package lies."""
+    root = root or Path(__file__).parents[1]
+    if not (root / "pyproject.toml").is_file():
+        raise InputError(f"{root} is no clone of the repository: run this in one, or name it with --root")
+    return root
+
+
 @command("reproduce")
 def reproduce(profile: Profile = "quick", mix: Mix = "phantom", seed: Seed = 0, build: Build = Path("build"),
               data: Data = "", device: Device = "auto",
@@ -96,7 +104,7 @@ def reproduce(profile: Profile = "quick", mix: Mix = "phantom", seed: Seed = 0, 
 @command("pretrain")
 def pretrain(profile: Profile = "quick", mix: Mix = "phantom", seed: Seed = 0, build: Build = Path("build"),
              data: Data = "", device: Device = "auto") -> None:
-    """Train the book's runs one by one and stop; on several GPUs: accelerate launch ... -m cxrclip.cli pretrain."""
+    """Prepare the data, make every missing run, and stop; on several GPUs under `accelerate launch -m cxrclip.cli`."""
     bench = _bench(build, data, device)
     from cxrclip.book.reproduce import pretrain_all
     pretrain_all(profile, mix, seed, bench)
@@ -114,6 +122,7 @@ def dry_run(profile: Profile = "paper", mix: Mix = "phantom", seed: Seed = 0, bu
 @command("notebooks")
 def notebooks(build: Build = Path("build"), device: Device = "auto") -> None:
     """Execute the committed notebooks in place (quick profile, phantom world)."""
+    _clone(None)
     bench = _bench(build, "", device)
     from cxrclip.book.reproduce import in_place
     in_place(bench)
@@ -129,10 +138,7 @@ def data(source: Annotated[str, typer.Option(help="mimic-cxr, chexpert, chestxra
                                                           "value in YAML; may be repeated")] = None) -> None:
     """Turn a public data set, as it lies on disk, into a checked study folder."""
     from cxrclip.data import sources
-    if prepare := getattr(sources, "prepare_from_text", None):
-        typer.echo(prepare(source, root, out, allow_partial, option or []))
-        return
-    print(sources.prepare_from_text(source, root, out, allow_partial, option or []))
+    typer.echo(sources.prepare_from_text(source, root, out, allow_partial, option or []))
 
 
 @command("augment-texts")
@@ -158,24 +164,27 @@ def augment_texts(studies: Annotated[Path, typer.Option(help="study folder with 
 @command("tables")
 def tables(root: Root = None) -> None:
     """Write tables, verdicts and the pages' parts from the committed results alone."""
+    root = _clone(root)
     from cxrclip.book import render
-    typer.echo("\n".join(render.write_tables(root or render.ROOT)))
+    typer.echo("\n".join(render.write_tables(root)))
 
 
 @command("keep")
 def keep(results: Annotated[Path, typer.Option(help="results.csv of a finished standard run")],
          root: Root = None) -> None:
     """Put new results in the place of the committed ones, one CSV a comparison."""
+    root = _clone(root)
     from cxrclip.book import render
     from cxrclip.results.rows import read_results
-    typer.echo("\n".join(render.keep_results(read_results(results), root or render.ROOT)))
+    typer.echo("\n".join(render.keep_results(read_results(results), root)))
 
 
 @command("figures")
 def figures(root: Root = None) -> None:
     """Draw the committed figures from the committed results alone."""
+    root = _clone(root)
     from cxrclip.book import render
-    typer.echo("\n".join(render.write_figures(root or render.ROOT)))
+    typer.echo("\n".join(render.write_figures(root)))
 
 
 @command("export")

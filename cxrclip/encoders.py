@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,13 @@ from torch.nn import functional as F
 from torchvision.models import resnet50
 from torchvision.models.resnet import BasicBlock
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.models.bert import BertConfig, BertModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.bert import BertConfig, BertLayer, BertModel
 from transformers.models.swin import SwinConfig, SwinModel
 from transformers.utils import ModelOutput
 
 from cxrclip.errors import InputError
+from cxrclip.transforms import normalised
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation per channel
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -46,7 +48,7 @@ BERTS: Mapping[str, Mapping[str, Any]] = {
                    "initializer_range": 0.07, "attn_implementation": "eager"},
 }
 Norm = Callable[[int], nn.Module]  # channels -> a normalisation layer
-TEXTS_AT_ONCE = 32  # texts of similar length that go through BERT together
+CPU_TOKENS, ON_GPU = 83_200, 16_384  # of texts that go through BERT together: on a CPU, tokens times features; on a GPU
 IMAGE_ENCODERS = ("resnet50", "swin-tiny", "resnet-small", "resnet-small-groupnorm", "swin-small")
 TEXT_ENCODERS = tuple(BERTS)
 IMAGE_POOLINGS = ("mean", "first_token")
@@ -121,7 +123,10 @@ class CXRCLIPModel(PreTrainedModel):
         self.post_init()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, F), pooled, before projection: what a linear probe sees."""
+        """(B, 3, S, S) normalised, or (B, 1, S, S) gray of 0 to 1 -> (B, F), pooled, before projection: what a linear
+        probe sees."""
+        if pixel_values.shape[1] == 1:
+            pixel_values = normalised(pixel_values, self.config.image_mean, self.config.image_std)
         return self.image_encoder(pixel_values)
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -222,11 +227,19 @@ class Swin(nn.Module):
                              f"needs {swin.window_size * self.cell} pixels a side")
         self.network = SwinModel(swin, add_pooling_layer=False)
         self.features = self.network.num_features
+        for module in self.network.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.register_forward_pre_hook(in_float32)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, F, S / P, S / P)."""
         tokens = self.network(pixel_values).last_hidden_state                                 # (B, cells, F)
         return tokens.transpose(1, 2).unflatten(2, (-1, math.ceil(pixel_values.shape[-1] / self.cell)))
+
+
+def in_float32(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """A normalisation layer's input in float32 also under autocast, as on a GPU: nearer to float32, and faster."""
+    return (inputs[0].float(),)
 
 
 class ImageEncoder(nn.Module):
@@ -272,7 +285,8 @@ class TextEncoder(nn.Module):
     """BERT and its pooling: (B, L) token ids and mask -> (B, F).
 
     Texts of similar length go through BERT together, cut to the longest among them, so that no time is spent on the
-    padding of a short impression beside a long findings section. The features are those of one pass over the batch.
+    padding of a short impression beside a long findings section. The last layer is computed only for the token that
+    the pooling reads. The features are those of one pass of BERT over the batch.
     """
 
     def __init__(self, network: BertModel, pooling: str) -> None:
@@ -283,20 +297,49 @@ class TextEncoder(nn.Module):
         """(B, L), (B, L) -> (B, F)."""
         lengths = attention_mask.sum(dim=1)                           # (B,)
         order = lengths.argsort(stable=True)
+        at_once = ON_GPU if input_ids.is_cuda else CPU_TOKENS // self.features
         parts = []
-        for rows in order.split(TEXTS_AT_ONCE):
+        for rows in order.split(sizes_of_like_length(lengths[order].tolist(), at_once)):
             longest = lengths[rows[-1]]
-            parts.append(self._pooled(input_ids[rows, :longest], attention_mask[rows, :longest]))
+            parts.append(self.pooled(input_ids[rows, :longest], attention_mask[rows, :longest]))
         return torch.cat(parts)[order.argsort()]                      # (B, F)
 
-    def _pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        tokens = self.network(input_ids, attention_mask=attention_mask).last_hidden_state     # (B, L, F)
-        if self.pooling == "first_token":
-            return tokens[:, 0]
-        if self.pooling == "last_token":
-            return last_token(tokens, attention_mask)
-        mask = attention_mask[:, :, None].to(tokens.dtype)
-        return (tokens * mask).sum(dim=1) / mask.sum(dim=1)
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """As forward, but all texts at once and padded to one length."""
+        *layers, last = self.network.encoder.layer
+        tokens = self.network.embeddings(input_ids)                   # (B, L, F)
+        mask = create_bidirectional_mask(self.network.config, tokens, attention_mask)
+        for layer in layers:
+            tokens = layer(tokens, mask)
+        if self.pooling == "mean":
+            weights = attention_mask[:, :, None].to(tokens.dtype)
+            return (last(tokens, mask) * weights).sum(dim=1) / weights.sum(dim=1)
+        token = tokens[:, 0] if self.pooling == "first_token" else last_token(tokens, attention_mask)
+        return bert_layer_at(cast(BertLayer, last), token, tokens, attention_mask)
+
+
+def bert_layer_at(layer: BertLayer, token: Tensor, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    """What `layer` makes of one token of each text, and of no other.
+
+    token (B, F), out of tokens (B, L, F); attention_mask (B, L) -> (B, F).
+    """
+    attention, query = layer.attention.self, token[:, None]           # (B, 1, F)
+    q, k, v = (linear(x).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2) for linear, x in
+               ((attention.query, query), (attention.key, tokens), (attention.value, tokens)))    # (B, heads, ., .)
+    mixed = F.scaled_dot_product_attention(q, k, v, attention_mask[:, None, None].bool(),
+                                           attention.dropout.p if layer.training else 0.0)
+    attended = layer.attention.output(mixed.transpose(1, 2).flatten(2), query)
+    return layer.feed_forward_chunk(attended)[:, 0]
+
+
+def sizes_of_like_length(lengths: Sequence[int], at_once: int) -> list[int]:
+    """How many of the texts of ascending `lengths` go together: as many as have `at_once` tokens, padding included."""
+    sizes = [0]
+    for length in lengths:
+        if sizes[-1] and (sizes[-1] + 1) * length > at_once:
+            sizes.append(0)
+        sizes[-1] += 1
+    return sizes
 
 
 def build_text_encoder(config: CXRCLIPConfig) -> TextEncoder:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from torch.nn import functional as F
 
 from cxrclip.errors import InputError
 
-Contrast = Callable[[Tensor, Tensor, Tensor | float], Tensor]  # info_nce, or a variant of it
+Contrast = Callable[..., Tensor]  # info_nce, or a variant of it: (a, b, logit_scale, rows) -> scalar
+EVERY = slice(None)
 
 
 class LossTerms(NamedTuple):
@@ -31,15 +33,16 @@ class LossTerms(NamedTuple):
     tcl: Tensor
 
 
-def info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float) -> Tensor:
+def info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float, rows: slice = EVERY) -> Tensor:
     """Row i of `a` asks which row of `b` is its own; the other B - 1 rows are negatives.
 
         l(a -> b) = -1/B sum_i log [ exp(s a_i.b_i) / sum_j exp(s a_i.b_j) ]
 
-    a, b: (B, D) unit rows. Returns a scalar; log B for chance. Source: paper, section 2.3.
+    a, b: (B, D) unit rows. `rows`: the mean over these i alone, R of them; one of several processes asks for its own.
+    Returns a scalar; log B for chance. Source: paper, section 2.3.
     """
-    logits = logit_scale * a @ b.T                            # (B, B)
-    targets = torch.arange(len(logits), device=logits.device)  # (B,)
+    logits = logit_scale * a[rows] @ b.T                            # (R, B)
+    targets = torch.arange(len(b), device=logits.device)[rows]      # (R,)
     return F.cross_entropy(logits, targets)
 
 
@@ -73,9 +76,11 @@ def text_contrastive(text_embeds: Tensor, logit_scale: Tensor | float, contrast:
 class CXRCLIPLoss(nn.Module):
     """L = L_MVS + icl_weight * L_ICL + tcl_weight * L_TCL  (paper, section 2.3; published weights 1.0 and 0.5).
 
-    With several processes the embeddings of all are gathered, with gradient, and every process computes the loss of
-    the joined batch. Averaging the parameters' gradients over processes, as DistributedDataParallel does, then gives
-    the gradient of a single process with that batch. All processes must hold the same number of studies.
+    With W processes the embeddings of all are gathered, with gradient, and process r contrasts its own B/W rows with
+    all B: L = 1/W sum_r L_r, where L_r depends on the embeddings e_q of every process q. DistributedDataParallel
+    averages over q what arrives at process q, so sum_r dL_r/de_q has to arrive there (`_GatherStudies`); the average is
+    then dL/d(parameters) of a single process with the joined batch. The terms returned have the values of L, equal on
+    all processes, and the gradient of L_r. All processes must hold the same number of studies.
 
     mvs: False contrasts the one pair (x1, t1) in place of all pairs, to measure what MVS is worth.
     """
@@ -105,14 +110,22 @@ class CXRCLIPLoss(nn.Module):
         with torch.autocast(image_embeds.device.type, enabled=False):
             x, t = image_embeds.float(), text_embeds.float()
             s = logit_scale.float() if isinstance(logit_scale, Tensor) else logit_scale
-            if self.gather and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            rows, several = EVERY, self.gather and processes() > 1
+            if several:
+                rows = slice(dist.get_rank() * x.shape[1], (dist.get_rank() + 1) * x.shape[1])
                 x, t = _GatherStudies.apply(x.contiguous()), _GatherStudies.apply(t.contiguous())
                 marks = {name: _gather_mark(mark) for name, mark in marks.items()}
-            contrast = self.contrast(**marks)
+            contrast = partial(self.contrast(**marks), rows=rows)
             images, texts = (x, t) if self.mvs else (x[:1], t[:1])
             mvs = multi_view_supervision(images, texts, s, contrast)
             icl, tcl = image_contrastive(x, s, contrast), text_contrastive(t, s, contrast)
-            return LossTerms(mvs + self.icl_weight * icl + self.tcl_weight * tcl, mvs, icl, tcl)
+            terms = LossTerms(mvs + self.icl_weight * icl + self.tcl_weight * tcl, mvs, icl, tcl)
+            return _with_values_of_all(terms) if several else terms
+
+
+def processes() -> int:
+    """Number of processes that train together; 1 outside torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _first_with_second(embeds: Tensor, logit_scale: Tensor | float, contrast: Contrast) -> Tensor:
@@ -126,6 +139,14 @@ def _gather_mark(mark: Tensor) -> Tensor:
     parts = [torch.empty_like(mark) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, mark.contiguous())
     return torch.cat(parts)
+
+
+def _with_values_of_all(terms: LossTerms) -> LossTerms:
+    """The terms with the mean over processes as their value; their gradient stays that of this process."""
+    mine = torch.stack(list(terms))
+    mean = mine.detach().clone()
+    dist.all_reduce(mean)
+    return LossTerms(*(mine + (mean / dist.get_world_size() - mine.detach())))
 
 
 class _GatherStudies(torch.autograd.Function):

@@ -6,16 +6,17 @@ N samples, K classes, D embedding dimensions. Tensors are accepted wherever arra
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
-from torch import Tensor
 
 from cxrclip.errors import InputError
+
+if TYPE_CHECKING:  # tables and verdicts need no torch, whose import takes seconds
+    from torch import Tensor
 
 Statistic = Callable[..., float]
 
@@ -53,24 +54,26 @@ def recall_at_k(image_embeds: ArrayLike | Tensor, text_embeds: ArrayLike | Tenso
     Ties share the mean rank: the right answer's expected place if tied candidates were shuffled. Scores are cosines
     rounded to float32 after a float64 product, so that equal candidates tie in any chunk.
 
-    image_embeds, text_embeds: (N, D) unit rows. chunk_size: queries scored at a time; memory is about
-    20 bytes * chunk_size * candidates. Raises InputError for unequal lengths, no rows, values that are not finite, or
-    an unknown direction.
+    image_embeds, text_embeds: (N, D) unit rows. chunk_size: queries scored at a time; beside the embeddings in float64,
+    memory is 8 bytes * chunk_size * candidates. Raises InputError for unequal lengths, no rows, values that are not
+    finite, or an unknown direction.
     """
-    images, all_texts = _embeddings(image_embeds, "image"), _embeddings(text_embeds, "text")
-    if images.shape != all_texts.shape or len(texts) != len(images):
-        raise InputError(f"recall_at_k: {images.shape} image and {all_texts.shape} text embeddings, {len(texts)} "
+    images, distinct = _embeddings(image_embeds, "image"), _embeddings(text_embeds, "text")
+    if images.shape != distinct.shape or len(texts) != len(images):
+        raise InputError(f"recall_at_k: {images.shape} image and {distinct.shape} text embeddings, {len(texts)} "
                          "texts: give one of each per study")
     number = {text: u for u, text in enumerate(dict.fromkeys(texts))}     # distinct text -> u
     text_of_row = np.array([number[text] for text in texts])              # (N,)
     first_row = np.unique(text_of_row, return_index=True)[1]              # (U,)
     text_of_distinct = np.arange(len(first_row))
+    if len(first_row) < len(distinct):
+        distinct = distinct[first_row]                                    # (U, D)
     if direction == "image_to_text":
         rows = np.arange(len(images))
-        ranks = _ranks(images, all_texts[first_row], text_of_row, text_of_distinct, chunk_size)
+        ranks = _ranks(images, distinct, text_of_row, text_of_distinct, chunk_size)
     elif direction == "text_to_image":
         rows = first_row
-        ranks = _ranks(all_texts[first_row], images, text_of_distinct, text_of_row, chunk_size)
+        ranks = _ranks(distinct, images, text_of_distinct, text_of_row, chunk_size)
     else:
         raise InputError(f"recall_at_k: unknown direction {direction!r}: choose image_to_text or text_to_image")
     return Retrieval(ranks, {k: float(np.mean(ranks <= k)) for k in ks}, float(ranks.mean()), rows)
@@ -118,23 +121,32 @@ def chance_of_hit(right: ArrayLike, candidates: ArrayLike, k: int) -> np.ndarray
     return 1 - missed
 
 
-def in_batch_accuracy(a: Tensor, b: Tensor) -> float:
-    """Share of rows of `a` (B, D) whose most similar row of `b` (B, D) is their own: R@1 within the batch."""
-    return (a @ b.T).argmax(dim=1).eq(torch.arange(len(a), device=a.device)).float().mean().item()
+def in_batch_accuracy(a: Tensor, b: Tensor, first: int = 0) -> Tensor:
+    """Share of rows of `a` (R, D) whose most similar row of `b` (B, D) is their own, R@1 within the batch: a scalar.
+
+    `a` are the rows from `first` on of the batch.
+    """
+    import torch
+    return (a @ b.T).argmax(dim=1).eq(torch.arange(first, first + len(a), device=a.device)).float().mean()
 
 
 def _ranks(queries: np.ndarray, candidates: np.ndarray, text_of_query: np.ndarray, text_of_candidate: np.ndarray,
            chunk_size: int) -> np.ndarray:
     """(Q,) rank of the best right candidate: 1 + better + tied / (right + 1), the expected place among the tied."""
     ranks = np.empty(len(queries))
+    by_text = np.argsort(text_of_candidate, kind="stable")
+    ends = np.cumsum(np.bincount(text_of_candidate))
+    products = np.empty((min(chunk_size, len(queries)), len(candidates)))     # (C, M), used again: new pages cost time
     for start in range(0, len(queries), chunk_size):
-        chunk = slice(start, start + chunk_size)
-        scores = (queries[chunk] @ candidates.T).astype(np.float32)           # (C, M)
-        right = text_of_query[chunk, None] == text_of_candidate               # (C, M)
-        best = np.max(scores, axis=1, keepdims=True, where=right, initial=-np.inf)
-        better, tied = np.sum(scores > best, axis=1), scores == best
-        n_right = np.sum(tied & right, axis=1)
-        ranks[chunk] = 1 + better + (np.sum(tied, axis=1) - n_right) / (n_right + 1)
+        part = queries[start:start + chunk_size]
+        np.matmul(part, candidates.T, out=products[:len(part)])
+        for query, (text, scores) in enumerate(zip(text_of_query[start:], products[:len(part)], strict=False), start):
+            row = scores.astype(np.float32)
+            right = row[by_text[ends[text - 1] if text else 0:ends[text]]]
+            best = right.max()
+            n_right = np.count_nonzero(right == best)
+            others = np.count_nonzero(row == best) - n_right
+            ranks[query] = 1 + np.count_nonzero(row > best) + others / (n_right + 1)
     return ranks
 
 
@@ -212,12 +224,37 @@ def bootstrap(statistic: Statistic, *arrays: ArrayLike | Tensor, n: int = 1000, 
     """statistic(*arrays) with its percentile interval over n resamples of the rows, or of whole groups.
 
     arrays: N rows each, resampled together. groups: (N,) ids such as patient ids; rows of one patient are not
-    independent, so patients are drawn, with all their rows. Resamples without a value (one outcome only) are drawn
-    again: see bootstrap_values, which also counts them.
+    independent, so patients are drawn, with all their rows. A resample is drawn again if the statistic raises
+    InputError or is NaN on it, as AUROC is without positives. Raises InputError for arrays of different length, and
+    when more than n resamples had to be drawn again.
     """
-    values, _ = bootstrap_values(statistic, *arrays, n=n, seed=seed, groups=groups)
+    columns = [_array(array) for array in arrays]
+    sizes = [len(column) for column in columns] + ([] if groups is None else [len(groups)])
+    if not columns or len(set(sizes)) != 1 or not sizes[0]:
+        raise InputError(f"bootstrap: arrays and groups of {sizes} rows: give the same number of rows, at least one")
+    number = np.arange(sizes[0]) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    members = np.split(np.argsort(number, kind="stable"), np.cumsum(np.bincount(number))[:-1])    # rows of each group
+    values: list[float] = []
+    for drawn, chosen in enumerate(resamples(len(members), seed)):
+        if len(values) == n:
+            break
+        if drawn - len(values) > n:
+            raise InputError(f"bootstrap: only {len(values)} of {drawn} resamples have a value: too few samples")
+        rows = np.concatenate([members[group] for group in chosen])
+        value = _value_or_nan(statistic, [column[rows] for column in columns])
+        values += [] if np.isnan(value) else [value]
     low, high = np.percentile(values, (2.5, 97.5))
-    return Interval(float(statistic(*map(_array, arrays))), float(low), float(high))
+    return Interval(float(statistic(*columns)), float(low), float(high))
+
+
+def resamples(groups: int, seed: int) -> Iterator[np.ndarray]:
+    """Bootstrap resamples without end: (G,) numbers of the groups (patients), drawn with replacement from all G.
+
+    Every interval of this project is drawn here: `bootstrap` repeats rows, results.statistics weighs them.
+    """
+    rng = np.random.default_rng(seed)
+    while True:
+        yield rng.integers(groups, size=groups)
 
 
 def paired_bootstrap(statistic: Statistic, scores_a: ArrayLike | Tensor, scores_b: ArrayLike | Tensor,
@@ -248,40 +285,6 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def bootstrap_values(statistic: Statistic, *arrays: ArrayLike | Tensor, n: int = 1000, seed: int = 0,
-                     groups: Sequence[Hashable] | np.ndarray | None = None) -> tuple[np.ndarray, int]:
-    """The statistic on n resamples, (n,), and how many resamples were drawn again.
-
-    A resample is drawn again if the statistic raises InputError or is NaN on it, as AUROC is without positives.
-    Raises InputError for arrays of different length, and when more than n resamples had to be drawn again.
-    """
-    columns = [_array(array) for array in arrays]
-    sizes = [len(column) for column in columns] + ([] if groups is None else [len(groups)])
-    if not columns or len(set(sizes)) != 1 or not sizes[0]:
-        raise InputError(f"bootstrap: arrays and groups of {sizes} rows: give the same number of rows, at least one")
-    draw, rng = _row_sampler(sizes[0], groups), np.random.default_rng(seed)
-    values: list[float] = []
-    redrawn = 0
-    while len(values) < n:
-        rows = draw(rng)
-        value = _value_or_nan(statistic, [column[rows] for column in columns])
-        if not np.isnan(value):
-            values.append(value)
-        elif (redrawn := redrawn + 1) > n:
-            raise InputError(f"bootstrap: only {len(values)} of {redrawn + len(values)} resamples have a value: "
-                             "too few samples")
-    return np.array(values), redrawn
-
-
-def _row_sampler(n_rows: int, groups: Sequence[Hashable] | np.ndarray | None) -> Callable:
-    """rng -> row indices of one resample."""
-    if groups is None:
-        return lambda rng: rng.integers(n_rows, size=n_rows)
-    number, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)[1:]
-    members = np.split(np.argsort(number, kind="stable"), np.cumsum(sizes)[:-1])    # rows of each group
-    return lambda rng: np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
-
-
 def _value_or_nan(statistic: Statistic, resample: list[np.ndarray]) -> float:
     try:
         return float(statistic(*resample))
@@ -290,4 +293,4 @@ def _value_or_nan(statistic: Statistic, resample: list[np.ndarray]) -> float:
 
 
 def _array(values: ArrayLike | Tensor) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)

@@ -2,12 +2,17 @@
 
 Every source of chance is a function of (seed, step): the batch order, each study's draws, and dropout. So a
 checkpoint needs no random state, and a run killed at any step and started again ends with the same weights.
+
+Under `accelerate launch` each process makes its share of every batch, and DistributedDataParallel averages gradients.
+On GPUs BatchNorm then takes the statistics of all processes' images (SyncBatchNorm), so that their number changes no
+result; torch has none for CPUs, where each process normalises by its own. Cached gradients: see `cached_backward`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,11 +26,14 @@ from cxrclip.errors import InputError
 from cxrclip.losses import CXRCLIPLoss, LossTerms
 from cxrclip.metrics import in_batch_accuracy
 
+ACCURACIES = ("accuracy_image_text", "accuracy_text_image")
 INPUTS = ("pixel_values", "input_ids", "attention_mask")
 Batch = Mapping[str, Tensor]  # INPUTS, and marks (B,) that a loss may need
 BatchMaker = Callable[[int, int, int], Iterator[Batch]]  # (first step, rank, number of processes) -> endless batches
 ParameterGroups = Callable[[nn.Module, float], list[dict[str, object]]]  # model, weight decay -> AdamW's groups
-Log = Callable[[int, dict[str, float]], None]  # number of finished steps, what the last one measured
+Line = dict[str, float | Tensor]  # what a step measured
+Log = Callable[[int, list[dict[str, float]]], None]  # number of finished steps, what the last ones measured
+READ_EVERY = 20  # steps between two looks of the CPU at what a GPU measured: each look waits for the GPU
 
 
 class Store(Protocol):
@@ -40,7 +48,10 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to optimise. Steps count optimiser updates; the warm-up is a share of them (published: 1 of 15 epochs)."""
+    """How to optimise. Steps count optimiser updates; the warm-up is a share of them (published: 1 of 15 epochs).
+
+    chunk: studies that a process embeds at once, with cached gradients; None embeds its whole share of the batch.
+    """
 
     steps: int
     learning_rate: float = 5e-5
@@ -51,6 +62,7 @@ class Recipe:
     precision: str = "auto"
     device: str = "auto"
     save_every: int = 100
+    chunk: int | None = None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -70,14 +82,29 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     return math.cos(math.pi / 2 * t) ** 2
 
 
+def embed(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The V views (V, B, D) and the T texts (T, B, D) of B studies, and the logit scale, a scalar."""
+    output = model(**{name: batch[name].flatten(0, 1) for name in INPUTS})
+    return (output.image_embeds.unflatten(0, (len(batch["pixel_values"]), -1)),
+            output.text_embeds.unflatten(0, (len(batch["input_ids"]), -1)), output.logit_scale)
+
+
 def contrast(model: nn.Module, criterion: CXRCLIPLoss, batch: Batch) -> tuple[LossTerms, Tensor, Tensor]:
     """Embed the V views and T texts of B studies and contrast them; embeds come back as (V, B, D) and (T, B, D)."""
-    views, texts = batch["pixel_values"].shape[0], batch["input_ids"].shape[0]
-    output = model(**{name: batch[name].flatten(0, 1) for name in INPUTS})
-    image_embeds = output.image_embeds.unflatten(0, (views, -1))  # (V, B, D)
-    text_embeds = output.text_embeds.unflatten(0, (texts, -1))    # (T, B, D)
-    marks = {name: tensor for name, tensor in batch.items() if name not in INPUTS}
-    return criterion(image_embeds, text_embeds, output.logit_scale, **marks), image_embeds, text_embeds
+    image_embeds, text_embeds, logit_scale = embed(model, batch)
+    return criterion(image_embeds, text_embeds, logit_scale, **marks_of(batch)), image_embeds, text_embeds
+
+
+def marks_of(batch: Batch) -> dict[str, Tensor]:
+    """What the batch holds beside images and texts."""
+    return {name: tensor for name, tensor in batch.items() if name not in INPUTS}
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device. A GPU fetches it from pinned memory by itself, while the CPU goes on."""
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def fit(model: CXRCLIPModel, criterion: CXRCLIPLoss, batches_from: BatchMaker,
@@ -89,7 +116,8 @@ def fit(model: CXRCLIPModel, criterion: CXRCLIPLoss, batches_from: BatchMaker,
         batches_from: endless batches from a given step on, for one of several processes.
         validation: the fixed validation batches, anew at each call.
         store: keeps "state" (to resume) and "best" (the weights returned).
-        log: called after each step with the number of finished steps and what was measured; first process only.
+        log: called with the number of finished steps and what those since the last call measured, on a GPU every
+            READ_EVERY steps; first process only.
         groups: which parameters decay.
 
     Raises:
@@ -97,48 +125,106 @@ def fit(model: CXRCLIPModel, criterion: CXRCLIPLoss, batches_from: BatchMaker,
         FloatingPointError: the loss is no longer finite; names the step.
     """
     accelerator = start_accelerator(recipe.device, recipe.precision)
-    optimizer = AdamW(groups(model, recipe.weight_decay), lr=recipe.learning_rate)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    optimizer = AdamW(groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     step, best = resume(accelerator, model, optimizer, store)
     batches = batches_from(step, accelerator.process_index, accelerator.num_processes)
+    lines: list[Line] = []  # of steps that have not been logged yet
     with torch.random.fork_rng():
         while step < recipe.steps:
-            line = train_step(accelerator, wrapped, optimizer, criterion, next(batches), step, recipe)
+            lines.append(train_step(accelerator, wrapped, optimizer, criterion, next(batches), step, recipe))
             step += 1
+            saves = step % recipe.save_every == 0 or step == recipe.steps
             if step in validation_steps(recipe):
-                line |= validate(accelerator, model, criterion, validation())
-                if line["valid_total"] < best:
-                    best = line["valid_total"]
+                lines[-1] |= validate(accelerator, model, criterion, validation())
+            if accelerator.device.type == "cpu" or saves or "valid_total" in lines[-1] or len(lines) == READ_EVERY:
+                read, lines = read_lines(lines, step), []
+                if read[-1].get("valid_total", math.inf) < best:
+                    best = read[-1]["valid_total"]
                     checkpoint(accelerator, model, optimizer, store, "best", step, best)
-            if accelerator.is_main_process:
-                log(step, line)
-            if step % recipe.save_every == 0 or step == recipe.steps:
+                if accelerator.is_main_process:
+                    log(step, read)
+            if saves:
                 checkpoint(accelerator, model, optimizer, store, "state", step, best)
     store.load("best", model)
     return accelerator.unwrap_model(wrapped)
 
 
 def train_step(accelerator: Accelerator, model: nn.Module, optimizer: AdamW, criterion: CXRCLIPLoss,
-               batch: Batch, step: int, recipe: Recipe) -> dict[str, float]:
-    """One update: forward, loss, backward, AdamW. Returns the line for the log."""
-    torch.manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + accelerator.process_index)  # dropout: see the module
+               batch: Batch, step: int, recipe: Recipe) -> Line:
+    """One update: forward, loss, backward, AdamW. Returns the line for the log; its tensors are still on the device."""
     rate = recipe.learning_rate * learning_rate_factor(step, recipe.steps, recipe.warmup)
     for group in optimizer.param_groups:
         group["lr"] = rate
     model.train()
-    batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-    with accelerator.autocast():
-        terms, image_embeds, text_embeds = contrast(model, criterion, batch)
-    if not torch.isfinite(terms.total):
-        raise FloatingPointError(f"the loss is {terms.total.item()} at step {step}: lower the learning rate")
     optimizer.zero_grad()
-    accelerator.backward(terms.total)
+    batch = on_device(batch, accelerator.device)
+    seed = (recipe.seed * 1_000_003 + step) * 1_009 + accelerator.process_index  # of dropout: see the module
+    if recipe.chunk is None:
+        torch.manual_seed(seed)
+        with accelerator.autocast():
+            terms, image_embeds, text_embeds = contrast(model, criterion, batch)
+        accelerator.backward(terms.total)
+    else:
+        terms, image_embeds, text_embeds = cached_backward(accelerator, model, criterion, batch, recipe.chunk, seed)
     optimizer.step()
-    scale = accelerator.unwrap_model(model).logit_scale
-    return {"learning_rate": rate, **{name: value.item() for name, value in terms._asdict().items()},
-            "accuracy_image_text": in_batch_accuracy(image_embeds[0].detach(), text_embeds[0].detach()),
-            "accuracy_text_image": in_batch_accuracy(text_embeds[0].detach(), image_embeds[0].detach()),
-            "logit_scale": scale.exp().item()}
+    x, t = image_embeds[0].detach().contiguous(), text_embeds[0].detach().contiguous()        # (B, D)
+    first = accelerator.process_index * len(x)
+    accuracies = torch.stack([in_batch_accuracy(x, accelerator.gather(t), first),
+                              in_batch_accuracy(t, accelerator.gather(x), first)])
+    return {"learning_rate": rate, **{name: value.detach() for name, value in terms._asdict().items()},
+            **dict(zip(ACCURACIES, accelerator.reduce(accuracies, "mean"), strict=True)),
+            "logit_scale": accelerator.unwrap_model(model).logit_scale.detach().exp()}
+
+
+def cached_backward(accelerator: Accelerator, model: nn.Module, criterion: CXRCLIPLoss, batch: Batch, chunk: int,
+                    seed: int) -> tuple[LossTerms, Tensor, Tensor]:
+    """Gradients of the whole batch in the memory of `chunk` studies (GradCache, Gao et al. 2021, arXiv 2101.06983).
+
+    The loss sees a study through its embeddings e alone: dL/d(parameters) = sum over studies of dL/de de/d(parameters).
+    Dropout of a chunk follows from (seed, chunk), so step 3 repeats step 1. BatchNorm normalises a chunk by the chunk's
+    own statistics, as in a batch of that size; each chunk moves the running ones once a step, in step 3 alone.
+    """
+    parts = [dict(zip(INPUTS, part, strict=True))
+             for part in zip(*(batch[name].split(chunk, dim=1) for name in INPUTS), strict=True)]
+
+    def embed_chunk(number: int) -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(seed + (number << 48))
+        with accelerator.autocast():
+            return embed(model, parts[number])
+
+    running = [buffer.clone() for buffer in model.buffers()]
+    with torch.no_grad():                                            # 1. embed every chunk, keep no graph
+        embeds = [embed_chunk(number) for number in range(len(parts))]
+        for buffer, before in zip(model.buffers(), running, strict=True):
+            buffer.copy_(before)
+    x, t = (torch.cat([part[kind] for part in embeds], dim=1).float().requires_grad_() for kind in (0, 1))
+    scale = embeds[0][2].float().requires_grad_()
+    terms = criterion(x, t, scale, **marks_of(batch))                # 2. the loss of the batch, and dL/de
+    by_x, by_t, by_scale = torch.autograd.grad(terms.total, (x, t, scale))
+    gradients = zip(by_x.split(chunk, dim=1), by_t.split(chunk, dim=1), strict=True)
+    for number, (dx, dt) in enumerate(gradients):                    # 3. embed again, and back to the parameters
+        last = number == len(parts) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            x_part, t_part, s = embed_chunk(number)
+            product = (x_part.float() * dx).sum() + (t_part.float() * dt).sum()
+            accelerator.backward(product + s * by_scale if last else product)
+    return terms, x, t
+
+
+def read_lines(lines: list[Line], step: int) -> list[dict[str, float]]:
+    """The lines of the steps before `step` as numbers. FloatingPointError names the first step of no finite loss."""
+    names = [name for name, value in lines[0].items() if isinstance(value, Tensor)]
+    values = torch.stack([torch.stack([value for value in line.values() if isinstance(value, Tensor)])
+                          for line in lines]).tolist()
+    read = [line | dict(zip(names, row, strict=True)) for line, row in zip(lines, values, strict=True)]
+    for number, line in enumerate(read, step - len(lines)):
+        if not math.isfinite(line["total"]):
+            raise FloatingPointError(f"the loss is {line['total']} at step {number}: lower the learning rate")
+    return read
 
 
 def validation_steps(recipe: Recipe) -> set[int]:
@@ -149,14 +235,15 @@ def validation_steps(recipe: Recipe) -> set[int]:
 @torch.no_grad()
 def validate(accelerator: Accelerator, model: CXRCLIPModel, criterion: CXRCLIPLoss,
              batches: Iterator[Batch]) -> dict[str, float]:
-    """Mean of each loss term over the validation batches. Every process reads them all, and none gathers."""
+    """Mean of each loss term over the validation batches, and over the processes: each reads all of them by itself."""
     model.eval()
     rows = []
     for batch in batches:
-        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+        batch = on_device(batch, accelerator.device)
         with accelerator.autocast():
             rows.append(torch.stack(list(contrast(model, criterion.local(), batch)[0])))
-    return dict(zip([f"valid_{name}" for name in LossTerms._fields], torch.stack(rows).mean(0).tolist(), strict=True))
+    means = accelerator.reduce(torch.stack(rows).mean(0), "mean").tolist()
+    return dict(zip([f"valid_{name}" for name in LossTerms._fields], means, strict=True))
 
 
 def checkpoint(accelerator: Accelerator, model: CXRCLIPModel, optimizer: AdamW, store: Store, name: str, step: int,

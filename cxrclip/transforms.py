@@ -18,7 +18,6 @@ CLAHE = 0.5             # probability of CLAHE in training
 TONES = np.arange(256, dtype=np.float32)  # an 8-bit film has no others
 
 
-
 @dataclass(frozen=True)
 class TrainTransform:
     """Random crop, CLAHE, brightness and contrast, normalisation; no flip, for the heart is on the left.
@@ -31,11 +30,15 @@ class TrainTransform:
     std: Sequence[float]
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """image (H, W) uint8 -> (3, size, size) float32. Source: official behaviour."""
+        """image (H, W) uint8 -> (3, size, size) float32, normalised. Source: official behaviour."""
+        return normalised(self.gray(image, rng), self.mean, self.std)
+
+    def gray(self, image: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """The same before normalisation, which a model does by itself: (1, size, size), tones of 0 to 1."""
         image = random_resized_crop(image, self.size, rng)
         if rng.random() < CLAHE:
             image = cv2.createCLAHE(clipLimit=4.0, tileGridSize=(8, 8)).apply(image)
-        return to_tensor(image, jitter(image, rng), self.mean, self.std)
+        return to_tensor(image, jitter(image, rng))
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,14 @@ class EvalTransform:
     std: Sequence[float]
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
-        """image (H, W) uint8 -> (3, size, size) float32; `rng` is not used."""
+        """image (H, W) uint8 -> (3, size, size) float32, normalised; `rng` is not used."""
+        return normalised(self.gray(image), self.mean, self.std)
+
+    def gray(self, image: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
+        """The same before normalisation, which a model does by itself: (1, size, size), tones of 0 to 1."""
         image = resize_shorter(image, self.size)
         top, left = ((side - self.size) // 2 for side in image.shape)
-        return to_tensor(image[top : top + self.size, left : left + self.size], TONES, self.mean, self.std)
+        return to_tensor(image[top : top + self.size, left : left + self.size], TONES)
 
 
 def random_resized_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -87,15 +94,19 @@ def jitter(image: np.ndarray, rng: np.random.Generator, brightness: float = 0.1,
     """
     tones = np.minimum(TONES * np.float32(rng.uniform(1 - brightness, 1 + brightness)), 255)
     factor = np.float32(rng.uniform(1 - contrast, 1 + contrast))
-    tones = tones * factor + tones.take(image).mean() * (1 - factor)
+    tones = tones * factor + np.float32(cv2.mean(cv2.LUT(image, tones))[0]) * (1 - factor)
     return tones.clip(0, 255)
 
 
-def to_tensor(image: np.ndarray, tones: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """image (H, W) uint8, drawn in `tones` (256,) -> (3, H, W): (tone / 255 - mean) / std, channel by channel."""
-    shift, scale = (np.asarray(values, np.float32).reshape(-1, 1) for values in (mean, std))
-    channels = (tones / np.float32(255) - shift) / scale  # (3, 256): arithmetic on 256 tones, not on every pixel
-    return torch.from_numpy(channels.take(image, axis=1)).expand(3, -1, -1)
+def to_tensor(image: np.ndarray, tones: np.ndarray) -> Tensor:
+    """image (H, W) uint8, drawn in `tones` (256,) of 0 to 255 -> (1, H, W) of 0 to 1."""
+    return torch.from_numpy(cv2.LUT(image, tones / np.float32(255)))[None]
+
+
+def normalised(gray: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(..., 1, H, W) of 0 to 1 -> (..., 3, H, W): (gray - mean) / std, channel by channel (channels last in memory)."""
+    pixels = (gray.movedim(-3, -1) - gray.new_tensor(mean)) / gray.new_tensor(std)
+    return pixels.movedim(-1, -3)
 
 
 Transform = Callable[[np.ndarray, np.random.Generator], Tensor]

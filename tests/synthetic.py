@@ -11,17 +11,18 @@ import numpy as np
 import pandas as pd
 
 from cxrclip import results
+from cxrclip.results import rows as results_rows
 from cxrclip.results.tables import ABLATION
 
 GROWTH = ("M", "M,C", "M,C,C14")
-SHARES = ("M", "M + 50% C", "M,C", "M,C + 50% C14", "M,C,C14")
+SHARES = {"m": "M", "m_c50": "M,C", "m_c": "M,C", "m_c_c14_50": "M,C,C14", "m_c_c14": "M,C,C14"}
 TASKS = (*((name, task, "auroc", 0.7, 0.5) for name in results.CLASSIFICATION_SETS
            for task in ("zero-shot", "linear-probe-10", "linear-probe-100")),
          ("chexpert5x200", "zero-shot", "accuracy", 0.4, 0.2),
          *((name, task, metric, value, value / 9) for name in results.RETRIEVAL_SETS
            for task in ("image_to_text", "text_to_image")
            for metric, value in (("R@1", 0.05), ("R@5", 0.2), ("R@10", 0.3), ("RSUM", 0.55))))
-EMPTY = dict.fromkeys(results.COLUMNS, "") | dict.fromkeys(results.NUMBERS, np.nan)
+EMPTY = dict.fromkeys(results.COLUMNS, "") | dict.fromkeys(results_rows.NUMBERS, np.nan)
 ABOUT = {"run": "resnet-small M", "profile": "quick", "mix": "phantom", "origin": "measured", "model": "CXR-CLIP",
          "image_encoder": "resnet-small", "pretraining_data": "M", "seeds": "0", "key": "e0", "data": "d0",
          "versions": "training=1", "commit": "c0"}
@@ -37,7 +38,7 @@ def row(**changes) -> dict:
 
 def tidy(*rows: dict) -> pd.DataFrame:
     """Rows as a tidy frame."""
-    return results.tidy_frame(list(rows))
+    return results_rows.tidy_frame(list(rows))
 
 
 def run_rows(seeds: int, *, classification: float = 0.0, retrieval: float = 0.0, model: str = "CXR-CLIP",
@@ -63,10 +64,10 @@ def main_rows(seeds: int) -> list[dict]:
         rows += run_rows(seeds, data=data, classification=0.05 * i, retrieval=-0.02 * i)
     for dataset, task, metric, base, _ in TASKS:
         if dataset in results.RETRIEVAL_SETS and "_to_" in task:
-            rows.append(COMMON | {"run": "ceiling", "model": results.CEILING, "dataset": dataset, "task": task,
+            rows.append(COMMON | {"run": "ceiling", "model": results_rows.CEILING, "dataset": dataset, "task": task,
                                   "metric": f"ceiling {metric}", "value": 2 * base})
     sizes = pd.DataFrame([(name, split, 1000 + i) for name in ("M", "C", "C14", "rsna")
-                          for i, split in enumerate(results.SPLITS)], columns=["name", "split", "studies"])
+                          for i, split in enumerate(results_rows.SPLITS)], columns=["name", "split", "studies"])
     return rows + results.size_rows(sizes, {"mix": "phantom", "profile": "standard"}).to_dict("records")
 
 
@@ -77,18 +78,16 @@ def comparison_rows(seeds: int) -> Iterator[dict]:
             yield from run_rows(seeds, model="CXR-CLIP" if i else "CLIP", comparison="ablation", row=row,
                                 budget=budget, classification=0.01 * i, retrieval=slope * i)
     for budget, slope in (("steps", -0.015), ("epochs", 0.01)):
-        for i, row in enumerate(SHARES):
-            data = row.replace(" + 50% ", ",")
+        for i, (row, data) in enumerate(SHARES.items()):
             yield from run_rows(seeds, data=data, comparison="label growth", row=row, budget=budget,
                                 classification=0.03 * i, retrieval=slope * i)
-    for i, row in enumerate(("one pair", "one pair + ICL", "MVS", "MVS + ICL + TCL")):
+    for i, row in enumerate(("pair", "pair_icl", "mvs", "mvs_icl_tcl")):
         yield from run_rows(seeds, comparison="loss combinations", row=row, budget="steps", retrieval=0.01 * i)
-    for loss, best in (("ICL", 0.25), ("TCL", 1.0)):
-        for weight in (0, 0.25, 0.5, 1, 2):
-            yield from run_rows(seeds, comparison="loss weights", row=f"{loss} {weight}", budget="steps",
-                                retrieval=-0.03 * abs(weight - best))
-    for row, up, down in (("M alone", 0.0, 0.0), ("M,C,C14", 0.1, -0.06), ("75 % reports", 0.08, -0.02),
-                          ("M last", 0.09, -0.04), ("masked labels", 0.08, -0.07)):
+    for row, (loss, weight) in results_rows.LOSS_WEIGHTS.items():
+        yield from run_rows(seeds, comparison="loss weights", row=row, budget="steps",
+                            retrieval=-0.03 * abs(weight - {"ICL": 0.3, "TCL": 1.0}[loss]))
+    for row, up, down in (("m", 0.0, 0.0), ("m_c_c14", 0.1, -0.06), ("reports_75", 0.08, -0.02),
+                          ("reports_last", 0.09, -0.04), ("mask", 0.08, -0.07)):
         yield from run_rows(seeds, data="M,C,C14", comparison="remedies", row=row, budget="steps", classification=up,
                             retrieval=down)
 

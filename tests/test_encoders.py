@@ -291,20 +291,61 @@ def test_projections_start_as_torch_linear_layers():
     assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
 
 
+def plain_features(encoder, ids, mask):
+    """One pass of BERT over all texts, padding and all, then one row of its last layer (or their mean)."""
+    tokens = encoder.network(ids, attention_mask=mask).last_hidden_state
+    pooled = {"last_token": lambda row, n: row[n - 1], "first_token": lambda row, n: row[0],
+              "mean": lambda row, n: row[:n].mean(dim=0)}[encoder.pooling]
+    return torch.stack([pooled(row, n) for row, n in zip(tokens, mask.sum(dim=1).tolist(), strict=True)])
+
+
+def with_gradients(encoder, features_of):
+    """Features, and the gradients of a number made of them."""
+    encoder.zero_grad()
+    features = features_of()
+    (features * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
+    return [features.detach(), *(parameter.grad.clone() for parameter in encoder.parameters())]
+
+
 @pytest.mark.parametrize("pooling", encoders.TEXT_POOLINGS)
-def test_texts_in_groups_of_like_length_give_the_features_of_one_pass(pooling, monkeypatch):
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_texts_in_groups_of_like_length_give_the_features_of_one_pass(pooling, attention, monkeypatch):
+    """In float32 to 1e-5, features and gradients, whatever goes through BERT together."""
+    torch.manual_seed(0)
+    monkeypatch.setitem(encoders.BERTS, "bert-small", encoders.BERTS["bert-small"] | {"attn_implementation": attention})
     config = CXRCLIPConfig("resnet-small", "bert-small", projection_dim=8, image_size=64, vocab_size=50,
                            text_pooling=pooling)
-    encoder = encoders.build_text_encoder(config).eval().double()
+    encoder = encoders.build_text_encoder(config).train()
     lengths = torch.tensor([9, 2, 30, 5, 5, 17, 3])
     mask = (torch.arange(30) < lengths[:, None]).long()
     ids = torch.randint(5, 50, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
-    results = {}
-    for at_once in (100, 3, 1):
-        monkeypatch.setattr(encoders, "TEXTS_AT_ONCE", at_once)
-        encoder.zero_grad()
-        features = encoder(ids, mask)
-        (features * torch.arange(7.0, dtype=torch.float64)[:, None]).sum().backward()
-        results[at_once] = features.detach(), encoder.network.embeddings.word_embeddings.weight.grad.clone()
-    for at_once in (3, 1):
-        torch.testing.assert_close(results[at_once], results[100], atol=1e-10, rtol=1e-8)
+    expected = with_gradients(encoder, lambda: plain_features(encoder, ids, mask))
+    for tokens in (10_000, 20, 1):
+        monkeypatch.setattr(encoders, "CPU_TOKENS", tokens * encoder.features)
+        measured = with_gradients(encoder, lambda: encoder(ids, mask))
+        for one, other in zip(measured, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_texts_of_like_length_fill_but_do_not_exceed_what_goes_together():
+    assert encoders.sizes_of_like_length([2, 3, 3, 5, 9, 40, 40], 12) == [3, 1, 1, 1, 1]
+    assert encoders.sizes_of_like_length([1, 1, 1], 100) == [3]
+
+
+def test_gray_films_are_normalised_by_the_model():
+    model = small_model(image_encoder="resnet-small").eval()
+    gray = torch.rand(2, 1, 64, 64)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.config.image_mean, model.config.image_std))
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_images(gray), model.encode_images((gray - mean) / std))
+
+
+def test_swin_normalises_in_float32_under_autocast():
+    encoder = build_image_encoder(small_config(image_encoder="swin-small"))
+    kinds = set()
+    for module in encoder.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder(torch.randn(1, 3, 64, 64)).sum().backward()
+    assert kinds == {torch.float32}

@@ -265,8 +265,7 @@ def test_bootstrap_depends_on_the_seed_alone():
 
 def test_rows_stay_together():
     x = np.arange(30)
-    values, _ = metrics.bootstrap_values(lambda a, b: float(np.array_equal(a, -b)), x, -x, n=20)
-    assert values.all()
+    assert bootstrap(lambda a, b: float(np.array_equal(a, -b)), x, -x, n=20) == (1, 1, 1)
 
 
 def test_groups_are_drawn_whole():
@@ -279,7 +278,8 @@ def test_groups_are_drawn_whole():
         seen.append(np.bincount(rows, minlength=6))
         return 0.0
 
-    metrics.bootstrap_values(keep, x, n=40, groups=groups)
+    bootstrap(keep, x, n=40, groups=groups)
+    assert len(seen) == 40 + 1
     for counts in seen:
         assert all(len({counts[row] for row in rows}) == 1 for rows in sets.values())
         assert sum(counts[min(rows)] for rows in sets.values()) == 3  # three patients are drawn
@@ -295,21 +295,26 @@ def test_repeated_rows_of_a_patient_do_not_narrow_the_interval():
     assert width[1] < 0.6 * width[0]
 
 
-def test_resamples_without_a_value_are_drawn_again_and_counted():
+def test_resamples_without_a_value_are_drawn_again():
     scores, targets = np.arange(8.0), np.array([0] * 7 + [1])
-    values, redrawn = metrics.bootstrap_values(auroc, scores, targets, n=100)
-    assert len(values) == 100
-    assert not np.isnan(values).any()
-    assert 30 <= redrawn <= 90  # (7/8)^8 = 0.34 of the resamples lack the positive: 52 expected
+    drawn = []
+
+    def keep(a, b):
+        drawn.append(b.any())
+        return auroc(a, b)
+
+    assert not np.isnan(bootstrap(keep, scores, targets, n=100)).any()
+    assert sum(drawn) == 100 + 1
+    assert 30 <= len(drawn) - sum(drawn) <= 90  # (7/8)^8 = 0.34 of the resamples lack the positive: 52 expected
     with pytest.raises(InputError, match=r"only 0 of 21 resamples"):
-        metrics.bootstrap_values(auroc, scores, np.zeros(8), n=20)
+        bootstrap(auroc, scores, np.zeros(8), n=20)
 
 
 def test_bootstrap_does_not_hide_other_faults():
     def broken(x):
         raise ValueError("broken")
     with pytest.raises(ValueError, match="broken"):
-        metrics.bootstrap_values(broken, np.arange(3))
+        bootstrap(broken, np.arange(3))
     with pytest.raises(InputError, match=r"\[3, 4\] rows"):
         bootstrap(np.mean, np.arange(3), groups=np.arange(4))
     with pytest.raises(InputError, match="at least one"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import torch
 from cxrclip import training
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, Workbench, pretrain
+from cxrclip.experiments.checkpoints import FolderStore, load_state
 from cxrclip.experiments.train import run_folder
 
 
@@ -51,7 +51,7 @@ def test_finished_run_is_found_and_its_log_is_whole(tiny_experiment, tiny_bench)
 
 def test_the_kept_weights_are_those_of_the_best_validation(tiny_experiment, tiny_bench):
     run = pretrain(tiny_experiment, tiny_bench)
-    info = json.loads((run.folder / "best" / "info.json").read_text())
+    _, info = load_state(FolderStore(run.folder).path("best"))
     log = run.log()
     assert info["best"] == pytest.approx(log["valid_total"].min())
     assert info["step"] == log["step"][log["valid_total"].idxmin()]

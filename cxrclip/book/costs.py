@@ -1,6 +1,6 @@
 """What a pretraining run costs, before anyone pays for it: parameters, FLOPs, memory, steps, hours.
 
-Everything is counted on torch's meta device: the real networks run through their shapes, without numbers, in seconds.
+Everything is counted on torch's fake tensors: the real networks run through their shapes, without numbers, in seconds.
 
     FLOPs        of matrix products and convolutions, a multiply-add as two (torch's FlopCounterMode); one study is
                  `views` images and `texts` texts. The loss and AdamW are left out: a thousandth of the whole.
@@ -12,18 +12,20 @@ Everything is counted on torch's meta device: the real networks run through thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import IMAGE_ENCODERS, Experiment, growing_mixtures
+from cxrclip.experiments.memory import GIB, kept_bytes
 from cxrclip.results.rows import published
 
 # Peak dense FLOP/s in fp16 or bf16 with float32 accumulation, from the makers' data sheets.
@@ -32,7 +34,11 @@ PEAKS: Mapping[str, float] = {"V100": 125e12, "A100": 312e12, "H100": 989e12}
 UTILISATION = 0.2
 SHORT = 64  # tokens: a report section of some fifty words
 BYTES = 4  # of a float32: weights, gradients and moments are kept so under mixed precision too
-GIB = 2 ** 30
+NOTES = "\n".join([
+    "FLOPs: a multiply-add counts as two. Activations: float32; bf16 or fp16 keeps about half.",
+    f"Hours: assumed, not measured: {UTILISATION:.0%} of the peak is sustained (TFLOP/s: "
+    f"{', '.join(f'{name} {peak / 1e12:.0f}' for name, peak in PEAKS.items())}).",
+    "Reading films is not in it: give each GPU enough CPU cores. Validation and evaluation come on top."])
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def costs(experiment: Experiment, studies: Mapping[str, int], tokens: int | None
         raise InputError(f"costs: tokens={tokens}: give a length from 1 to max_tokens={experiment.max_tokens}")
     if absent := [role for role in experiment.pretraining if role not in studies]:
         raise InputError(f"costs: no number of studies for role {absent[0]!r}: known are {', '.join(studies)}")
-    with torch.device("meta"):
+    with FakeTensorMode() as no_data:
         model = CXRCLIPModel(CXRCLIPConfig(experiment.image_encoder, experiment.text_encoder, experiment.projection_dim,
                                            image_size=experiment.image_size, max_tokens=experiment.max_tokens))
         images = torch.empty(experiment.views, 3, experiment.image_size, experiment.image_size)
@@ -93,52 +99,49 @@ def costs(experiment: Experiment, studies: Mapping[str, int], tokens: int | None
     shares = experiment.shares or [1.0] * len(experiment.pretraining)
     used = [round(share * studies[role]) for role, share in zip(experiment.pretraining, shares, strict=True)]
     steps = experiment.steps or round(experiment.epochs * (sum(used) // experiment.batch_size))
-    forward, training, kept = _counted(model, images, texts)
+    with no_data:
+        forward, training, kept = _counted(model, images, texts)
     return Costs(experiment, tokens, model.parameter_counts(), forward, training, kept, sum(used), steps)
 
 
 def _counted(model: CXRCLIPModel, images: Tensor, texts: Tensor) -> tuple[int, int, int]:
     """FLOPs of the forward pass and of both passes, and the bytes kept between them."""
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # the tensors themselves, so that no address is used twice
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
-
     with FlopCounterMode(display=False) as both:
-        with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        with FlopCounterMode(display=False) as forward, kept_bytes(model) as kept:
             image_embeds = model.embed_images(images)
             # TextEncoder.forward sorts texts by length, which needs numbers; all lengths are equal here.
-            tokens = model.text_encoder.network(texts).last_hidden_state
-            total = image_embeds.sum() + model.text_projection(tokens[:, -1]).sum()
-        size = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
+            features = model.text_encoder.pooled(texts, torch.ones_like(texts))
+            total = image_embeds.sum() + model.text_projection(features).sum()
+        size = kept()
         total.backward()
     return forward.get_total_flops(), both.get_total_flops(), size
 
 
 def table(counted: Sequence[Costs], gpus: Sequence[int] = (1, 4, 8)) -> str:
     """A plain table for a terminal, one column for each of `counted`, and the assumptions below it."""
-    def line(name: str, cell: Callable[[Costs], str]) -> list[str]:
-        return [name, *map(cell, counted)]
+    columns = [_column(cost, gpus) for cost in counted]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    heads = ["", *(f"{cost.experiment.image_encoder}\n{','.join(cost.experiment.pretraining)}\n{cost.tokens} tokens"
+                   for cost in counted)]
+    text = tabulate(rows, heads, tablefmt="simple", disable_numparse=True, colalign=["left", *["right"] * len(counted)])
+    return f"{text}\n{NOTES}"
 
-    rows = [line("training studies", lambda cost: f"{cost.studies:,}"),
-            line("steps of a batch", lambda cost: f"{cost.steps:,} of {cost.experiment.batch_size}")]
-    rows += [line(f"parameters, {part.replace('_', ' ')}", lambda cost, part=part: f"{cost.parameters[part]:,}")
-             for part in counted[0].parameters]
-    rows += [line("parameters in all", lambda cost: f"{cost.total_parameters:,}"),
-             line("GFLOPs a study, forward", lambda cost: f"{cost.forward_flops / 1e9:.1f}"),
-             line("GFLOPs a study, training", lambda cost: f"{cost.training_flops / 1e9:.1f}")]
-    rows += [line(f"GiB a GPU, {name}", lambda cost, name=name: f"{cost.memory(1)[name] / GIB:.1f}")
-             for name in ("weights", "gradients", "AdamW moments")]
-    rows += [line(f"GiB a GPU, activations, {_gpus(n)}",
-                  lambda cost, n=n: f"{cost.memory(n)['activations'] / GIB:.0f}") for n in gpus]
-    rows += [line(f"hours, {n} x {device}", lambda cost, n=n, device=device: _hours(cost.hours(device, n)))
-             for device in PEAKS for n in gpus]
-    heads = line("", lambda cost: f"{cost.experiment.image_encoder}\n{','.join(cost.experiment.pretraining)}\n"
-                                  f"{cost.tokens} tokens")
-    alignment = ("left", *("right" for _ in counted))
-    return f"{tabulate(rows, heads, tablefmt='simple', disable_numparse=True, colalign=alignment)}\n{_notes()}"
+
+def _column(cost: Costs, gpus: Sequence[int]) -> dict[str, str]:
+    """Name of each line of the table -> its cell."""
+    return {
+        "training studies": f"{cost.studies:,}",
+        "steps of a batch": f"{cost.steps:,} of {cost.experiment.batch_size}",
+        **{f"parameters, {part.replace('_', ' ')}": f"{number:,}" for part, number in cost.parameters.items()},
+        "parameters in all": f"{cost.total_parameters:,}",
+        "GFLOPs a study, forward": f"{cost.forward_flops / 1e9:.1f}",
+        "GFLOPs a study, training": f"{cost.training_flops / 1e9:.1f}",
+        **{f"GiB a GPU, {name}": f"{cost.memory(1)[name] / GIB:.1f}"
+           for name in ("weights", "gradients", "AdamW moments")},
+        **{f"GiB a GPU, activations, {_gpus(n)}": f"{cost.memory(n)['activations'] / GIB:.0f}" for n in gpus},
+        **{f"hours, {n} x {device}": f"{hours:,.{int(hours < 100)}f}" for device in PEAKS for n in gpus
+           for hours in [cost.hours(device, n)]},
+    }
 
 
 def announced(experiment: Experiment, mix: mixes.Mix) -> str:
@@ -163,15 +166,3 @@ def announced(experiment: Experiment, mix: mixes.Mix) -> str:
 
 def _gpus(n: int) -> str:
     return f"{n} GPU" + "s" * (n > 1)
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:,.1f}" if hours < 100 else f"{hours:,.0f}"
-
-
-def _notes() -> str:
-    peaks = ", ".join(f"{name} {peak / 1e12:.0f}" for name, peak in PEAKS.items())
-    return "\n".join([
-        "FLOPs: a multiply-add counts as two. Activations: float32; bf16 or fp16 keeps about half.",
-        f"Hours: assumed, not measured: {UTILISATION:.0%} of the peak is sustained (TFLOP/s: {peaks}).",
-        "Reading films is not in it: give each GPU enough CPU cores. Validation and evaluation come on top."])

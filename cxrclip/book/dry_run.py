@@ -23,6 +23,7 @@ from cxrclip.data.files import write_text
 from cxrclip.data.phantom import world
 from cxrclip.errors import InputError
 from cxrclip.experiments import IMAGE_ENCODERS, Experiment, Run, Workbench, evaluate, growing_mixtures, pretrain
+from cxrclip.experiments.checkpoints import FolderStore
 from cxrclip.results import tables
 from cxrclip.results.rows import write_results
 from cxrclip.training import start_accelerator
@@ -45,31 +46,32 @@ def dry_run(profile: str, mix: str, seed: int, bench: Workbench, settings: Mappi
     """
     content = mixes.load_mix(mix)
     real = Experiment.at(profile, mix=mix, seed=seed)
-    out = bench.build / f"{content.name}-{profile}-dry-run"
     start_accelerator(bench.device)
-    print(costs.announced(real, _as_published(content)), flush=True)
+    # A role that a phantom plays counts with the size of the paper's data set.
+    published = {name: replace(role, filling="source") if role.filling == "phantom" else role
+                 for name, role in content.pretraining.items()}
+    print(costs.announced(real, replace(content, pretraining=published)), flush=True)
+    out = bench.build / f"{content.name}-{profile}-dry-run"
     shutil.rmtree(out, ignore_errors=True)
     small = replace(bench, build=out / "work")
-    path = _small_mix(content, profile, small.build)
-    roles = growing_mixtures(mixes.load_mix(str(path)))[-1:]
-    if not roles:
-        raise InputError(f"mix {content.name}: no pretraining role has data: fill one")
     try:
-        parts = []
-        for family in IMAGE_ENCODERS.values():
-            experiment = replace(real, mix=str(path), image_encoder=family[profile], pretraining=roles[0], **settings)
-            parts.append(_one(experiment, small))
-        return _written(pd.concat(parts), small.prepared(str(path), profile).missing, out)
+        path = str(_small_mix(content, profile, small.build))
+        if not (mixtures := growing_mixtures(mixes.load_mix(path))):
+            raise InputError(f"mix {content.name}: no pretraining role has data: fill one")
+        changes = {"mix": path, "pretraining": mixtures[-1], **settings}
+        parts = [_one(replace(real, image_encoder=family[profile], **changes), small)
+                 for family in IMAGE_ENCODERS.values()]
+        return _written(pd.concat(parts), small.prepared(path, profile).missing, out)
     finally:
         shutil.rmtree(small.build, ignore_errors=True)
 
 
 def _one(experiment: Experiment, bench: Workbench) -> pd.DataFrame:
-    """The marked results of one run; its checkpoints are gone before the next one starts."""
+    """The marked results of one run; its files are gone before the next one starts."""
     print(f"\n{experiment.run_name}", flush=True)
     run = pretrain(experiment, bench)
-    shutil.rmtree(run.folder / "state")
-    shutil.rmtree(run.folder / "best")
+    for name in ("state", "best"):
+        FolderStore(run.folder).path(name).unlink()
     _print_run(run)
     tidy = evaluate(run)
     shutil.rmtree(run.folder)
@@ -83,19 +85,12 @@ def _print_run(run: Run) -> None:
           f"seconds a step of {experiment.batch_size} studies here: {seconds}", flush=True)
 
 
-def _as_published(mix: mixes.Mix) -> mixes.Mix:
-    """The mix for the cost table: a role that a phantom plays counts with the size of the paper's data set."""
-    return replace(mix, pretraining={name: replace(role, filling="source") if role.filling == "phantom" else role
-                                     for name, role in mix.pretraining.items()})
-
-
 def _small_mix(mix: mixes.Mix, profile: str, build: Path) -> Path:
     """Write a mix of the same roles with few studies each; returns its path."""
     sections = {use: {role.name: _small_role(role, profile, build) for role in roles.values()}
                 for use, roles in (("pretraining", mix.pretraining), ("tests", mix.tests))}
-    text = yaml.safe_dump({"about": WARNING, **sections}, sort_keys=False)
     path = build / "dry-run.yaml"
-    write_text(path, text)
+    write_text(path, yaml.safe_dump({"about": WARNING, **sections}, sort_keys=False))
     return path
 
 
@@ -128,9 +123,9 @@ def _first_studies(folder: Path) -> Iterator[dict]:
 def _written(tidy: pd.DataFrame, missing: Mapping[str, str], out: Path) -> Path:
     """Write results and marked tables, and print the tables."""
     write_results(tidy, out / "results.csv")
-    for name, make in {"table2": tables.table2, "table3": tables.table3}.items():
+    for make in (tables.table2, tables.table3):
         table = marked(make(tidy, missing))
-        tables.write_table(table, out / "tables" / name)
+        tables.write_table(table, out / "tables" / make.__name__)
         print(f"\n{table.text().rstrip()}")
     print(f"\nThe dry run went through. Its tables are in {out}.")
     return out
@@ -138,8 +133,8 @@ def _written(tidy: pd.DataFrame, missing: Mapping[str, str], out: Path) -> Path:
 
 def marked(table: tables.Table) -> tables.Table:
     """The table with MARK before every measured number and the warning above all; other lines were not tried."""
-    def cell(text: str) -> str:
-        return re.sub(r"^(?=\d)", f"{MARK} ", text)
-    reasons = tuple(re.sub(r"not measured; run \S+", "not in the dry run", line) for line in table.reasons)
-    return replace(table, title=f"DRY RUN. {table.title}", header=f"{WARNING} {table.header}",
-                   cells=table.cells.map(cell), reasons=reasons)
+    cells = table.cells.apply(lambda column: column if column.name[1].startswith(tables.PUBLISHED)
+                              else column.str.replace(r"^(?=\d)", f"{MARK} ", regex=True))
+    return replace(table, title=f"DRY RUN. {table.title}", header=f"{WARNING} {table.header}", cells=cells,
+                   footnotes=tuple(re.sub(r"not measured; run \S+", "not in the dry run", line)
+                                   for line in table.footnotes))

@@ -35,6 +35,8 @@ IDS = {
 }
 """Numbers of eight digits that start with 1 or 5 and are no ids need thousands separators to pass."""
 _FILMS = (".dcm", ".dicom", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".parquet", ".arrow")
+Sentences = dict[tuple[str, ...], list[tuple[str, ...]]]  # the first MIN_WORDS words -> sentences, as words
+Fault = tuple[str, str]  # place, what
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -80,73 +82,75 @@ def scan(root: str | Path, files: Iterable[Path] | None = None, sentences: Colle
         if path.suffix.lower() in _FILMS and name.parts[0] != "tests":
             findings.append(Finding(str(name), "the file itself", "a film or a study table"))
         elif name.parts[0] in FOLDERS or path.suffix == ".md":
-            for place, content in _contents(path):
-                is_text = isinstance(content, str)
-                faults = [*_ids(content), *_report_text(content, known)] if is_text else _picture(content)
-                findings += [Finding(str(name), place, fault) for fault in faults]
-            findings += [Finding(str(name), "its pictures", fault) for fault in _provenance(path)]
+            faults = _of_notebook(path, known) if path.suffix == ".ipynb" else _of_file(path, known)
+            findings += [Finding(str(name), place, fault) for place, fault in faults]
     return findings
 
 
-def _contents(path: Path) -> Iterator[tuple[str, str | bytes]]:
-    """Texts and pictures of a file, each with its place."""
-    if path.suffix == ".ipynb":
-        for number, cell in enumerate(_notebook(path)["cells"], 1):
-            yield f"cell {number}", _joined(cell["source"])
-            for output in cell.get("outputs", ()):
-                yield f"cell {number}, output", _joined(output.get("text", "")) + _joined(output.get("traceback", ""))
-                for kind, data in output.get("data", {}).items():
-                    picture = kind.startswith("image/") and kind != "image/svg+xml"
-                    yield f"cell {number}, output", kind.encode() if picture else _joined(data)
-        return
-    data = path.read_bytes()
+def _of_notebook(path: Path, known: Sentences) -> Iterator[Fault]:
+    """Faults of sources and outputs; pictures must come from the phantom, and be drawn."""
     try:
-        yield "text", data.decode("utf-8")
-    except UnicodeDecodeError:
-        yield "picture", data
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a notebook ({error!r}); restore it") from error
+    pictures, mixes = False, []
+    for number, cell in enumerate(cells, 1):
+        source = _joined(cell["source"])
+        yield from ((f"cell {number}", fault) for fault in _of_text(source, known))
+        if "parameters" in cell.get("metadata", {}).get("tags", ()):
+            mixes += re.findall(r"^mix = [\"'](.*)[\"']", source, re.M)
+        for output in cell.get("outputs", ()):
+            texts = [_joined(output.get("text", "")) + _joined(output.get("traceback", ""))]
+            for kind, data in output.get("data", {}).items():
+                if not kind.startswith("image/") or kind == "image/svg+xml":
+                    texts.append(_joined(data))
+                elif kind == "image/png":
+                    pictures = True
+                else:
+                    yield f"cell {number}, output", f"{kind}: a photograph's format; figures are PNG or SVG"
+            yield from ((f"cell {number}, output", fault) for text in texts for fault in _of_text(text, known))
+    if pictures and mixes != ["phantom"]:
+        yield "its pictures", f"pictures of a run with mix {mixes or 'unknown'}"
 
 
 def _joined(text: Any) -> str:
     return "".join(text) if isinstance(text, list) else text if isinstance(text, str) else json.dumps(text)
 
 
-def _notebook(path: Path) -> dict[str, Any]:
+def _of_file(path: Path, known: Sentences) -> Iterator[Fault]:
+    """Faults of a text or picture; a figure must say that it was drawn from the phantom."""
+    data = path.read_bytes()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not a notebook ({error}); restore it") from error
-
-
-def _ids(text: str) -> list[str]:
-    return [what for what, pattern in IDS.items() if re.search(pattern, text)]
-
-
-def _picture(data: bytes) -> list[str]:
-    """Faults of a picture: matplotlib draws PNG in colour; films are gray or JPEG."""
-    if data.startswith(b"image/"):  # of a notebook: only its kind
-        return [] if data == b"image/png" else [f"{data.decode()}: a photograph's format; figures are PNG or SVG"]
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return [] if image.mode in ("RGB", "RGBA", "P") else [f"a gray picture ({image.mode}), as films are"]
-    except (OSError, SyntaxError):
-        return ["no text, and no picture that can be read"]
-
-
-def _provenance(path: Path) -> list[str]:
-    """Pictures must come from the phantom, and say so."""
-    if path.suffix == ".ipynb":
-        cells = _notebook(path)["cells"]
-        pictures = any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", ()))
-        mixes = [match[1] for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", ())
-                 if (match := re.search(r"^mix = [\"'](.*)[\"']", _joined(cell["source"]), re.M))]
-        return [f"pictures of a run with mix {mixes or 'unknown'}"] if pictures and mixes != ["phantom"] else []
+        yield from (("text", fault) for fault in _of_text(data.decode("utf-8"), known))
+    except UnicodeDecodeError:
+        if fault := _of_picture(data):
+            yield "picture", fault
     if path.parent.name == "figures" and path.suffix in (".png", ".svg"):
         facts = path.with_suffix(".json")
         if not facts.is_file():
-            return [f"no {facts.name} that says where it comes from"]
-        mix = json.loads(facts.read_text(encoding="utf-8")).get("mix", "phantom")
-        return [] if mix == "phantom" else [f"drawn from mix {mix!r}"]
-    return []
+            yield "its pictures", f"no {facts.name} that says where it comes from"
+        elif (mix := json.loads(facts.read_text(encoding="utf-8")).get("mix", "phantom")) != "phantom":
+            yield "its pictures", f"drawn from mix {mix!r}"
+
+
+def _of_picture(data: bytes) -> str:
+    """Matplotlib draws PNG in colour; films are gray (or JPEG)."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return "" if image.mode in ("RGB", "RGBA", "P") else f"a gray picture ({image.mode}), as films are"
+    except (OSError, SyntaxError):
+        return "no text, and no picture that can be read"
+
+
+def _of_text(text: str, known: Sentences) -> Iterator[str]:
+    """Ids, and the first known sentence, told by its length alone."""
+    yield from (what for what, pattern in IDS.items() if re.search(pattern, text))
+    spoken = words(text) if known else ()
+    for i in range(len(spoken) - MIN_WORDS + 1):
+        for sentence in known.get(spoken[i : i + MIN_WORDS], ()):
+            if spoken[i : i + len(sentence)] == sentence:
+                yield f"a sentence of a real report ({len(sentence)} words)"
+                return
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -171,20 +175,9 @@ def open_i_sentences() -> frozenset[str]:
     return frozenset(text for text in real if len(text.split()) >= MIN_WORDS and text not in phantom)
 
 
-def _by_start(sentences: Collection[str]) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
-    """The long sentences as words, under their first MIN_WORDS words."""
-    known: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+def _by_start(sentences: Collection[str]) -> Sentences:
+    known: Sentences = {}
     for sentence in map(words, sentences):
         if len(sentence) >= MIN_WORDS:
             known.setdefault(sentence[:MIN_WORDS], []).append(sentence)
     return known
-
-
-def _report_text(text: str, known: dict[tuple[str, ...], list[tuple[str, ...]]]) -> list[str]:
-    """The first known sentence in a text, told by its length alone."""
-    spoken = words(text) if known else ()
-    for i in range(len(spoken) - MIN_WORDS + 1):
-        for sentence in known.get(spoken[i : i + MIN_WORDS], ()):
-            if spoken[i : i + len(sentence)] == sentence:
-                return [f"a sentence of a real report ({len(sentence)} words)"]
-    return []

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from cxrclip.data.files import write_text
 from cxrclip.data.progress import progress_bar
-from cxrclip.data.workers import Task, WorkFailed, environment, side_by_side
+from cxrclip.data.workers import Task, WorkFailed, side_by_side
 from cxrclip.errors import InputError
 
 # Kernels share the cores, and nothing that changes from run to run may get into the outputs.
@@ -36,31 +35,28 @@ def execute_all(notebooks: Mapping[Path, str], out: Path, parameters: Mapping[st
     Raises:
         WorkFailed: a cell failed; names notebook and cell, and the copy that was executed so far.
     """
-    wanted = [path for path, key in notebooks.items() if again or not _up_to_date(path, key, out)]
-
-    def finished(task: Task, made: list[str]) -> None:
-        notebook = task.arguments[0]
-        write_text(_record(notebook, out), json.dumps({"key": notebooks[notebook], "made": made}))
-
-    _run(wanted, out / "notebooks", (dict(parameters), out), finished)
-    return len(wanted)
+    tasks = [_task(path, out / "notebooks" / path.name, dict(parameters), out, key) for path, key in notebooks.items()
+             if again or not _up_to_date(out / "notebooks" / path.name, key, out)]
+    _run(tasks)
+    return len(tasks)
 
 
-def execute_in_place(notebooks: list[Path]) -> None:
+def execute_in_place(notebooks: Iterable[Path]) -> None:
     """Execute the committed notebooks as they stand, so that their outputs are those of a clean run."""
-    _run(notebooks, None, ({}, None), lambda task, made: None)
+    _run([_task(path, path, {}, None, "") for path in notebooks])
 
 
-def _run(notebooks: list[Path], folder: Path | None, more: tuple, finished: Callable[[Task, list[str]], None]) -> None:
-    """Execute notebooks into `folder` (None: each in its place), as many side by side as there are cores."""
-    targets = [path if folder is None else folder / path.name for path in notebooks]
-    tasks = [Task(f"notebook {path.stem}", (path, target, *more), failed_copy(target))
-             for path, target in zip(notebooks, targets, strict=True)]
+def _task(notebook: Path, target: Path, *more: object) -> Task:
+    return Task(f"notebook {notebook.stem}", (notebook, target, *more), failed_copy(target))
+
+
+def _run(tasks: list[Task]) -> None:
+    """Execute notebooks, as many side by side as there are cores."""
+    if tasks and find_spec("papermill") is None:
+        raise InputError("notebooks are executed by papermill, which is not installed: pip install 'cxrclip[book]'")
     if tasks:
-        if find_spec("papermill") is None:
-            raise InputError("notebooks are executed by papermill, which is not installed: pip install 'cxrclip[book]'")
-        with environment(KERNEL), progress_bar(total=len(tasks), unit="notebook", desc="notebooks") as bar:
-            side_by_side(execute, tasks, os.cpu_count() or 1, bar, finished=finished)
+        with progress_bar(total=len(tasks), unit="notebook", desc="notebooks") as bar:
+            side_by_side(execute, tasks, os.cpu_count() or 1, bar, KERNEL)
 
 
 def failed_copy(target: Path) -> Path:
@@ -68,8 +64,10 @@ def failed_copy(target: Path) -> Path:
     return target.with_name(f"{target.stem}.failed.ipynb")
 
 
-def execute(notebook: Path, target: Path, parameters: Mapping[str, object], out: Path | None) -> list[str]:
-    """Execute one notebook in its folder; `target` appears only when every cell has run. Names what it made in `out`.
+def execute(notebook: Path, target: Path, parameters: Mapping[str, object], out: Path | None, key: str) -> None:
+    """Execute one notebook in its folder; `target` appears only when every cell has run.
+
+    With a folder `out` it holds, in its metadata, `key` and what the notebook made in that folder.
 
     Raises:
         WorkFailed: a cell failed, or the kernel died.
@@ -90,21 +88,22 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, object], out:
         raise WorkFailed(f"cell [{error.exec_count}]: {error.ename}: {message}") from error
     except DeadKernelError as error:
         raise WorkFailed("its kernel died, perhaps for want of memory") from error
-    tidy_notebook(failed)
-    failed.replace(target)
     made = [path for path in out.rglob("*") if not path.name.startswith(".") and path.is_file()] if out else []
-    return sorted(str(path.relative_to(out)) for path in made if path.stat().st_mtime >= started
+    made = sorted(str(path.relative_to(out)) for path in made if path.stat().st_mtime >= started
                   and path.parent != target.parent)
+    tidy_notebook(failed, {"cxrclip": {"key": key, "made": made}} if out else {})
+    failed.replace(target)
 
 
-def tidy_notebook(path: Path) -> None:
-    """Drop what changes from run to run: timings, progress bars on stderr, papermill's own metadata."""
+def tidy_notebook(path: Path, metadata: Mapping[str, object]) -> None:
+    """Drop what changes from run to run (timings, bars on stderr, papermill's own metadata) and add `metadata`."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
     for name in ("papermill", "widgets"):
         notebook.metadata.pop(name, None)
     notebook.metadata.get("language_info", {}).pop("version", None)
+    notebook.metadata.update(metadata)
     for cell in notebook.cells:
         for name in ("papermill", "execution"):
             cell.metadata.pop(name, None)
@@ -115,14 +114,9 @@ def tidy_notebook(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def _record(notebook: Path, out: Path) -> Path:
-    return out / "notebooks" / f".{notebook.stem}.json"
-
-
-def _up_to_date(notebook: Path, key: str, out: Path) -> bool:
+def _up_to_date(copy: Path, key: str, out: Path) -> bool:
     """Does the executed copy follow from `key`, and is all there that was made with it?"""
-    record = _record(notebook, out)
-    if not record.is_file() or not (out / "notebooks" / notebook.name).is_file():
+    if not copy.is_file():
         return False
-    known = json.loads(record.read_text(encoding="utf-8"))
-    return known["key"] == key and all((out / name).is_file() for name in known["made"])
+    record = json.loads(copy.read_text(encoding="utf-8"))["metadata"].get("cxrclip", {"key": None})
+    return record["key"] == key and all((out / name).is_file() for name in record["made"])

@@ -22,7 +22,6 @@ import pandas as pd
 
 from cxrclip.data.files import write_text
 from cxrclip.errors import InputError
-from cxrclip.experiments import cache
 from cxrclip.results import claims, tables
 from cxrclip.results.rows import published, read_results, write_by_comparison
 from cxrclip.results.statistics import over_seeds, with_sums
@@ -40,15 +39,18 @@ TABLES: Mapping[str, Callable[[pd.DataFrame], tables.Table]] = {
     "table1": tables.table1, "table2": tables.table2, "table3": tables.table3,
     "table3_text_to_image": tables.table3_text_to_image, "table4": tables.table4,
 }
+WIDTH = 7.6     # of a figure, in inches
 VERDICTS = re.compile(r"(<!-- verdicts -->\n).*?(<!-- /verdicts -->)", re.DOTALL)
 
 
 class Drawing(NamedTuple):
-    """A figure of the committed results: rows -> what it draws (empty: not run), how, and its size in inches."""
+    """A figure of the committed results: rows -> what it draws (empty: not run), how, its height in inches, and what it
+    shows, for readers who cannot see it."""
 
     select: Callable[[pd.DataFrame], pd.DataFrame]
     draw: Callable
-    size: tuple[float, float]
+    height: float
+    alt: str
 
 
 def standard_results(root: Path = ROOT) -> pd.DataFrame | None:
@@ -75,16 +77,22 @@ def check_standard(results: pd.DataFrame, said: Mapping) -> None:
         raise InputError(f"{RESULTS}: more than one version ({', '.join(versions)}): run `make results`")
     if said["versions"] != versions[0]:
         raise InputError(f"{RESULTS}: {STATUS} says {said['versions']!r}, the rows {versions[0]!r}: correct it")
-    current = cache.versions_text()
+    current = _code_versions()
     if versions[0] != current and not said["stale"]:
         raise InputError(f"{RESULTS}: {versions[0]} is not of this code ({current}): run `make results`, or set stale")
     if versions[0] == current and said["stale"]:
         raise InputError(f"{RESULTS}: marked as stale, but of this code's versions: set stale to false in {STATUS}")
 
 
+def _code_versions() -> str:
+    """The stage versions of this code. Imported here: pages are written without the training code, in half the time."""
+    from cxrclip.experiments import cache
+    return cache.versions_text()
+
+
 def keep_results(results: pd.DataFrame, root: Path = ROOT) -> list[str]:
     """Put results in the place of the committed ones, of one version; says what it wrote."""
-    current = {"versions": cache.versions_text(), "stale": False, "reason": ""}
+    current = {"versions": _code_versions(), "stale": False, "reason": ""}
     check_standard(results, current | {"versions": results["versions"].max()})
     written = write_by_comparison(results, root / RESULTS)
     write_text(root / RESULTS / STATUS, json.dumps(current, indent=2) + "\n")
@@ -103,8 +111,7 @@ def _results_page(results: pd.DataFrame, verdicts: pd.DataFrame, said: Mapping) 
     parts = ["# Results"]
     parts.append(f"Written by `make tables` from `{RESULTS.as_posix()}/`; nothing here is typed in.")
     if said["stale"]:
-        parts.append(f"> **These numbers are of an older version of the code** ({said['versions']}; the code is at "
-                     f"{cache.versions_text()}): {said['reason']}.")
+        parts.append(f"> **These numbers are of an older version of the code** ({said['versions']}): {said['reason']}.")
     parts += ["## Verdicts on the paper's claims", claims.markdown(verdicts, results, rows=True)]
     drawn = {"The paper's tables": [draw(results) for draw in TABLES.values()]}
     for name in dict.fromkeys(results["comparison"]):
@@ -179,20 +186,30 @@ def drawings() -> dict[str, Drawing]:
         """The differences of the ledger."""
         return results[(results["comparison"] == "ledger") & (results["reference"] != "")]
 
-    sides = {"retrieval": figures.RETRIEVAL, "classification": figures.CLASSIFICATION}
-    return {
-        "tradeoff": Drawing(comparison("label growth"), figures.pareto, (7, 5)),
-        **{f"{stem}_{side}": Drawing(against(name, reference, measure), figures.ablation_forest, (7, 4))
-           for stem, name, reference in (("ablation", "ablation", claims.ABOVE),
-                                         ("loss_combinations", "loss combinations", "MVS + ICL + TCL"))
-           for side, measure in sides.items()},
-        "loss_weights": Drawing(comparison("loss weights", "steps", ""), figures.weights_curve, (7, 4.5)),
-        "remedies": Drawing(comparison("remedies", "steps", ""), figures.remedies_plot, (8, 5)),
-        **{f"ledger_{side}": Drawing(effects, partial(figures.ledger_forest, task=measure[1], metric=measure[2]),
-                                     (8, 5)) for side, measure in sides.items()},
-        "coarse_text": Drawing(task("coarse-text"), figures.coarse_text, (7, 4.5)),
-        "collisions": Drawing(task("collision", reference=True), figures.collisions, (8, 4)),
+    found = {
+        "tradeoff": Drawing(comparison("label growth"), figures.pareto, 5,
+                            "Retrieval against zero-shot classification as label data join, at equal steps and epochs"),
+        "loss_weights": Drawing(comparison("loss weights", "steps", ""), figures.weights_curve, 4.5,
+                                "Retrieval against the weights of the losses ICL and TCL"),
+        "remedies": Drawing(comparison("remedies", "steps", ""), figures.remedies_plot, 4.5,
+                            "Retrieval against zero-shot classification of each remedy, and of the paper's recipe"),
+        "coarse_text": Drawing(task("coarse-text"), figures.coarse_text, 4.5,
+                               "Share of nearest reports with the right side, zone and severity as label data join"),
+        "collisions": Drawing(task("collision", reference=True), figures.collisions, 4,
+                              "Probability that two studies carry the same text, in the phantom and in public tables"),
     }
+    for side, measure in {"retrieval": figures.RETRIEVAL, "classification": figures.CLASSIFICATION}.items():
+        above = partial(figures.ablation_forest, reference=claims.ABOVE)
+        found |= {
+            f"ablation_{side}": Drawing(against("ablation", claims.ABOVE, measure), above, 4,
+                                        f"What each part of the method adds to {side}, with its interval"),
+            f"loss_combinations_{side}": Drawing(against("loss combinations", "mvs_icl_tcl", measure),
+                                                 figures.ablation_forest, 4,
+                                                 f"Difference in {side} of every combination of losses to all three"),
+            f"ledger_{side}": Drawing(effects, partial(figures.ledger_forest, task=measure[1], metric=measure[2]), 5,
+                                      f"What each behaviour of the released code changes in {side}"),
+        }
+    return found
 
 
 def draw(stem: str, results: pd.DataFrame | None = None) -> tuple[Figure, pd.DataFrame] | None:
@@ -206,13 +223,13 @@ def draw(stem: str, results: pd.DataFrame | None = None) -> tuple[Figure, pd.Dat
     drawing = drawings()[stem]
     if results is None or (rows := drawing.select(results)).empty:
         return None
-    figure, axes = plt.subplots(figsize=drawing.size, layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, drawing.height), layout="constrained")
     drawing.draw(rows, axes)
     return figure, rows
 
 
 def write_figures(root: Path = ROOT) -> list[str]:
-    """Writes figures/*.png, *.svg and *.json (drawn rows, data, experiments, versions, command); says what it wrote."""
+    """Writes figures/*.png, *.svg and *.json (the drawn rows, and where they come from); says what it wrote."""
     results = standard_results(root)
     if results is None:
         return [NOT_RUN]
@@ -222,23 +239,21 @@ def write_figures(root: Path = ROOT) -> list[str]:
 
     from cxrclip.results import figures
     written = []
-    for stem in drawings():
+    for stem, drawing in drawings().items():
         if (drawn := draw(stem, results)) is None:
             written.append(f"figures/{stem}: not drawn, no such rows in {RESULTS}")
             continue
         figure, rows = drawn
         written += [str(path.relative_to(root))
-                    for path in figures.save_figure(figure, root / "figures" / stem, _origin(rows))]
+                    for path in figures.save_figure(figure, root / "figures" / stem, _origin(rows), drawing.alt)]
         plt.close(figure)
     return written
 
 
 def _origin(rows: pd.DataFrame) -> dict[str, object]:
-    """Where a figure comes from: the rows drawn, and the data, experiments and versions behind them."""
-    def words(name: str) -> list[str]:
-        return sorted({word for text in rows[name] for word in text.split(" ") if word})
-    kept = [name for name in rows if name not in ("key", "versions", "commit", "data")]
+    """Where a figure comes from: the rows drawn, and the data, runs, versions and commits behind them."""
+    behind = ("data", "key", "versions", "commit")
     drawn = [{name: value for name, value in row.items() if value != "" and value == value}
-             for row in rows[kept].to_dict("records")]
-    return {"rows": drawn, "data": words("data"), "experiment": words("key"), "versions": words("versions"),
-            "command": "make figures", "results": RESULTS.as_posix()}
+             for row in rows.drop(columns=list(behind)).to_dict("records")]
+    return {"rows": drawn, "command": "make figures", "results": RESULTS.as_posix(),
+            **{name: sorted({word for text in rows[name] for word in text.split()}) for name in behind}}

@@ -35,6 +35,8 @@ from cxrclip.training import start_accelerator
 SHOWN = ("table1", "table2", "other_sets", "table3", "table4")
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
+NO_NOTEBOOKS = ("they come with the repository, not with the package: `make reproduce` in a clone of it executes them; "
+                "here the tables are written without them")
 CONTENTS = {"notebooks": "executed copies", "results.csv": "every number, tidy", "tables": "text, Markdown, LaTeX",
             "figures": "PNG, SVG and the data behind each"}
 
@@ -55,24 +57,29 @@ def reproduce(profile: str, mix: str, seed: int, bench: Workbench, folder: Path 
     check(profile, mix, seed, bench)
     out = bench.outputs(mix, profile)
     out.mkdir(parents=True, exist_ok=True)
-    _part(1, "data")
+    print("[1/3] data", flush=True)
     data = bench.prepared(mix, profile)
     rows, experiments = planned(profile, mix, seed, data)
     missing = missing_runs(experiments, bench)
-    _part(2, f"runs: {len(experiments)}, of which {len(experiments) - len(missing)} were found")
+    print(f"[2/3] runs: {len(experiments)}, of which {len(experiments) - len(missing)} were found", flush=True)
     runs = run_all(experiments, bench)
     if pages := pages_of(folder):
-        _part(3, f"notebooks: {len(pages)}")
+        print(f"[3/3] notebooks: {len(pages)}", flush=True)
         parameters = {"profile": profile, "seed": seed, **_places(mix, bench, folder)}
         executed = notebooks.execute_all(notebook_keys(pages, parameters, runs), out, parameters, redraw)
         print(f"{executed} executed, {len(pages) - executed} found", flush=True)
-        parts = [read_results(path) for path in sorted((out / "results").glob("*.csv"))]
-        if parts:
+        if parts := [read_results(path) for path in sorted((out / "results").glob("*.csv"))]:
             write_results(reduce(merge_results, parts), out / "results.csv")
     else:
-        _part(3, "notebooks: they come with the repository, not with the package; the tables are written without them")
+        print(f"[3/3] notebooks: {NO_NOTEBOOKS}", flush=True)
         write_tables(rows, runs, data, out)
-    _finish(out, time.monotonic() - started)
+    for name in SHOWN:
+        if (table := out / "tables" / f"{name}.txt").is_file():
+            print(f"\n{table.read_text(encoding='utf-8').rstrip()}")
+    print(f"\ndone in {(time.monotonic() - started) / 60:.1f} min. Everything is in {out}:")
+    for name, content in CONTENTS.items():
+        if (out / name).exists():
+            print(f"  {name:12} {content}")
     return out
 
 
@@ -109,13 +116,16 @@ def planned(profile: str, mix: str, seed: int,
 
 
 def pretrain_all(profile: str, mix: str, seed: int, bench: Workbench) -> None:
-    """Train every run of the book, one after the other, and stop: `reproduce` then finds them.
+    """The first two parts of `reproduce`: data and runs, and no notebooks; `reproduce` then finds them.
 
-    The way to several GPUs: under `accelerate launch` all processes train one run together. `batch_size` is that of
-    all processes together, so their number changes no run's meaning (nor its key).
+    The way to several GPUs: under `accelerate launch` all processes train one run together, one run after the other.
+    `batch_size` is that of all processes together, so their number changes no run's meaning (nor its key).
     """
     check(profile, mix, seed, bench)
     _, experiments = planned(profile, mix, seed, bench.prepared(mix, profile))
+    if start_accelerator(bench.device).num_processes == 1:
+        run_all(experiments, bench)
+        return
     for number, experiment in enumerate(experiments, 1):
         if first_process():
             print(f"[{number}/{len(experiments)}] {experiment.run_name}, seed {experiment.seed}", flush=True)
@@ -124,8 +134,7 @@ def pretrain_all(profile: str, mix: str, seed: int, bench: Workbench) -> None:
 
 def in_place(bench: Workbench) -> None:
     """Execute the committed notebooks where they stand, with the parameters they show, after the runs they ask for."""
-    _, experiments = planned("quick", "phantom", 0, bench.prepared("phantom", "quick"))
-    run_all(experiments, bench)
+    pretrain_all("quick", "phantom", 0, bench)
     notebooks.execute_in_place(pages_of(NOTEBOOKS))
 
 
@@ -148,24 +157,9 @@ def _places(mix: str, bench: Workbench, folder: Path) -> dict[str, str]:
 def write_tables(rows: Sequence[comparisons.Row], runs: Sequence[Run], data: mixes.Prepared, out: Path) -> None:
     """results.csv and the main tables from the runs alone, as the notebooks write them."""
     by_experiment = {run.experiment: run for run in runs}
-    main = {row: by_experiment[row.experiment] for row in rows if row.comparison == comparisons.MAIN}
+    main = [evaluate(by_experiment[row.experiment]) for row in rows if row.comparison == comparisons.MAIN]
     others = {row: by_experiment[row.experiment] for row in rows if row.comparison != comparisons.MAIN}
-    tidy = pd.concat([*(evaluate(run) for run in main.values()), comparisons.measured(others)], ignore_index=True)
+    tidy = pd.concat([*main, comparisons.measured(others)], ignore_index=True)
     write_results(tidy, out / "results.csv")
-    for name in ("table2", "table3", "table3_text_to_image", "table4"):
-        tables.write_table(getattr(tables, name)(tidy, data.missing), out / "tables" / name)
-
-
-def _part(number: int, what: str) -> None:
-    print(f"[{number}/3] {what}", flush=True)
-
-
-def _finish(out: Path, seconds: float) -> None:
-    """Print the main tables and say where everything is."""
-    for name in SHOWN:
-        if (table := out / "tables" / f"{name}.txt").is_file():
-            print(f"\n{table.read_text(encoding='utf-8').rstrip()}")
-    print(f"\ndone in {seconds / 60:.1f} min. Everything is in {out}:")
-    for name, what in CONTENTS.items():
-        if (out / name).exists():
-            print(f"  {name:12} {what}")
+    for make in (tables.table2, tables.table3, tables.table3_text_to_image, tables.table4):
+        tables.write_table(make(tidy, data.missing), out / "tables" / make.__name__)

@@ -12,7 +12,6 @@ reports, and no section is cut at a model's limit.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from cxrclip.data.files import digest
 from cxrclip.data.progress import progress_bar
 from cxrclip.data.shards import read_about, resumable_studies
 from cxrclip.errors import InputError
@@ -47,11 +47,7 @@ class Translator:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     prefix: str = ""
-    limit: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        places = getattr(self.model.config, "max_position_embeddings", None) or 512
-        object.__setattr__(self, "limit", min(places, self.tokenizer.model_max_length, 512))
+    about: Mapping[str, str] = field(default_factory=dict)  # what tells one model from another
 
     @classmethod
     def load(cls, name: str, models: Path, device: str, prefix: str = "") -> Translator:
@@ -60,17 +56,30 @@ class Translator:
         Raises:
             InputError: it is in none of them, or a package it needs is missing.
         """
-        place = find_model(name, models)
+        folder = models / name.split("/")[-1]
+        place = next((place for place in (folder, Path(name)) if (place / "config.json").is_file()), None)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
-            model = AutoModelForSeq2SeqLM.from_pretrained(place, local_files_only=True)
-        except ImportError as error:
-            raise InputError(f"{name}: {_line(error)}; pip install sentencepiece sacremoses") from error
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name}: {missing(name, models)} ({_line(error)})") from error
-        return cls(model.to(device).eval(), tokenizer, prefix)
+            tokenizer = AutoTokenizer.from_pretrained(place or name, local_files_only=True)
+            model = AutoModelForSeq2SeqLM.from_pretrained(place or name, local_files_only=True)
+        except (ImportError, OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            if isinstance(error, ImportError):
+                raise InputError(f"{name}: {reason}; pip install sentencepiece sacremoses") from error
+            raise InputError(f"{name}: this translation model is not here and nothing is downloaded; on a machine with "
+                             f"a network run 'hf download {name} --local-dir {folder}' and copy the folder here "
+                             f"({reason})") from error
+        files = [(path.name, path.stat().st_size, path.read_text("utf-8") if path.suffix == ".json" else "")
+                 for path in sorted(place.iterdir())] if place else None
+        about = {"name": name, "files": digest(files) if files else "cache"}
+        return cls(model.to(device).eval(), tokenizer, prefix, about)
+
+    @property
+    def limit(self) -> int:
+        """Tokens that the model takes, and may answer with."""
+        places = getattr(self.model.config, "max_position_embeddings", None) or 512
+        return min(places, self.tokenizer.model_max_length, 512)
 
     def __call__(self, sentences: Sequence[str]) -> list[str]:
         tokens = [self.tokenizer(self.prefix + sentence)["input_ids"] for sentence in sentences]
@@ -101,21 +110,6 @@ def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
         yield batch
 
 
-def find_model(name: str, models: Path) -> str:
-    """Where a model lies: a folder below `models`, a path, or else its name in the cache of transformers."""
-    for place in (models / name.split("/")[-1], Path(name)):
-        if (place / "config.json").is_file():
-            return str(place)
-    return name
-
-
-def missing(name: str, models: Path) -> str:
-    """One line that says what to fetch and where to put it."""
-    folder = models / name.split("/")[-1]
-    return ("this translation model is not here and nothing is downloaded; on a machine with a network run "
-            f"'hf download {name} --local-dir {folder}' and copy the folder here")
-
-
 def split_sentences(text: str) -> list[str]:
     """A section's sentences, without the white space between them."""
     return [sentence for sentence in _SENTENCE_ENDS.split(text.strip()) if sentence]
@@ -130,11 +124,9 @@ def augment(folder: str | Path, out: str | Path, there: Translate, back: Transla
     Args:
         folder: study folder; it is not changed.
         out: another folder.
-        there: sentences -> sentences in the other language.
-        back: and back.
+        there, back: sentences -> sentences in the other language, and back.
         about: names the translators; kept in `dataset.json`. With another value, finished shards are made anew.
         split: whose studies to translate; None takes all. Only training reads the texts.
-        progress: show a bar.
 
     Returns:
         Counts: studies, sections translated, sentences translated (distinct ones of each shard), and sections that
@@ -151,12 +143,12 @@ def augment(folder: str | Path, out: str | Path, there: Translate, back: Transla
     kept, rejected = read_about(folder)
     settings = {"models": dict(about), "split": split, "of": fingerprint(folder)}
     counts = dict.fromkeys(("studies", "sections", "sentences", "unchanged"), 0)
-    sections = number = 0
+    sections = 0
     with resumable_studies(out) as table, progress_bar(desc="back-translation", unit="shard", shown=progress) as bar:
         for number, rows in enumerate(read_shards(folder)):
             chosen = [row for row in rows if split in (None, row["split"])]
             sections += sum(bool(row[name]) for row in chosen for name in SECTIONS)
-            key = _key(settings, rows)
+            key = digest([settings, [row["study_id"] for row in rows]])
             if table.has(number, key):
                 table.reuse(number)
             else:
@@ -165,12 +157,8 @@ def augment(folder: str | Path, out: str | Path, there: Translate, back: Transla
             bar.update()
         if not sections:
             raise InputError(f"{folder}: no report section in split {split!r}; there is nothing to translate")
-        table.finish(kept | {"augmented": settings}, rejected, number + 1)
+        table.finish(kept | {"augmented": settings}, rejected)
     return counts
-
-
-def _key(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    return hashlib.sha256(repr((settings, [row["study_id"] for row in rows])).encode()).hexdigest()
 
 
 def _translate(rows: Sequence[dict[str, Any]], there: Translate, back: Translate, counts: dict[str, int]) -> None:
@@ -187,20 +175,6 @@ def _translate(rows: Sequence[dict[str, Any]], there: Translate, back: Translate
     counts["sentences"] += len(sentences)
 
 
-def model_facts(name: str, models: Path) -> dict[str, str]:
-    """What tells one model from another: its name, and a hash of its settings and the sizes of its files."""
-    place = Path(find_model(name, models))
-    digest = hashlib.sha256()
-    for path in sorted(place.iterdir()) if place.is_dir() else ():
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        digest.update(path.read_bytes() if path.suffix == ".json" else b"")
-    return {"name": name, "files": digest.hexdigest()[:16] if place.is_dir() else "cache"}
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def augment_with_models(folder: str | Path, out: str | Path, there: str = THERE, back: str = BACK, *,
                         there_prefix: str = "", back_prefix: str = "", models: Path = Path("models"),
                         split: str | None = "train", device: str = "auto") -> dict[str, int]:
@@ -213,6 +187,5 @@ def augment_with_models(folder: str | Path, out: str | Path, there: str = THERE,
     device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     outward = Translator.load(there, models, device, there_prefix)
     homeward = Translator.load(back, models, device, back_prefix)
-    about = {"there": model_facts(there, models), "back": model_facts(back, models),
-             "prefixes": [there_prefix, back_prefix]}
+    about = {"there": outward.about, "back": homeward.about, "prefixes": [there_prefix, back_prefix]}
     return augment(folder, out, outward, homeward, about=about, split=split)

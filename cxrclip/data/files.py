@@ -103,7 +103,7 @@ def locked(path: str | Path, *, wait: bool = True, where: str | Path = "") -> It
     """
     path = Path(path)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0)
-    with writing(path):
+    with writing(where or path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()

@@ -13,7 +13,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
 MAX_PIXELS = 100_000_000  # the largest digital chest films have about 20 million
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 MIN_SIDE = 16  # fewer pixels show no chest
 JPEG_QUALITY = 95
 
@@ -36,6 +37,8 @@ JPEG_QUALITY = 95
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 # What pydicom and its plugins raise beside these, found in the same way.
 _DICOM_DAMAGE = (*_DAMAGE, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+# Without these there is no picture.
+_DICOM_REQUIRED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
 # The only elements of a DICOM file which are read at all: those that turn its pixels into light and dark.
 _DICOM_ELEMENTS = [
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
@@ -44,9 +47,7 @@ _DICOM_ELEMENTS = [
     *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
     *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
 ]
-_DICOM_SUFFIXES = (".dcm", ".dicom")
-# `warnings.catch_warnings` changes the process: only one thread at a time may be inside.
-_OPENING = threading.Lock()
+_ALONE = threading.Lock()
 
 
 def read_gray(source: bytes | Path, where: str, *, at_least: int | None = None) -> np.ndarray:
@@ -65,23 +66,27 @@ def read_gray(source: bytes | Path, where: str, *, at_least: int | None = None) 
     Args:
         source: the encoded file, or its path.
         where: how the message names the film (file, row).
-        at_least: for whoever shrinks the film to that many pixels (shorter side) anyway. A JPEG film is then
-            decoded at a half, a quarter or an eighth of its size, as long as twice `at_least` pixels remain;
-            colour becomes the file's own luma. Shrunk to 512 pixels, films of 2544 x 3056 differ from those decoded
-            in full by 0.2 gray levels on average, where storing them as JPEG costs 1.0. None decodes in full.
+        at_least: for whoever shrinks the film to that many pixels (shorter side) anyway. A JPEG film is then decoded
+            at a half, a quarter or an eighth of its size, as long as twice `at_least` pixels remain; colour becomes
+            the file's own luma. Shrunk to 512 pixels, films of 2544 x 3056 differ from those decoded in full by 0.2
+            gray levels on average, where storing them as JPEG costs 1.0. None decodes in full.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        InputError: missing, empty, damaged or cut file, no image, several pages or frames, a compression that
-            cannot be decoded, a side under `MIN_SIDE` pixels, more than `MAX_PIXELS` pixels, or the same value
-            everywhere.
+        InputError: a missing, empty or damaged file, no image, several pages or frames, a compression that cannot be
+            decoded, a side under `MIN_SIDE`, more than `MAX_PIXELS` pixels, or the same value everywhere.
     """
-    data = source if isinstance(source, bytes) else _read_file(source, where)
+    named = not isinstance(source, bytes) and source.suffix.lower() in (".dcm", ".dicom")
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{where}: no such image file; check the path or download it") from error
+    except OSError as error:
+        raise InputError(f"{where}: the image file cannot be read ({error.strerror}); check its rights") from error
     if not data:
         raise InputError(f"{where}: the image file is empty (0 bytes); copy or download it again")
-    named = not isinstance(source, bytes) and Path(source).suffix.lower() in _DICOM_SUFFIXES
     if data[128:132] == b"DICM" or (named and not data.startswith(_MAGIC)):
         gray = _read_dicom(data, where)
     else:
@@ -147,19 +152,9 @@ def resize_shorter(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, target, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def _read_file(path: Path, where: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{where}: no such image file; check the path or download it") from error
-    except OSError as error:
-        raise InputError(f"{where}: the image file cannot be read ({error.strerror}); check its rights") from error
-
-
 def _read_image(data: bytes, where: str, at_least: int | None) -> np.ndarray:
-    with _damage_reported(where):
-        with _OPENING, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    try:
+        with _quietly():
             image = Image.open(io.BytesIO(data), formats=FORMATS)  # the header; what is no film is refused by it
             _refuse_size(*image.size, where)
             if image.format == "TIFF":
@@ -169,14 +164,7 @@ def _read_image(data: bytes, where: str, at_least: int | None) -> np.ndarray:
         if at_least is not None:
             image.draft("L", (2 * at_least, 2 * at_least))  # JPEG only; does nothing to the other formats
         image.load()
-        return _to_gray(image, where)
-
-
-@contextmanager
-def _damage_reported(where: str) -> Iterator[None]:
-    """Turn what Pillow raises on damaged files into one InputError."""
-    try:
-        yield
+        return to_gray(image, where)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -188,6 +176,23 @@ def _damage_reported(where: str) -> Iterator[None]:
         raise InputError(f"{where}: the image is cut or damaged ({reason}); download it again") from error
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """One thread at a time (`catch_warnings` changes the process), without warnings and log lines.
+
+    Those of pydicom quote the header, and so a name might get into a log.
+    """
+    logger = logging.getLogger("pydicom")
+    with _ALONE, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
 def _refuse_size(width: int, height: int, where: str) -> None:
     if width * height > MAX_PIXELS:
         raise InputError(f"{where}: {width} x {height} pixels, more than {MAX_PIXELS:,}; not a film: leave it out")
@@ -195,7 +200,8 @@ def _refuse_size(width: int, height: int, where: str) -> None:
         raise InputError(f"{where}: {width} x {height} pixels; a side needs at least {MIN_SIDE}: leave it out")
 
 
-def _to_gray(image: Image.Image, where: str) -> np.ndarray:
+def to_gray(image: Image.Image, where: str) -> np.ndarray:
+    """An open image as (H, W) uint8, by the rules of `read_gray`. Raises InputError for pixels that are no number."""
     mode = image.mode
     if mode in ("L", "1"):
         return np.asarray(image.convert("L"))
@@ -212,71 +218,62 @@ def _read_dicom(data: bytes, where: str) -> np.ndarray:
     import pydicom  # here, since training reads no DICOM and need not wait for the import
 
     try:
-        with _OPENING, _silent_pydicom():
+        with _quietly():
             film = pydicom.dcmread(io.BytesIO(data), force=True, specific_tags=_DICOM_ELEMENTS)
+            _complete_header(film)
             _refuse_dicom(film, where)
             return _dicom_gray(film, where)
     except InputError:
         raise
     except (*_DICOM_DAMAGE, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException) as error:
-        # Not the message itself: a damaged file may have put a patient's name into it.
-        reason = type(error).__name__
+        reason = type(error).__name__  # not the message: a damaged file may have put a patient's name into it
         raise InputError(f"{where}: the DICOM file is cut or damaged ({reason}); export it again") from None
 
 
-@contextmanager
-def _silent_pydicom() -> Iterator[None]:
-    """No warning and no log line of pydicom: they quote the header, and so a name may get into a log."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+def _complete_header(film: Dataset) -> None:
+    """Read a header as it is meant: an empty element counts as absent; half a rescale line has slope 1 or intercept 0;
+    a bare data set, as old archives export it, has the transfer syntax in which it was read."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    for tag in [element.tag for element in film if element.is_empty]:
+        del film[tag]
+    if "RescaleSlope" in film or "RescaleIntercept" in film:
+        film.RescaleSlope, film.RescaleIntercept = film.get("RescaleSlope", 1), film.get("RescaleIntercept", 0)
+    if "TransferSyntaxUID" not in film.file_meta:
+        implicit, little = film.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        film.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 
 
 def _refuse_dicom(film: Dataset, where: str) -> None:
     """Refuse a DICOM file that holds no single film, before its pixels are decoded."""
     from pydicom.pixels import get_decoder
-    from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+    from pydicom.uid import UID
 
     if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(film.dir()):
         raise InputError(f"{where}: a DICOM file without pixels, or cut before them; leave it out or export it again")
-    frames = int(film.get("NumberOfFrames") or 1)
+    if absent := [name for name in _DICOM_REQUIRED if name not in film]:
+        raise InputError(f"{where}: its DICOM header does not say {', '.join(absent)}; export the film again")
+    frames = int(film.get("NumberOfFrames", 1))
     if frames > 1:
         raise InputError(f"{where}: {frames} frames in one DICOM file; export one film per file")
     _refuse_size(int(film.Columns), int(film.Rows), where)
-    if "TransferSyntaxUID" not in film.file_meta:  # a bare data set, as old archives export it
-        film.file_meta.TransferSyntaxUID = (
-            ImplicitVRLittleEndian if film.original_encoding[0] else ExplicitVRLittleEndian
-        )
     syntax = UID(film.file_meta.TransferSyntaxUID)
-    try:
-        available = get_decoder(syntax).is_available
-    except NotImplementedError:
-        available = False
-    if not available:
-        name = syntax.name if syntax.keyword else "(unknown)"
-        raise InputError(f"{where}: transfer syntax {name} cannot be decoded; export the film uncompressed")
+    with suppress(NotImplementedError):  # an unknown syntax
+        if get_decoder(syntax).is_available:
+            return
+    name = syntax.name if syntax.keyword else "(unknown)"
+    raise InputError(f"{where}: transfer syntax {name} cannot be decoded; export the film uncompressed")
 
 
 def _dicom_gray(film: Dataset, where: str) -> np.ndarray:
-    from pydicom.pixels import get_decoder
-    from pydicom.uid import JPEGExtended12Bit
-
-    # GDCM, the default, aborts the process on damaged pixels; it is alone with 12-bit JPEG, lossless JPEG and JPEG-LS.
-    syntax = film.file_meta.TransferSyntaxUID
-    available = () if syntax == JPEGExtended12Bit else get_decoder(syntax).available_plugins
-    if safe := [plugin for plugin in ("pylibjpeg", "pillow") if plugin in available]:
-        film.pixel_array_options(decoding_plugin=safe[0])
-    values = film.pixel_array
-    if film.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
-        if values.dtype != np.uint8 or values.ndim != 3:  # a palette, or colour with more than 8 bits
-            raise InputError(f"{where}: its colours (PhotometricInterpretation) cannot be read; export it in gray")
-        return _stretch(np.asarray(Image.fromarray(values).convert("L")), where)
+    values = _dicom_values(film, where)
+    if film.SamplesPerPixel != 1 or film.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
+        if values.dtype == np.uint8 and values.ndim == 3:
+            return _stretch(np.asarray(Image.fromarray(values).convert("L")), where)
+        if values.ndim == 3 and film.PhotometricInterpretation == "RGB":
+            return _stretch(values @ _LUMA, where)
+        raise InputError(f"{where}: its colours (PhotometricInterpretation) cannot be read; export it in gray")
     if values.dtype.kind == "f" or values.dtype.itemsize > 2:
         return _stretch(_shown(values, film, where), where)
     # A film has millions of pixels and at most 65,536 values: work on these, and look the pixels up.
@@ -291,6 +288,28 @@ def _dicom_gray(film: Dataset, where: str) -> np.ndarray:
     return shades[values]
 
 
+def _dicom_values(film: Dataset, where: str) -> np.ndarray:
+    """The stored pixels, (H, W) or (H, W, 3), decoded by the plugin that survives damaged data."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import JPEGExtended12Bit
+
+    # GDCM, the default, aborts the process on damaged pixels; it is alone with 12-bit JPEG, lossless JPEG and JPEG-LS.
+    syntax = film.file_meta.TransferSyntaxUID
+    available = () if syntax == JPEGExtended12Bit else get_decoder(syntax).available_plugins
+    if safe := [plugin for plugin in ("pylibjpeg", "pillow") if plugin in available]:
+        film.pixel_array_options(decoding_plugin=safe[0])
+    try:
+        values = film.pixel_array
+    except _DICOM_DAMAGE as error:
+        if not syntax.is_compressed:
+            raise
+        raise InputError(f"{where}: pixels in {syntax.name} that cannot be decoded ({type(error).__name__}); "
+                         "export the film uncompressed") from None
+    if values.shape[:2] != (film.Rows, film.Columns):
+        raise InputError(f"{where}: its pixels do not fit Rows and Columns; export one film per file")
+    return values
+
+
 def _shown(values: np.ndarray, film: Dataset, where: str) -> np.ndarray:
     """Stored values -> numbers that grow from dark to light, as the header says the film is to be shown."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -298,6 +317,8 @@ def _shown(values: np.ndarray, film: Dataset, where: str) -> np.ndarray:
     if lut := film.get("ModalityLUTSequence"):
         values = _within(values, lut[0])
     values = apply_modality_lut(values, film)
+    for name in ("RescaleSlope", "RescaleIntercept"):  # applied; a window read with a falling slope would be inverted
+        film.pop(name, None)
     if lut := film.get("VOILUTSequence"):
         values = _within(values, lut[0])
     try:

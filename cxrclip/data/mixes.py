@@ -58,6 +58,11 @@ class Role:
     needs: tuple[str, ...] = ()
     reason: str = ""
 
+    def needed(self, data: str) -> tuple[Path, ...]:
+        """What must be below `data` to read a source: its root, then the files that it needs. Nothing for others."""
+        root = Path(data or ".") / self.root
+        return (root, *(root / name for name in self.needs)) if self.filling == "source" else ()
+
 
 KEYS = {item.name for item in fields(Role)} - {"name", "filling", "value", "reason"} | {*FILLINGS}  # of a mix file
 
@@ -155,8 +160,8 @@ def with_downloads(mix: Mix, data: str) -> Mix:
 
     Raises InputError, naming what was looked for, if no pretraining role with data is left.
     """
-    absent = {role.name for role in mix.roles.values() if role.filling == "source" and role.reason
-              and not all(path.exists() for path in _needed(role, data))}
+    absent = {role.name for role in mix.roles.values() if role.reason
+              and not all(path.exists() for path in role.needed(data))}
 
     def available(role: Role) -> Role:
         origin = mix.origin(role)
@@ -166,14 +171,14 @@ def with_downloads(mix: Mix, data: str) -> Mix:
                           for roles in (mix.pretraining, mix.tests))
     if absent & set(pretraining) and all(role.filling == "missing" for role in pretraining.values()):
         needed = ", ".join(f"{path} ({role.name}: {role.reason})" for role in mix.pretraining.values()
-                           if role.name in absent for path in _needed(role, data))
+                           if role.name in absent for path in role.needed(data))
         raise InputError(f"mix {mix.name}: nothing to pretrain on, there is no {needed}: set DATA to the folder of the "
                          "downloads (DATA.md says how to get them)")
     return replace(mix, pretraining=pretraining, tests=tests)
 
 
-def check_mix(mix: Mix, profile: str, data: str) -> None:
-    """Fail early, before any work: sizes known for the profile, folders and data roots present."""
+def check_mix(mix: Mix, profile: str, data: str) -> Mix:
+    """The mix `with_downloads`; fails early, before any work: sizes known for the profile, folders and roots there."""
     mix = with_downloads(mix, data)
     for role in mix.roles.values():
         where = f"mix {mix.name}, role {role.name}"
@@ -181,23 +186,24 @@ def check_mix(mix: Mix, profile: str, data: str) -> None:
             raise InputError(f"{where}: no sizes for profile {profile!r}: add 'sizes: {{{profile}: ...}}' to the mix")
         if role.filling == "folder" and not (Path(role.value) / "dataset.json").is_file():
             raise InputError(f"{where}: {role.value} is no study folder (no dataset.json): prepare it or mend the path")
-        absent = [path for path in _needed(role, data) if role.filling == "source" and not path.exists()]
-        if absent:
-            kind = "folder" if absent[0] == _root(role, data) else "file"
-            raise InputError(f"{where}: no {kind} {absent[0]}: set DATA to the folder that holds it")
+        for number, path in enumerate(role.needed(data)):
+            if not path.exists():
+                raise InputError(f"{where}: no {'file' if number else 'folder'} {path}: set DATA to the folder that "
+                                 "holds it")
+    return mix
 
 
 def prepare(mix: Mix, profile: str, build: Path, data: str = "", progress: bool = True) -> Prepared:
     """Make every role's study folder below `build`/data, or find it there; validate and check for leakage.
 
     Folders are found again by a key of the role's settings, of the version of what draws the phantom or reads the
-    source, and of the files read, so that nothing stale is ever used.
+    source, and of the files read, so that nothing stale is ever used. Raises InputError for all that `check_mix`,
+    the sources and the checks of studies.py find.
     """
-    check_mix(mix, profile, data)
-    mix = with_downloads(mix, data)
+    mix = check_mix(mix, profile, data)
     missing = {role.name: role.value for role in mix.roles.values() if role.filling == "missing"}
-    filled = [role for role in mix.roles.values() if role.filling not in ("role", "missing")]
-    folders = {role.name: _fill(role, profile, build / "data", data, progress) for role in filled}
+    folders = {role.name: _fill(role, profile, build / "data", data, progress) for role in mix.roles.values()
+               if role.filling not in ("role", "missing")}
     folders |= {role.name: folders[role.value] for role in mix.roles.values() if role.filling == "role"}
     _check_once(folders, build / "data")
     return Prepared(mix, folders, missing)
@@ -210,37 +216,36 @@ def _fill(role: Role, profile: str, cache: Path, data: str, progress: bool) -> P
     if role.filling == "phantom":
         recipe = [role.value, dict(role.sizes[profile]), world.VERSION]
     else:
-        recipe = [role.value, dict(role.options), file_digest(_root(role, data)), SOURCES_VERSION]
+        root = role.needed(data)[0]
+        recipe = [role.value, dict(role.options), _file_digest(root), SOURCES_VERSION]
     folder = cache / f"{role.name}-{digest(recipe)}"
     with locked(folder):
         if (folder / "dataset.json").is_file():
-            return folder
-        if role.filling == "phantom":
-            return world.generate(role.value, role.sizes[profile], folder, progress=progress)
-        SOURCES[role.value](_root(role, data), folder, progress=progress, **role.options)
+            pass
+        elif role.filling == "phantom":
+            world.generate(role.value, role.sizes[profile], folder, progress=progress)
+        else:
+            SOURCES[role.value](root, folder, progress=progress, **role.options)
     return folder
 
 
-def _root(role: Role, data: str) -> Path:
-    return Path(data or ".") / role.root
-
-
-def _needed(role: Role, data: str) -> tuple[Path, ...]:
-    """What must be there to read a source: its root, and the files below it that it needs."""
-    return _root(role, data), *(_root(role, data) / name for name in role.needs)
+def _file_digest(root: Path) -> str:
+    """Hash of the names, sizes and times of all files below a data root: cheap, and changes when they do."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return digest([(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files])
 
 
 def _check_once(folders: Mapping[str, Path], cache: Path) -> None:
     """Validate every folder and look for leakage; remembered, since it reads every image."""
-    unique = {str(path): path for path in folders.values()}
-    key = digest([studies.fingerprint(path) for path in unique.values()])
-    marker = cache / f"checked-{key}"
-    if marker.is_file():
-        return
-    for path in unique.values():
-        studies.validate(path)
-    studies.check_leakage({name: path for name, path in folders.items() if unique.pop(str(path), None)})
-    write_text(marker, "")
+    unique: dict[Path, str] = {}
+    for name, path in folders.items():
+        unique.setdefault(path, name)
+    marker = cache / f"checked-{digest([studies.fingerprint(path) for path in unique])}"
+    if not marker.is_file():
+        for path in unique:
+            studies.validate(path)
+        studies.check_leakage({name: path for path, name in unique.items()})
+        write_text(marker, "")
 
 
 def training_studies(mix: Mix, profile: str, published: Mapping[str, int]) -> dict[str, int]:
@@ -269,9 +274,3 @@ def training_texts(prepared: Prepared, bank: PromptBank) -> Iterator[str]:
             for row in table:
                 yield from (text for text in row.values() if text)
     yield from bank.sentences()
-
-
-def file_digest(root: Path) -> str:
-    """Hash of the names, sizes and times of all files below a data root: cheap, and changes when they do."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    return digest([(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files])

@@ -32,13 +32,8 @@ def thumbnail(film: np.ndarray) -> np.ndarray:
     return small / max(float(np.linalg.norm(small)), 1e-6)
 
 
-def shared_films(
-    pretraining: Mapping[str, str | Path],
-    tests: Mapping[str, str | Path],
-    *,
-    split: str = "test",
-    min_correlation: float = 0.99,
-) -> pd.DataFrame:
+def shared_films(pretraining: Mapping[str, str | Path], tests: Mapping[str, str | Path], *, split: str = "test",
+                 min_correlation: float = 0.99) -> pd.DataFrame:
     """How many films of each test set a model has seen in the train split of each pretraining set.
 
     Memory holds the thumbnails of one test set (4 KB a film); pretraining films stream past. 112,120 NIH films
@@ -61,8 +56,9 @@ def shared_films(
         wanted = np.stack(list(_thumbnails(folder, split)))
         for role, other in pretraining.items():
             seen = np.zeros(len(wanted), bool)
-            for batch in _batches(_thumbnails(other, "train")):
-                seen |= (wanted @ batch.T).max(axis=1) >= min_correlation
+            films = _thumbnails(other, "train")
+            while batch := list(itertools.islice(films, _AT_ONCE)):
+                seen |= (wanted @ np.stack(batch).T).max(axis=1) >= min_correlation
             lines.append((test, role, len(wanted), int(seen.sum()), float(seen.mean())))
     return pd.DataFrame(lines, columns=["test", "pretraining", "films", "shared", "share"])
 
@@ -71,8 +67,3 @@ def _thumbnails(folder: str | Path, split: str) -> Iterator[np.ndarray]:
     for study in open_studies(folder, split).select_columns(["study_id", "images"]):
         for i, image in enumerate(study["images"]):
             yield thumbnail(decode_gray(image["bytes"], f"study {study['study_id']}, image {i}"))
-
-
-def _batches(thumbnails: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    while batch := list(itertools.islice(thumbnails, _AT_ONCE)):
-        yield np.stack(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,22 +19,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML as usual, except that a key written twice is an error, not a silent loss of the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """PyYAML's own name for the step from a mapping in the file to a dict."""
         mapping = super().construct_mapping(node, deep)  # first: it refuses keys that are lists
-        _refuse_repeated((self.construct_object(key, deep=True) for key, _ in node.value), node.start_mark.line + 1)
+        _unique([(self.construct_object(key, deep=True), None) for key, _ in node.value],
+                f"line {node.start_mark.line + 1}: ")
         return mapping
 
 
-def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _refuse_repeated(key for key, _ in pairs)
-    return dict(pairs)
-
-
-def _refuse_repeated(keys: Iterable[Hashable], line: int | None = None) -> None:
-    seen: set[Hashable] = set()
-    for key in keys:
-        if key in seen:
-            raise InputError(f"{f'line {line}: ' if line else ''}{key!r} is given twice; keep one")
-        seen.add(key)
+def _unique(pairs: list[tuple[Hashable, Any]], line: str = "") -> dict[Hashable, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise InputError(f"{line}{next(key for key in keys if keys.count(key) > 1)!r} is given twice; keep one")
+    return mapping
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -47,7 +44,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix.lower() == ".json":
-            content = json.loads(text, object_pairs_hook=_unique_object)
+            content = json.loads(text, object_pairs_hook=_unique)
         else:
             content = yaml.load(text, Loader=_UniqueKeyLoader)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Experiments: what is trained on what, finished runs, and the comparisons among them."""
 
 from cxrclip.experiments.evaluate import evaluate, prompts_of
-from cxrclip.experiments.experiment import IMAGE_ENCODERS, PROFILES, SWITCHES, Experiment
+from cxrclip.experiments.experiment import IMAGE_ENCODERS, PROFILES, Experiment
 from cxrclip.experiments.schedule import missing_runs, run_all
 from cxrclip.experiments.train import (
     batches_for,
@@ -20,7 +20,7 @@ from cxrclip.experiments.train import (
 from cxrclip.experiments.workbench import Run, Workbench, origin, software
 
 __all__ = [
-    "IMAGE_ENCODERS", "PROFILES", "SWITCHES", "Experiment", "Run", "Workbench", "batches_for", "evaluate",
+    "IMAGE_ENCODERS", "PROFILES", "Experiment", "Run", "Workbench", "batches_for", "evaluate",
     "finished_run", "first_process", "growing_mixtures", "missing_runs", "model_config", "origin", "pretrain",
     "pretraining_studies", "prompts_of", "run_all", "runnable", "seen_studies", "software", "tokenizer_for",
     "total_steps", "used_studies",

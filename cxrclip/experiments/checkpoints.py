@@ -1,11 +1,8 @@
-"""Training states and embeddings on disk: tensors as safetensors, the rest as JSON. Nothing is pickled or executed."""
+"""Training states and embeddings on disk: tensors as safetensors, arrays as npz. Nothing is pickled or executed."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,35 +10,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from cxrclip.data.files import atomic_file, flush
+from cxrclip.data.files import atomic_file
 from cxrclip.errors import InputError
 from cxrclip.evaluation import ImageEmbeddings
 
-INFO = "info.json"
+INFO = "info"  # of a file's metadata: what is no tensor, as JSON
 MODEL, OPTIMIZER = "model.", "optimizer."  # prefixes of tensor names in a state
 
 
 class FolderStore:
-    """Checkpoints of one run in a folder, by name (training.Store)."""
+    """Checkpoints of one run in a folder, a file each (training.Store)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def path(self, name: str) -> Path:
+        """Where the checkpoint of a name is kept."""
+        return self.folder / f"{name}.safetensors"
+
     def save(self, name: str, model: nn.Module, optimizer: AdamW, info: Mapping[str, object]) -> None:
         """Write weights, AdamW's moments and `info`, whole or not at all."""
         weights = {f"{MODEL}{key}": tensor for key, tensor in model.state_dict().items()}
-        save_state(self.folder / name, weights | optimizer_tensors(optimizer), info)
+        save_state(self.path(name), weights | optimizer_tensors(optimizer), info)
 
     def load(self, name: str, model: nn.Module, optimizer: AdamW | None = None) -> dict | None:
         """Put the stored weights (and moments) back and return `info`; None where nothing is stored."""
-        if not (self.folder / name).is_dir():
+        if not self.path(name).is_file():
             return None
-        tensors, info = load_state(self.folder / name)
+        tensors, info = load_state(self.path(name))
         model.load_state_dict({key.removeprefix(MODEL): tensor for key, tensor in tensors.items()
                                if key.startswith(MODEL)})
         if optimizer is not None:
@@ -50,70 +51,37 @@ class FolderStore:
 
     def finished_steps(self) -> int:
         """Steps after which the stored state was written; 0 without one."""
-        return read_info(self.folder / "state")["step"] if (self.folder / "state").is_dir() else 0
+        return load_state(self.path("state"))[1]["step"] if self.path("state").is_file() else 0
 
 
-def save_state(folder: str | Path, tensors: Mapping[str, Tensor], info: Mapping) -> Path:
-    """Write a state; whatever interrupts it, `folder` holds the whole old state or the whole new one.
+def save_state(path: str | Path, tensors: Mapping[str, Tensor], info: Mapping) -> Path:
+    """Write tensors and `info`, what JSON can hold, into one file; InputError if it cannot be written.
 
-    The tensors get a file of a new name; info.json, which names that file, is then put in place by one rename.
-    One process at a time may write a folder.
-
-    info: what JSON can hold, without a key "tensors". Raises InputError if the folder cannot be written.
+    Whatever interrupts it, `path` holds the whole old state or the whole new one.
     """
-    folder = Path(folder)
-    draft = folder.with_name(f".{folder.name}.draft")
-    name = f"tensors-{secrets.token_hex(4)}.safetensors"
+    path = Path(path)
     try:
-        shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
-        target = folder if folder.is_dir() else draft
-        target.mkdir(parents=True, exist_ok=True)
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, target / name)
-        (target / f"{INFO}.draft").write_text(json.dumps({**info, "tensors": name}, indent=1))
-        flush(target / name, target / f"{INFO}.draft")
-        os.replace(target / f"{INFO}.draft", target / INFO)
-        if target is draft:
-            os.rename(draft, folder)
-        for old in folder.glob("tensors-*.safetensors"):
-            if old.name != name:
-                old.unlink()
-    except (OSError, SafetensorError) as fault:
-        raise InputError(f"{folder}: the state cannot be written ({fault}): check the folder and the space") from fault
-    return folder
+        with atomic_file(path) as draft:
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, draft,
+                      {INFO: json.dumps(info)})
+    except SafetensorError as fault:  # what it raises for a full disk
+        raise InputError(f"{path}: cannot be written ({fault}): free space or choose another folder") from fault
+    return path
 
 
-def read_info(folder: str | Path) -> dict:
-    """What save_state stored beside the tensors, and the name of their file. InputError if missing or damaged."""
-    file = Path(folder) / INFO
-    try:
-        info = json.loads(file.read_text())
-        if Path(info["tensors"]).name != info["tensors"]:
-            raise ValueError(f"{info['tensors']!r} is not a file of this folder")
-        return info
-    except FileNotFoundError as fault:
-        raise InputError(f"{file}: no such file: start anew or choose another folder") from fault
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise _damaged(file, fault) from fault
-
-
-def load_state(folder: str | Path) -> tuple[dict[str, Tensor], dict]:
+def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """The (tensors, info) that save_state wrote, tensors on the CPU; nothing is ever executed.
 
-    Raises InputError naming the file that is missing, damaged or not from save_state.
+    Raises InputError naming a file that is missing, damaged or not from save_state.
     """
-    info = read_info(folder)
-    file = Path(folder) / info.pop("tensors")
     try:
-        return load_file(file), info
+        with safe_open(path, "pt") as file:
+            return load_file(path), dict(json.loads(file.metadata()[INFO]))
     except FileNotFoundError as fault:
-        raise InputError(f"{file}: no such file: start anew or choose another folder") from fault
-    except (OSError, ValueError, SafetensorError) as fault:
-        raise _damaged(file, fault) from fault
-
-
-def _damaged(file: Path, fault: Exception) -> InputError:
-    reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-    return InputError(f"{file}: damaged or no training state ({reason}): delete {file.parent} to start anew")
+        raise InputError(f"{path}: no such file: start anew or choose another folder") from fault
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as fault:
+        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        raise InputError(f"{path}: damaged or no training state ({reason}): delete it to start anew") from fault
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -135,11 +103,14 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     for key, tensor in tensors.items():
         if key.startswith(OPTIMIZER):
             number, name = key[len(OPTIMIZER):].split(".", 1)
-            state.setdefault(int(number), {})[name] = tensor.clone()
+            state.setdefault(int(number), {})[name] = tensor
     for number, slots in state.items():
         shapes = {tuple(tensor.shape) for tensor in slots.values() if tensor.ndim}
         if number >= len(parameters) or shapes - {tuple(parameters[number].shape)}:
             raise InputError(f"the optimiser state of parameter {number} does not fit this model: it is another run's")
+        # A fused AdamW walks weights and moments as they lie in memory: both need one order (channels_last).
+        state[number] = {name: torch.empty_like(parameters[number], dtype=tensor.dtype).copy_(tensor) if tensor.ndim
+                         else tensor.clone() for name, tensor in slots.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -1,7 +1,7 @@
-"""Which runs answer which question: the rows of the ablation, of the loss grids, of growing label data, of remedies.
+"""Which runs answer which question: the rows of the main tables, the ablation, the losses, label growth, remedies.
 
-Each function takes a base experiment (the paper's recipe at some size) and returns rows; the same experiment may stand
-in several rows and is trained once. Runs that differ in data or loss are compared at several *budgets*:
+A comparison (COMPARISONS) makes rows from a base experiment, the paper's recipe at some size; the same experiment may
+stand in several rows and is trained once. Runs that differ in data or loss are compared at several *budgets*:
 
     steps     every row makes as many optimiser updates as the base
     epochs    every row passes as often over its training studies. Batches are drawn from all studies alike, so M's
@@ -10,64 +10,67 @@ in several rows and is trained once. Runs that differ in data or loss are compar
 
 A budget that is the same as "steps" for all rows of a comparison is not listed again.
 
-`measured` trains what is missing and gives the rows' results; `differences` compares rows on the same test items.
+A page asks for `planned` rows and their `finished` runs, then for what was `measured` and for the `differences` of rows
+on the same test items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, product
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise, product
 
 import pandas as pd
 
 from cxrclip import evaluation, metrics
 from cxrclip.data import mixes
 from cxrclip.errors import InputError
-from cxrclip.experiments import (
-    IMAGE_ENCODERS,
-    Experiment,
-    Run,
-    Workbench,
-    evaluate,
-    growing_mixtures,
-    oracle,
-    run_all,
-    runnable,
-)
+from cxrclip.experiments import oracle
+from cxrclip.experiments.evaluate import evaluate
+from cxrclip.experiments.experiment import IMAGE_ENCODERS, Experiment
+from cxrclip.experiments.schedule import run_all
+from cxrclip.experiments.train import growing_mixtures, runnable
+from cxrclip.experiments.workbench import Run, Workbench
 from cxrclip.official.behaviours import Behaviours
 from cxrclip.results import statistics
-from cxrclip.results.rows import CLASSIFICATION_SETS, COLUMNS, NUMBERS, RETRIEVAL_SETS
+from cxrclip.results.rows import (
+    CLASSIFICATION_SETS,
+    LOSS_WEIGHTS,
+    RETRIEVAL_SETS,
+    row_label,
+    tidy_frame,
+    together,
+)
 
+MAIN = "tables 2 and 3"  # the comparison whose rows are the paper's main tables: they carry no stamp in the results
 MIXTURES = (("M",), ("M", "C"), ("M", "C", "C14"))
-ICL_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
-TCL_WEIGHTS = (0.0, 0.5, 1.0)
-GROWTH = (0.25, 0.5, 1.0)
+# Label growth: roles -> the share that is used of the last one -> row id.
+GROWTH: Mapping[tuple[str, ...], Mapping[float, str]] = {
+    ("M", "C"): {0.25: "m_c25", 0.5: "m_c50", 1.0: "m_c"},
+    ("M", "C", "C14"): {0.25: "m_c_c14_25", 0.5: "m_c_c14_50", 1.0: "m_c_c14"},
+}
 CLIP: Mapping[str, object] = {"views": 1, "texts": 1, "icl_weight": 0.0, "tcl_weight": 0.0}
 REMEDIES: Mapping[str, Mapping[str, object]] = {
-    "false negatives masked": {"false_negatives": "mask"},
-    "false negatives share the target": {"false_negatives": "soft"},
-    "batches of one source": {"batches": "one-source"},
-    "75 % reports in each batch": {"report_share": 0.75},
-    "label rows weigh 1/4": {"label_weight": 0.25},
-    "last third on reports": {"reports_last": 1 / 3},
-    "prompts with side, zone, severity (oracle)": {"rich_prompts": True},
+    "mask": {"false_negatives": "mask"},
+    "share_target": {"false_negatives": "soft"},
+    "one_source": {"batches": "one-source"},
+    "reports_75": {"report_share": 0.75},
+    "label_weight_25": {"label_weight": 0.25},
+    "reports_last": {"reports_last": 1 / 3},
+    "rich_prompts": {"rich_prompts": True},
 }
 # Batches of one source have batch statistics of one source. Is that what harms? The same without batch statistics:
 GROUPNORM: Mapping[str, Mapping[str, object]] = {
-    "GroupNorm": {"image_encoder": "resnet-small-groupnorm"},
-    "GroupNorm, batches of one source": {"image_encoder": "resnet-small-groupnorm", "batches": "one-source"},
+    "groupnorm": {"image_encoder": "resnet-small-groupnorm"},
+    "groupnorm_one_source": {"image_encoder": "resnet-small-groupnorm", "batches": "one-source"},
 }
 # Paper against code (ledger.py): the intended behaviour of a recipe, and the rows of the ledger that depart from it.
 LEDGER_ROWS: Mapping[str, tuple[str, ...]] = {
-    "intended, M": ("B1*", "B2", "B3", "B4", "B9"), "intended, CLIP on M": ("B11",), "intended, Swin on M": ("B8",),
-    "intended, M,C,C14": ("B5", "B12", "D2", "official"), "intended, C14 of the README": ("D1",),
+    "intended_m": ("B1*", "B2", "B3", "B4", "B9"), "intended_clip": ("B11",), "intended_swin": ("B8",),
+    "intended_m_c_c14": ("B5", "B12", "D2", "official"), "intended_c14_readme": ("D1",),
 }
 C14_OF_THE_README = 69_718 / 89_696  # ledger D1: the README's training films of Table 1's
-MAIN = "tables 2 and 3"  # the comparison whose rows are the paper's main tables: they carry no stamp in the results
-# What a row is compared with, unless it is the row above it (the ablation) or in the main tables (pairs).
-REFERENCES: Mapping[str, str] = {"loss combinations": "MVS + ICL + TCL", "loss weights": "ICL 1", "label growth": "M",
-                                 "remedies": "M,C,C14"}
 # What differences are taken in: scores -> the paper's sets that have them. Retrieval is image to text.
 MEASURES: Mapping[str, tuple[str, ...]] = {"zero-shot": CLASSIFICATION_SETS, "linear-probe-100": CLASSIFICATION_SETS,
                                            "retrieval": RETRIEVAL_SETS}
@@ -78,33 +81,192 @@ QUICK: Mapping[str, object] = {"steps": 40, "batch_size": 24, "validations": 1}
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a comparison at one budget, and the experiment that measures it."""
+    """One row of a comparison at one budget, and the experiment that measures it. row: an id (rows.ROW_LABELS)."""
 
     comparison: str
     row: str
     budget: str
     experiment: Experiment
 
+    @property
+    def label(self) -> str:
+        """How the row is printed."""
+        return row_label(self.comparison, self.row)
+
+
+# ---- the rows of each comparison, at the length of the base ------------------------------------------------------
+
+
+def tables_2_and_3(base: Experiment, mixtures: Sequence[tuple[str, ...]] = MIXTURES) -> dict[str, Experiment]:
+    """Both image encoders on each mixture, and as a baseline plain CLIP on M (the ablation's first row)."""
+    encoders = [family[base.profile] for family in IMAGE_ENCODERS.values()]
+    rows = {f"CXR-CLIP {encoder} {','.join(roles)}": replace(base, image_encoder=encoder, pretraining=roles)
+            for encoder, roles in product(encoders, mixtures)}
+    return rows | {f"CLIP {base.image_encoder} M": ablation(base)["clip"]}
+
+
+def ablation(base: Experiment) -> dict[str, Experiment]:
+    """Table 4's six rows, each with all that stands above it; the last is the base."""
+    alone = replace(base, pretraining=("M",))
+    clip = replace(alone, **CLIP, draw="first", augment=False)
+    drawn = replace(clip, draw="random")
+    return {
+        "clip": clip,
+        "second_view": drawn,
+        "augmentation": replace(drawn, augment=True),
+        "mvs": replace(alone, icl_weight=0.0, tcl_weight=0.0),
+        "icl": replace(alone, tcl_weight=0.0),
+        "tcl": alone,
+    }
+
+
+def loss_combinations(base: Experiment) -> dict[str, Experiment]:
+    """MVS, ICL and TCL on or off, all eight ways, on M. Without MVS the one pair (x1, t1) is contrasted."""
+    rows = {}
+    for mvs, icl, tcl in product((False, True), repeat=3):
+        name = "_".join(["mvs" if mvs else "pair", *(["icl"] * icl), *(["tcl"] * tcl)])
+        rows[name] = replace(base, pretraining=("M",), mvs=mvs, icl_weight=base.icl_weight * icl,
+                             tcl_weight=base.tcl_weight * tcl)
+    return rows
+
+
+def loss_weights(base: Experiment) -> dict[str, Experiment]:
+    """The weight of ICL, then that of TCL, while the other stays the base's, on M."""
+    alone = replace(base, pretraining=("M",))
+    return {name: replace(alone, **{f"{loss.lower()}_weight": weight})
+            for name, (loss, weight) in LOSS_WEIGHTS.items()}
+
+
+def label_growth(base: Experiment) -> dict[str, Experiment]:
+    """M alone, then 25, 50 and 100 % of C with it, then of C14 on top of both."""
+    rows = {"m": replace(base, pretraining=("M",))}
+    for roles, growth in GROWTH.items():
+        for share, name in growth.items():
+            shares = None if share == 1 else (*(1.0 for _ in roles[1:]), share)
+            rows[name] = replace(base, pretraining=roles, shares=shares)
+    return rows
+
+
+def remedies(base: Experiment) -> dict[str, Experiment]:
+    """M alone and the paper's recipe on M,C,C14 for reference, and each remedy alone.
+
+    With the small ResNet also batches of one source where no layer knows its batch, and that network by itself.
+    """
+    recipe = replace(base, pretraining=MIXTURES[-1])
+    changes = REMEDIES | (GROUPNORM if base.image_encoder == "resnet-small" else {})
+    return {"m": replace(base, pretraining=("M",)), "m_c_c14": recipe,
+            **{name: replace(recipe, **change) for name, change in changes.items()}}
+
+
+def ledger(base: Experiment) -> dict[str, Experiment]:
+    """Paper against code: for each recipe the intended behaviour, and each rule of the released code alone.
+
+    "official" is all of them together. D1 is no rule but a share: Table 1's films of C14, which are all here, against
+    the README's.
+    """
+    recipe, alone = replace(base, pretraining=MIXTURES[-1]), replace(base, pretraining=("M",))
+    starts = (alone, replace(alone, **CLIP, augment=False),
+              replace(alone, image_encoder=IMAGE_ENCODERS["swin"][base.profile]), recipe,
+              replace(recipe, shares=(1.0, 1.0, C14_OF_THE_README)))
+    rows = {}
+    for (name, rules), start in zip(LEDGER_ROWS.items(), starts, strict=True):
+        rows |= {name: start} | {row: replace(start, rules=row) for row in rules if row != "D1"}
+    return rows | {"D1": recipe}
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a comparison is planned.
+
+    rows: base -> experiments by row. budgets: the first decides, and is the only one at "quick"; others are further
+    readings. seeds: by profile; a profile without any leaves the comparison out. reference: the row that all others
+    are compared with, unless `pairs` says otherwise. all_data: its rows need M, C and C14, and a length in steps.
+    """
+
+    rows: Callable[[Experiment], dict[str, Experiment]]
+    budgets: tuple[str, ...] = ("steps",)
+    seeds: Mapping[str, int] = field(default_factory=lambda: SEEDS)
+    reference: str = ""
+    all_data: bool = False
+
+
+# The eight loss combinations belong to "quick": with seeds, the ablation's rows answer the same question.
+COMPARISONS: Mapping[str, Comparison] = {
+    MAIN: Comparison(tables_2_and_3),
+    "ablation": Comparison(ablation, budgets=("steps", "compute")),
+    "loss combinations": Comparison(loss_combinations, seeds={"quick": 1}, reference="mvs_icl_tcl"),
+    "loss weights": Comparison(loss_weights, reference="icl_1"),
+    "label growth": Comparison(label_growth, budgets=("steps", "epochs"), reference="m", all_data=True),
+    "remedies": Comparison(remedies, reference="m_c_c14", all_data=True),
+    "ledger": Comparison(ledger, all_data=True),
+}
+
 
 def plan(profile: str, mix: str, seed: int, data: mixes.Prepared) -> dict[str, list[Row]]:
     """Every comparison of the book at a profile's size, seed by seed: what the notebooks train, in their order.
 
-    At "quick" the comparisons after the first make few steps (QUICK), at the budget "steps" alone. The eight loss
-    combinations belong to "quick": with seeds, the ablation's rows answer the same question.
+    At "quick" the comparisons after the first make few steps (QUICK), at their first budget alone.
     """
     recipe = Experiment.at(profile, mix=mix, seed=seed)
-    base = replace(recipe, **QUICK) if profile == "quick" else recipe
     studies = {role: len(data.studies(role, "train")) for role in data.mix.pretraining if role in data.folders}
-    found = {MAIN: tables_2_and_3(recipe, growing_mixtures(data.mix)), "ablation": ablation(base)}
-    if profile == "quick":
-        found["loss combinations"] = loss_combinations(base)
-    found["loss weights"] = loss_weights(base)
-    if base.steps and set(MIXTURES[-1]) <= set(studies):
-        found |= {"label growth": label_growth(base, studies), "remedies": remedies(base)}
-        found["ledger"] = ledger(base)
-    seeds = range(seed, seed + SEEDS[profile])
-    return {name: with_seeds([row for row in rows if profile != "quick" or row.budget == "steps"], seeds)
-            for name, rows in found.items()}
+    rows = {}
+    for name, comparison in COMPARISONS.items():
+        complete = recipe.steps and set(MIXTURES[-1]) <= set(studies)
+        if profile not in comparison.seeds or (comparison.all_data and not complete):
+            continue
+        if name == MAIN:
+            comparison = replace(comparison, rows=partial(tables_2_and_3, mixtures=growing_mixtures(data.mix)))
+        base = replace(recipe, **QUICK) if profile == "quick" and name != MAIN else recipe
+        budgets = comparison.budgets[:1] if profile == "quick" else comparison.budgets
+        seeds = range(seed, seed + comparison.seeds[profile])
+        rows[name] = with_seeds(rows_of(name, base, studies, replace(comparison, budgets=budgets)), seeds)
+    return rows
+
+
+def rows_of(name: str, base: Experiment, studies: Mapping[str, int],
+            comparison: Comparison | None = None) -> list[Row]:
+    """The rows of a comparison at each of its budgets. studies: training studies of each role.
+
+    Raises InputError for rows with other data if the base's length is not given in steps.
+    """
+    comparison = comparison or COMPARISONS[name]
+    if comparison.all_data and base.steps is None:
+        raise InputError("comparisons: rows with other data are compared at equal steps: give the base its `steps`")
+    first = "epochs" if name == MAIN and base.steps is None else comparison.budgets[0]
+    return [Row(name, row, budget, at_budget(item, base, budget, studies))
+            for budget in (first, *comparison.budgets[1:]) for row, item in comparison.rows(base).items()]
+
+
+def at_budget(item: Experiment, base: Experiment, budget: str, studies: Mapping[str, int]) -> Experiment:
+    """`item`, which is as long as `base`, a run on M, at a budget. A length in epochs holds the epochs by itself."""
+    factor = 1.0
+    if budget == "compute":
+        factor = (base.views + base.texts) / (item.views + item.texts)  # images and texts of a study: 4, or 2 for CLIP
+    elif budget == "epochs" and item.steps:
+        factor = studies_used(item, studies) / studies["M"]
+    if factor == 1:
+        return item
+    return replace(item, steps=round(factor * item.steps)) if item.steps else replace(item, epochs=factor * item.epochs)
+
+
+def studies_used(experiment: Experiment, studies: Mapping[str, int]) -> int:
+    """Training studies of an experiment: of each role its share, rounded as batches.share_of does."""
+    shares = experiment.shares or [1.0] * len(experiment.pretraining)
+    return sum(round(share * studies[role]) for role, share in zip(experiment.pretraining, shares, strict=True))
+
+
+def with_seeds(rows: Iterable[Row], seeds: Sequence[int]) -> list[Row]:
+    """Every row once for each seed."""
+    return [replace(row, experiment=replace(row.experiment, seed=seed)) for row in rows for seed in seeds]
+
+
+def planned(profile: str, mix: str, seed: int, data: mixes.Prepared, *names: str) -> tuple[list[Row], dict[str, str]]:
+    """`trainable` rows of some comparisons of the plan, of all without a name; a comparison left out has no rows."""
+    rows = plan(profile, mix, seed, data)
+    return trainable([row for name in names or rows for row in rows.get(name, [])], data)
 
 
 def trainable(rows: Iterable[Row], data: mixes.Prepared) -> tuple[list[Row], dict[str, str]]:
@@ -114,104 +276,9 @@ def trainable(rows: Iterable[Row], data: mixes.Prepared) -> tuple[list[Row], dic
             {",".join(row.experiment.pretraining): reason for row, reason in reasons.items() if reason})
 
 
-def ablation(base: Experiment) -> list[Row]:
-    """Table 4's six rows, each with all that stands above it; the last is the base.
-
-    Budgets: steps, compute. Epochs are the same as steps, for all rows read the same studies.
-    """
-    alone = replace(base, pretraining=("M",))
-    clip = replace(alone, **CLIP, draw="first", augment=False)
-    drawn = replace(clip, draw="random")
-    steps = {
-        "CLIP": clip,
-        "+ second image and section": drawn,
-        "+ augmentation": replace(drawn, augment=True),
-        "+ MVS": replace(alone, icl_weight=0.0, tcl_weight=0.0),
-        "+ ICL": replace(alone, tcl_weight=0.0),
-        "+ TCL": alone,
-    }
-    compute = {name: longer(item, encoded(alone) / encoded(item)) for name, item in steps.items()}
-    return _rows("ablation", {"steps": steps, "compute": compute})
-
-
-def loss_combinations(base: Experiment) -> list[Row]:
-    """MVS, ICL and TCL on or off, all eight ways, on M. Without MVS the one pair (x1, t1) is contrasted.
-
-    Budget: steps. Every row encodes two images and two texts a study, so epochs and compute are the same.
-    """
-    rows = {}
-    for mvs, icl, tcl in product((False, True), repeat=3):
-        name = " + ".join([("MVS" if mvs else "one pair"), *(["ICL"] * icl), *(["TCL"] * tcl)])
-        rows[name] = replace(base, pretraining=("M",), mvs=mvs, icl_weight=base.icl_weight * icl,
-                             tcl_weight=base.tcl_weight * tcl)
-    return _rows("loss combinations", {"steps": rows})
-
-
-def loss_weights(base: Experiment) -> list[Row]:
-    """The weight of ICL, then that of TCL, while the other stays the base's, on M. Budget: steps, as all are alike."""
-    alone = replace(base, pretraining=("M",))
-    rows = {f"ICL {weight:g}": replace(alone, icl_weight=weight) for weight in ICL_WEIGHTS}
-    rows |= {f"TCL {weight:g}": replace(alone, tcl_weight=weight) for weight in TCL_WEIGHTS}
-    return _rows("loss weights", {"steps": rows})
-
-
-def label_growth(base: Experiment, studies: Mapping[str, int]) -> list[Row]:
-    """M alone, then 25, 50 and 100 % of C with it, then of C14 on top of both.
-
-    studies: training studies of each role. Budgets: steps, epochs (steps in proportion to the studies used). The
-    budget "epochs" is also the one that holds M's exposure: M is n_M of n studies, so of each batch, and n / n_M times
-    the steps show every study of M as often as the run on M alone.
-    """
-    steps = {"M": replace(in_steps(base), pretraining=("M",))}
-    for roles in MIXTURES[1:]:
-        for share in GROWTH:
-            name = ",".join(roles) if share == 1 else f"{','.join(roles[:-1])} + {share:.0%} {roles[-1]}"
-            shares = None if share == 1 else (*(1.0 for _ in roles[1:]), share)
-            steps[name] = replace(base, pretraining=roles, shares=shares)
-    epochs = {name: longer(item, studies_used(item, studies) / studies["M"]) for name, item in steps.items()}
-    return _rows("label growth", {"steps": steps, "epochs": epochs})
-
-
-def remedies(base: Experiment) -> list[Row]:
-    """M alone and the paper's recipe on M,C,C14 for reference, and each remedy alone. Budget: steps.
-
-    With the small ResNet also batches of one source where no layer knows its batch, and that network by itself.
-    """
-    recipe = replace(in_steps(base), pretraining=MIXTURES[-1])
-    rows = {"M alone": replace(base, pretraining=("M",)), "M,C,C14": recipe}
-    changes = REMEDIES | (GROUPNORM if base.image_encoder == "resnet-small" else {})
-    rows |= {name: replace(recipe, **change) for name, change in changes.items()}
-    return _rows("remedies", {"steps": rows})
-
-
-def ledger(base: Experiment) -> list[Row]:
-    """Paper against code: for each recipe the intended behaviour, and each rule of the released code alone.
-
-    "official" is all of them together. D1 is no rule but a share: Table 1's films of C14, which are all here, against
-    the README's. Budget: steps.
-    """
-    recipe = replace(in_steps(base), pretraining=MIXTURES[-1])
-    alone = replace(base, pretraining=("M",))
-    starts = dict(zip(LEDGER_ROWS, (alone, replace(alone, **CLIP, augment=False),
-                                    replace(alone, image_encoder=IMAGE_ENCODERS["swin"][base.profile]), recipe,
-                                    replace(recipe, shares=(1.0, 1.0, C14_OF_THE_README))), strict=True))
-    rows = {}
-    for name, start in starts.items():
-        rows[name] = start
-        rows |= {row: replace(start, rules=row) for row in LEDGER_ROWS[name] if row != "D1"}
-    rows["D1"] = recipe
-    return _rows("ledger", {"steps": rows})
-
-
-def tables_2_and_3(base: Experiment, mixtures: Sequence[tuple[str, ...]] = MIXTURES) -> list[Row]:
-    """Both image encoders on each mixture, and as a baseline plain CLIP on M (the ablation's first row)."""
-    rows = {}
-    for family in IMAGE_ENCODERS.values():
-        here = replace(base, image_encoder=family[base.profile])
-        rows |= {f"CXR-CLIP {here.image_encoder} {','.join(roles)}": replace(here, pretraining=roles)
-                 for roles in mixtures}
-    rows[f"CLIP {base.image_encoder} M"] = ablation(base)[0].experiment
-    return _rows(MAIN, {"steps" if base.steps else "epochs": rows})
+def distinct_experiments(rows: Iterable[Row]) -> list[Experiment]:
+    """What has to be trained, each once, in the order of the rows (experiments.run_all)."""
+    return list(dict.fromkeys(row.experiment for row in rows))
 
 
 # ---- results ------------------------------------------------------------------------------------------------
@@ -227,32 +294,36 @@ def finished(rows: Iterable[Row], bench: Workbench) -> dict[Row, Run]:
 
 def measured(runs: Mapping[Row, Run]) -> pd.DataFrame:
     """Tidy results of the rows, one a seed, stamped. Single findings stay with the run: only means (class 'all')."""
-    parts = [stamp(row, tidy[tidy["class"] == "all"]) for row, run in runs.items() for tidy in [evaluate(run)]]
-    return _together(parts)
+    return together([evaluate(run).query("`class` == 'all'").assign(**stamps(row)) for row, run in runs.items()])
+
+
+def stamps(row: Row) -> dict[str, str]:
+    """What marks tidy rows of a comparison: its name, row and budget (results.STAMPS)."""
+    return {"comparison": row.comparison, "row": row.row, "budget": row.budget}
 
 
 def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    """Which row is compared with which, for the rows of one comparison: (row, reference).
+    """Which row of one comparison is compared with which: (row, reference).
 
-    Ablation: each with the one above it, and the whole method with "+ MVS", for ICL and TCL together. Tables 2 and 3:
-    each mixture with M alone, and CXR-CLIP with plain CLIP. Ledger: each rule with the intended behaviour of its
-    recipe. All others: each with one reference (REFERENCES).
+    Ablation: each with the one above it, and the whole method with MVS, for ICL and TCL together. Main tables: each
+    mixture with M alone, and CXR-CLIP with CLIP. Ledger: each rule with its intended behaviour. All others: each with
+    Comparison.reference.
     """
     rows = list(rows)
     names = list(dict.fromkeys(row.row for row in rows))
-    comparison = rows[0].comparison if rows else ""
+    comparison = rows[0].comparison if rows else MAIN
     if comparison == "ablation":
-        return [*zip(names[1:], names[:-1], strict=True), ("+ TCL", "+ MVS")]
+        return [*((row, above) for above, row in pairwise(names)), ("tcl", "mvs")]
     if comparison == "ledger":
         return [(name, start) for start, rules in LEDGER_ROWS.items() for name in rules if {name, start} <= {*names}]
     if comparison == MAIN:
-        ours = {row.row: row.experiment for row in rows if row.experiment.views == 2}
-        alone = {item.image_encoder: name for name, item in ours.items() if item.pretraining == ("M",)}
-        clip = {row.row: row.experiment for row in rows if row.experiment.views == 1}
-        found = [(name, alone.get(item.image_encoder)) for name, item in ours.items()]
-        found += [(alone.get(item.image_encoder), name) for name, item in clip.items()]
-        return [pair for pair in found if None not in pair and pair[0] != pair[1]]
-    return [(name, REFERENCES[comparison]) for name in names if name != REFERENCES[comparison]]
+        alone = {row.experiment.image_encoder: row.row for row in rows
+                 if row.experiment.method == "CXR-CLIP" and row.experiment.pretraining == ("M",)}
+        both = [(row.row, other) if row.experiment.method == "CXR-CLIP" else (other, row.row)
+                for row in rows for other in [alone.get(row.experiment.image_encoder)]]
+        return [pair for pair in dict.fromkeys(both) if None not in pair and pair[0] != pair[1]]
+    reference = COMPARISONS[comparison].reference
+    return [(name, reference) for name in names if name != reference]
 
 
 def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFrame:
@@ -263,66 +334,65 @@ def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFram
     that the mix has. A pair of the same runs is compared once, at the first budget that has it. p is at least
     2 / (n_bootstrap + 1); p_holm is adjusted for all cells of this comparison.
     """
-    found, origins, done = [], [], set()
-    for budget, (row, reference) in product(dict.fromkeys(item.budget for item in runs), pairs(runs)):
-        ours, others = ({item: run for item, run in runs.items() if (item.row, item.budget) == (name, budget)}
-                        for name in (row, reference))
+    cells, labels, done = [], [], set()
+    for budget, (name, reference) in product(dict.fromkeys(row.budget for row in runs), pairs(runs)):
+        ours, others = ({row: run for row, run in runs.items() if (row.row, row.budget) == (side, budget)}
+                        for side in (name, reference))
         pair = tuple(tuple(run.key for run in side.values()) for side in (ours, others))
         if not (ours and others) or pair[0] == pair[1] or pair in done:
             continue
         done.add(pair)
-        if len(cells := _compared(list(ours.values()), list(others.values()), n_bootstrap)):
-            found.append(cells)
-            origins.append(_origin(ours, others))
-    adjusted = metrics.holm([p for cells in found for p in cells["p"]])
-    ends = accumulate(len(cells) for cells in found)
-    return _together([statistics.difference_rows(cells.assign(p_holm=adjusted[end - len(cells):end]), *origin)
-                      for cells, origin, end in zip(found, origins, ends, strict=True)])
-
-
-def _together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Tidy rows of all parts; without any, a table with no rows."""
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+        sides = list(ours.values()), list(others.values())
+        if len(compared := _compared(*sides, n_bootstrap)):
+            row, other, about = next(iter(ours)), next(iter(others)), about_difference(*sides)
+            cells.append(compared)
+            labels.append((about, other.experiment.run_name) if row.comparison == MAIN else
+                          (about | stamps(row), other.row))
+    if not cells:
+        return together([])
+    table = pd.concat(cells, keys=range(len(cells)))
+    table["p_holm"] = metrics.holm(table["p"])
+    return together([statistics.difference_rows(table.loc[i], *label) for i, label in enumerate(labels)])
 
 
 def _compared(ours: Sequence[Run], others: Sequence[Run], n_bootstrap: int) -> pd.DataFrame:
-    """statistics.differences of two rows' runs, seed for seed on the same items: a line a measure, over its sets."""
-    found, roles = [], {name: role for name, role in ours[0].data.mix.tests.items() if name in ours[0].data.folders}
+    """The differences of two rows' runs, seed for seed on the same items: a line a measure, over its sets."""
+    cells, roles = [], {name: role for name, role in ours[0].data.mix.tests.items() if name in ours[0].data.folders}
     one_protocol = ours[0].experiment.rules == others[0].experiment.rules
     if Behaviours.of(ours[0].experiment.rules).seen_films:  # ledger D2 is about the sets whose films were seen
         roles = {name: roles[name] for role in ours[0].data.mix.pretraining.values() for name in role.seen}
     for task, wanted in MEASURES.items():
-        sets = [name for name in wanted if name in roles and task.removesuffix("-100") in roles[name].tasks]
-        if not sets:
-            continue
-        scores = ({name: [_scores(run, name, task, one_protocol) for run in side] for name in sets}
-                  for side in (ours, others))
-        cells = statistics.differences(*scores, n_bootstrap=n_bootstrap)
-        cells = cells[cells["metric"].isin(["auroc", "RSUM"]) & cells["task"].isin(["", "image_to_text"])]
-        found.append((cells[cells["dataset"] == "all"] if len(sets) > 1 else cells).replace({"task": {"": task}}))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+        if sets := [name for name in wanted if name in roles and task.removesuffix("-100") in roles[name].tasks]:
+            scores = ({name: [_scores(run, name, task, one_protocol) for run in side] for name in sets}
+                      for side in (ours, others))
+            cells.append(deciding(*scores, n_bootstrap).replace({"task": {"": task}}))
+    return pd.concat(cells, ignore_index=True) if cells else pd.DataFrame()
+
+
+def deciding(ours: statistics.Scores, others: statistics.Scores, n_bootstrap: int) -> pd.DataFrame:
+    """statistics.differences of two sides, the lines that decide: mean AUROC and image-to-text RSUM over all sets."""
+    cells = statistics.differences(ours, others, n_bootstrap=n_bootstrap)
+    cells = cells[cells["metric"].isin(["auroc", "RSUM"]) & cells["task"].isin(["", "image_to_text"])]
+    return cells[cells["dataset"] == "all"] if len(ours) > 1 else cells
 
 
 def _scores(run: Run, name: str, task: str, one_protocol: bool) -> pd.DataFrame:
-    """Per-sample scores. Where two sides retrieve by other rules their texts differ: only films are queries then, and
-    the number of candidates is not told."""
+    """Per-sample scores; by two protocols texts differ, so only films are queries, among untold candidates."""
     scores = run.scores(name, task)
     if one_protocol or "n_candidates" not in scores:
         return scores
     return scores[scores["direction"] == "image_to_text"].assign(n_candidates=0)
 
 
-def _origin(ours: Mapping[Row, Run], others: Mapping[Row, Run]) -> tuple[dict[str, str], str]:
-    """What tidy rows say about a difference: run, seeds and fingerprints of both sides; and the reference's name."""
-    row, run = next(iter(ours.items()))
-    sets = [name for name in run.data.mix.tests if name in run.data.folders]
-    words = {"seeds": [str(run.experiment.seed) for run in ours.values()],
-             "key": [run.key for side in (ours, others) for run in side.values()],
-             "data": list(run.data.fingerprints(tuple(sets)).values())}
-    about = run.row_columns(sets[0]) | {name: " ".join(dict.fromkeys(values)) for name, values in words.items()}
-    if row.comparison == MAIN:
-        return about, next(iter(others)).experiment.run_name
-    return about | {"comparison": row.comparison, "row": row.row, "budget": row.budget}, next(iter(others)).row
+def about_difference(ours: Sequence[Run], others: Sequence[Run] = ()) -> dict[str, str]:
+    """What tidy rows say of a difference: the first run's columns, with the seeds of `ours`, keys and commits of both
+    sides, and the fingerprints of all test data."""
+    data = ours[0].data
+    tests = tuple(name for name in data.mix.tests if name in data.folders)
+    columns = [run.row_columns(tests[0]) for run in (*ours, *others)]
+    words = {"seeds": [about["seeds"] for about in columns[:len(ours)]], "data": data.fingerprints(tests).values()}
+    words |= {name: [word for about in columns for word in about[name].split()] for name in ("key", "commit")}
+    return columns[0] | {name: " ".join(dict.fromkeys(values)) for name, values in words.items()}
 
 
 def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFrame:
@@ -332,14 +402,13 @@ def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFram
     """
     parts = []
     for row, run in runs.items():
-        studies = run.data.studies(role, run.data.mix.tests[role].split)
-        position, texts = evaluation.retrieval_texts(studies)
-        embeds = evaluation.embed_texts(run.model, run.tokenizer, texts, max_tokens=run.experiment.max_tokens)
-        hits = oracle.coarse_text_accuracy(run.embeddings(role)[position], embeds, texts,
-                                               oracle.read_truth(run.data.folders[role]))
+        position, texts = evaluation.retrieval_texts(run.data.studies(role, run.data.mix.tests[role].split))
+        hits = oracle.coarse_text_accuracy(run.embeddings(role)[position], run.embed_texts(texts), texts,
+                                           oracle.read_truth(run.data.folders[role]))
         hits = hits.rename(columns={"matter": "class", "right": "hit"})
-        parts.append(stamp(row, statistics.share_rows(hits, run.row_columns(role), role, "coarse-text")))
-    return _together(parts)
+        tidy = statistics.share_rows(hits, run.row_columns(role), role, "coarse-text")
+        parts.append(tidy.assign(**stamps(row)))
+    return together(parts)
 
 
 # What the texts of a role say, by name: how two of its studies can say the same, as counted on the real tables.
@@ -375,55 +444,4 @@ def collisions(data: mixes.Prepared, profile: str) -> pd.DataFrame:
                              "dataset": role, "task": "collision", "metric": "collision probability", "class": what,
                              "value": metrics.collision_probability(contents), "n": len(contents),
                              "data": data.fingerprints((role,))[role]})
-    frame = pd.DataFrame(tidy, columns=list(COLUMNS))
-    return frame.fillna(dict.fromkeys((name for name in COLUMNS if name not in NUMBERS), ""))
-
-
-# ---- budgets ------------------------------------------------------------------------------------------------
-
-
-def longer(experiment: Experiment, factor: float) -> Experiment:
-    """The experiment with `factor` times the steps, or where these follow from its epochs, times the epochs."""
-    if experiment.steps is None:
-        return replace(experiment, epochs=factor * experiment.epochs)
-    return replace(experiment, steps=round(factor * experiment.steps))
-
-
-def in_steps(experiment: Experiment) -> Experiment:
-    """The experiment itself, if its length is given in steps; else InputError, for data sets could not be compared."""
-    if experiment.steps is None:
-        raise InputError("comparisons: rows with other data are compared at equal steps: give the base its `steps`")
-    return experiment
-
-
-def encoded(experiment: Experiment) -> int:
-    """Images and texts that a study costs in one step: 4 for two of each, 2 for plain CLIP."""
-    return experiment.views + experiment.texts
-
-
-def studies_used(experiment: Experiment, studies: Mapping[str, int]) -> int:
-    """Training studies of an experiment: of each role its share, rounded as batches.share_of does."""
-    shares = experiment.shares or [1.0] * len(experiment.pretraining)
-    return sum(round(share * studies[role]) for role, share in zip(experiment.pretraining, shares, strict=True))
-
-
-# ---- rows ---------------------------------------------------------------------------------------------------
-
-
-def with_seeds(rows: Iterable[Row], seeds: Sequence[int]) -> list[Row]:
-    """Every row once for each seed."""
-    return [replace(row, experiment=replace(row.experiment, seed=seed)) for row in rows for seed in seeds]
-
-
-def distinct_experiments(rows: Iterable[Row]) -> list[Experiment]:
-    """What has to be trained, each once, in the order of the rows (experiments.run_all)."""
-    return list(dict.fromkeys(row.experiment for row in rows))
-
-
-def stamp(row: Row, tidy: pd.DataFrame) -> pd.DataFrame:
-    """The tidy results of the row's run, marked with comparison, row and budget."""
-    return tidy.assign(comparison=row.comparison, row=row.row, budget=row.budget)
-
-
-def _rows(comparison: str, budgets: Mapping[str, Mapping[str, Experiment]]) -> list[Row]:
-    return [Row(comparison, name, budget, item) for budget, items in budgets.items() for name, item in items.items()]
+    return tidy_frame(tidy)

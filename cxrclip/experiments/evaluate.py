@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,16 @@ import pandas as pd
 from cxrclip import evaluation
 from cxrclip.data import mixes
 from cxrclip.data.files import locked
-from cxrclip.experiments.checkpoints import load_embeddings, save_embeddings
+from cxrclip.encoders import CXRCLIPModel
+from cxrclip.experiments.checkpoints import save_embeddings
 from cxrclip.experiments.workbench import Run, one_thread
 from cxrclip.official.behaviours import Behaviours, leaked_rows, text_rule
 from cxrclip.official.probe import adamw_probe
 from cxrclip.prompts import PromptBank
 from cxrclip.results.rows import read_results, write_results
 from cxrclip.results.statistics import accuracy_rows, auroc_rows, retrieval_rows
+
+_bank = cache(PromptBank.load)  # the library's own prompts, read once a process: every task asks for them
 
 
 def evaluate(run: Run) -> pd.DataFrame:
@@ -39,36 +42,31 @@ def evaluate(run: Run) -> pd.DataFrame:
 
 
 def _evaluate_role(run: Run, role: mixes.Role, folder: Path) -> pd.DataFrame:
-    """All tasks of one test role: per-sample scores to disk, tidy rows back."""
-    about = run.row_columns(role.name)
-    frames = {}
-    images = _embedded(run, role, role.split, folder)
+    """All tasks of one test role: embeddings and per-sample scores to disk, tidy rows back."""
+    about, frames, rows = run.row_columns(role.name), {}, []
+    behaviours = Behaviours.of(run.experiment.rules)
+    for split in (role.split, *(["train"] if "linear-probe" in role.tasks else [])):
+        path = folder / "embeddings" / f"{role.name}-{split}.npz"
+        if not path.is_file():
+            films = run.data.studies(role.name, split)
+            save_embeddings(evaluation.embed_studies(run.model, films, run.transform, device=run.device), path)
+    images = run.embeddings(role.name, role.split)
     if "zero-shot" in role.tasks:
-        frames |= _zero_shot_frames(run, role, images)
+        frames["zero-shot"] = zero_shot_frame(run, role, images)
+        if f"{role.prompts}-ensemble" in _bank().tasks:
+            frames["zero-shot-ensemble"] = zero_shot_frame(run, role, images, ensemble=True)
     if "linear-probe" in role.tasks:
-        frames |= _probe_frames(run, role, images, _embedded(run, role, "train", folder))
-    rows = []
+        frames |= {f"linear-probe-{100 * part:.0f}": probe_frame(run, role, part, behaviours) for part in (0.1, 1.0)}
     for task, frame in frames.items():
-        one_of_many = task == "zero-shot" and not any(negative for negative, _ in prompts_of(role).values())
-        to_rows = accuracy_rows if one_of_many else auroc_rows
+        to_rows = accuracy_rows if task == "zero-shot" and not paired(prompts_of(role)) else auroc_rows
         rows.append(to_rows(frame, about, role.name, task))
     if "retrieval" in role.tasks:
-        frames["retrieval"] = _retrieval_frame(run, role, images)
+        frames["retrieval"] = retrieval_frame(run, role, evaluation.DIRECTIONS, text_rule(behaviours))
         rows.append(retrieval_rows(frames["retrieval"], about, role.name))
+    (folder / "scores").mkdir(parents=True, exist_ok=True)
     for task, frame in frames.items():
-        path = folder / "scores" / f"{role.name}-{task}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_parquet(path)
+        frame.to_parquet(folder / "scores" / f"{role.name}-{task}.parquet")
     return pd.concat(rows)
-
-
-def _embedded(run: Run, role: mixes.Role, split: str, folder: Path) -> evaluation.ImageEmbeddings:
-    """Embed the studies of a role's split once, and store them."""
-    path = folder / "embeddings" / f"{role.name}-{split}.npz"
-    if not path.is_file():
-        films = run.data.studies(role.name, split)
-        save_embeddings(evaluation.embed_studies(run.model, films, run.transform, device=run.device), path)
-    return load_embeddings(path)
 
 
 def prompts_of(role: mixes.Role, ensemble: bool = False) -> Mapping:
@@ -76,58 +74,56 @@ def prompts_of(role: mixes.Role, ensemble: bool = False) -> Mapping:
     return _bank().zero_shot(role.prompts + ("-ensemble" if ensemble else ""))
 
 
-@lru_cache(maxsize=1)
-def _bank() -> PromptBank:
-    """The library's own prompts, read once a process: every task of every test role asks for them."""
-    return PromptBank.load()
+def paired(prompts: Mapping) -> bool:
+    """Has every class texts that deny it? Else classes are ranked against one another (CheXpert 5x200)."""
+    return all(len(negative) for negative, _ in prompts.values())
 
 
-def _zero_shot_frames(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings) -> dict[str, pd.DataFrame]:
-    """Scores of the official texts, and of an ensemble of wordings beside them where the prompts file has one."""
-    tested = run.data.studies(role.name, role.split)
-    tasks = {"zero-shot": prompts_of(role)}
-    if f"{role.prompts}-ensemble" in _bank().tasks:
-        tasks["zero-shot-ensemble"] = prompts_of(role, ensemble=True)
-    frames = {}
-    for task, prompts in tasks.items():
-        embeds = evaluation.embed_prompts(run.model, run.tokenizer, prompts, max_tokens=run.experiment.max_tokens,
-                                          device=run.device)
-        paired = all(len(negative) for negative, _ in prompts.values())
-        score = evaluation.zero_shot_scores if paired else evaluation.zero_shot_classes
-        classes = list(prompts)
-        frames[task] = evaluation.score_frame(images, classes, score(images.embeds, embeds),
-                                              evaluation.targets(tested, classes))
-    return frames
+def zero_shot_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings, *, ensemble: bool = False,
+                    model: CXRCLIPModel | None = None) -> pd.DataFrame:
+    """Per-sample zero-shot scores of a test role: by its official texts, or an `ensemble` of wordings.
+
+    images: its test films. model: another model than the run's, which also embedded the films.
+    """
+    prompts = prompts_of(role, ensemble)
+    embeds = evaluation.embed_prompts(model or run.model, run.tokenizer, prompts, device=run.device,
+                                      max_tokens=run.experiment.max_tokens)
+    score = evaluation.zero_shot_scores if paired(prompts) else evaluation.zero_shot_classes
+    truth = evaluation.targets(run.data.studies(role.name, role.split), list(prompts))
+    return evaluation.score_frame(images, list(prompts), score(images.embeds, embeds), truth)
 
 
-def _probe_frames(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings,
-                  train: evaluation.ImageEmbeddings) -> dict[str, pd.DataFrame]:
-    """Scores of linear probes on frozen features: five stratified draws of 10 % of the training studies, and all.
+def probe_frame(run: Run, role: mixes.Role, fraction: float, behaviours: Behaviours) -> pd.DataFrame:
+    """Per-sample scores of linear probes on the stored features of a test role.
 
-    By the official rules one draw, trained by AdamW (official/probe.py).
+    The optimum, of five stratified draws of `fraction` of its training studies, or of all of them. With the
+    released code's adamw_probe one draw, trained by AdamW (official/probe.py); with row_split some test studies are
+    trained on, too.
     """
     classes = list(prompts_of(role))
-    released = Behaviours.of(run.experiment.rules)
+    train, test = (run.embeddings(role.name, split) for split in ("train", role.split))
     learn, truth = (evaluation.targets(run.data.studies(role.name, split), classes) for split in ("train", role.split))
     features = train.features
-    if released.row_split:
+    if behaviours.row_split:
         leaked = leaked_rows(truth)
-        features, learn = np.concatenate([features, images.features[leaked]]), np.concatenate([learn, truth[leaked]])
-    frames = {}
-    for task, fraction, draws in (("linear-probe-10", 0.1, 5), ("linear-probe-100", 1.0, 1)):
-        if released.adamw_probe:
-            scores = adamw_probe(features, learn, images.features, fraction=fraction, behaviours=released)
-        else:
-            scores = evaluation.linear_probe(features, learn, images.features, fraction=fraction, draws=draws)
-        frames[task] = evaluation.score_frame(images, classes, scores, truth)
-    return frames
+        features, learn = np.concatenate([features, test.features[leaked]]), np.concatenate([learn, truth[leaked]])
+    if behaviours.adamw_probe:
+        scores = adamw_probe(features, learn, test.features, fraction=fraction, behaviours=behaviours)
+    else:
+        draws = 1 if fraction == 1 else 5
+        scores = evaluation.linear_probe(features, learn, test.features, fraction=fraction, draws=draws)
+    return evaluation.score_frame(test, classes, scores, truth)
 
 
-def _retrieval_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings) -> pd.DataFrame:
-    """Ranks in both directions, over the studies that have a report."""
-    studies = run.data.studies(role.name, role.split)
-    rows, texts = evaluation.retrieval_texts(studies, text_rule(Behaviours.of(run.experiment.rules)))
-    embeds = evaluation.embed_texts(run.model, run.tokenizer, texts, max_tokens=run.experiment.max_tokens,
-                                    device=run.device)
-    return pd.concat([evaluation.retrieve(images[rows], embeds, texts, direction)
-                      for direction in evaluation.DIRECTIONS])
+def retrieval_frame(run: Run, role: mixes.Role, directions: Sequence[str] = ("image_to_text",),
+                    text_of: evaluation.RetrievalText = evaluation.retrieval_text,
+                    keep: Callable[[int], np.ndarray] = np.arange) -> pd.DataFrame:
+    """Per-sample ranks of a test role, over its studies that have a report.
+
+    text_of: which text of a study is searched for. keep: n studies -> the positions of those that take part.
+    """
+    rows, texts = evaluation.retrieval_texts(run.data.studies(role.name, role.split), text_of)
+    chosen = keep(len(rows))
+    texts = [texts[i] for i in chosen]
+    images, embeds = run.embeddings(role.name, role.split)[rows[chosen]], run.embed_texts(texts)
+    return pd.concat([evaluation.retrieve(images, embeds, texts, direction) for direction in directions])

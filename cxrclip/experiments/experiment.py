@@ -21,9 +21,8 @@ PROFILES: Mapping[str, Mapping] = {
 }
 IMAGE_ENCODERS = {"resnet": {"quick": "resnet-small", "standard": "resnet-small", "paper": "resnet50"},
                   "swin": {"quick": "swin-small", "standard": "swin-small", "paper": "swin-tiny"}}
-SWITCHES: Mapping[str, tuple[str, ...]] = {
-    "draw": ("first", "random"), "false_negatives": ("keep", "mask", "soft"),
-    "batches": ("mixed", "one-source")}
+CHOICES: Mapping[str, tuple[str, ...]] = {"draw": ("first", "random"), "false_negatives": ("keep", "mask", "soft"),
+                                          "batches": ("mixed", "one-source")}
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class Experiment:
         batches: "mixed" or "one-source". report_share: of each batch. reports_last: share of the last steps that
         draw from reports only (remedies.py). label_weight: of label-only studies' rows in every term.
         rich_prompts: label prompts that tell side, zone and severity, from the phantom's truth (oracle.py).
+        chunk: studies that a process embeds at once, with cached gradients (training.cached_backward), for batches that
+            do not fit into memory; "auto" measures how many do. BatchNorm then sees a chunk in place of a batch.
         rules: "intended", "official" for what the released code does, or rows of the ledger, "B2,B3".
             Under B11 plain CLIP cannot be had: asking for one view and one text gives two, with ICL and TCL at 0.
     """
@@ -76,23 +77,25 @@ class Experiment:
     reports_last: float = 0.0
     label_weight: float = 1.0
     rich_prompts: bool = False
+    chunk: int | str | None = None
     rules: str = "intended"
 
     def __post_init__(self) -> None:
         if Behaviours.of(self.rules).no_plain_clip and self.views == self.texts == 1:
             for name, value in {"views": 2, "texts": 2, "icl_weight": 0.0, "tcl_weight": 0.0}.items():
                 object.__setattr__(self, name, value)
-        for name, choices in SWITCHES.items():
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}")
         if self.shares is not None and len(self.shares) != len(self.pretraining):
             raise InputError(f"shares={self.shares} of {','.join(self.pretraining)}: give one share for each role")
         in_range = {"shares": all(0 < share <= 1 for share in self.shares or ()),
                   "report_share": self.report_share is None or 0 < self.report_share < 1,
-                  "reports_last": 0 <= self.reports_last < 1, "label_weight": self.label_weight > 0}
+                  "reports_last": 0 <= self.reports_last < 1, "label_weight": self.label_weight > 0,
+                  "chunk": self.chunk in (None, "auto") or (isinstance(self.chunk, int) and self.chunk > 0)}
         if wrong := [name for name, right in in_range.items() if not right]:
             raise InputError(f"{wrong[0]}={getattr(self, wrong[0])}: out of range: give a share between 0 and 1, "
-                             "or a positive weight")
+                             "a positive weight, or a chunk of 1 or more studies")
         if self.batches == "one-source" and self.report_share is not None:
             raise InputError("report_share and one-source batches exclude each other: choose one of them")
 
@@ -117,12 +120,16 @@ class Experiment:
         return f"{self.image_encoder} {','.join(self.pretraining)} seed {self.seed}"
 
     @property
+    def method(self) -> str:
+        """CXR-CLIP, or CLIP for one image and one text a study."""
+        return "CLIP" if self.views == self.texts == 1 else "CXR-CLIP"
+
+    @property
     def run_name(self) -> str:
         """Name of the run in results, the same for all its seeds: method, encoder, data, and what departs from the
         profile's recipe, such as 'CXR-CLIP resnet-small M icl_weight=0.3'."""
-        clip = self.views == self.texts == 1
         recipe, named = Experiment.at(self.profile), {"mix", "profile", "pretraining", "image_encoder", "seed"}
-        named |= {"views", "texts", "icl_weight", "tcl_weight"} if clip else set()
+        named |= {"views", "texts", "icl_weight", "tcl_weight"} if self.method == "CLIP" else set()
         other = [f"{item.name}={getattr(self, item.name)}" for item in fields(self)
                  if item.name not in named and getattr(self, item.name) != getattr(recipe, item.name)]
-        return " ".join(["CLIP" if clip else "CXR-CLIP", self.image_encoder, ",".join(self.pretraining), *other])
+        return " ".join([self.method, self.image_encoder, ",".join(self.pretraining), *other])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,18 +82,14 @@ def place_in_words(finding: Finding) -> str:
     return " ".join(filter(None, (severity, side, finding.zone and f"{finding.zone} zone")))
 
 
-def detailed(sentence: str, words: str) -> str:
-    """ "There is edema." and "severe" -> "There is edema: severe."; without words the sentence as it is."""
-    return f"{sentence.rstrip('. ')}: {words}." if words else sentence
-
-
 def with_details(draw: DrawTexts, details: Details) -> DrawTexts:
-    """`draw` with prompts that also tell side, zone and severity of what is not denied."""
+    """`draw` with prompts that also tell side, zone and severity of what is not denied: "There is edema: severe." """
     def drawn(study: Study, report: Report, rng: np.random.Generator) -> list[str]:
         words = details.get(study["study_id"], {})
 
         def sentence(name: str, state: str, text: str) -> str:
-            return text if state == "negative" else detailed(text, words.get(name, ""))
+            told = "" if state == "negative" else words.get(name, "")
+            return f"{text.rstrip('. ')}: {told}." if told else text
         return draw(study, partial(report, sentence=sentence), rng)
     return drawn
 
@@ -154,22 +150,16 @@ def coarse_text_accuracy(images: ImageEmbeddings, text_embeds: np.ndarray, texts
              for study in images.study_ids}
     first = np.array(list({text: i for i, text in reversed(list(enumerate(texts)))}.values()))  # (U,) rows
     nearest = first[(images.embeds @ text_embeds[first].T).argmax(axis=1)]                      # (N,) rows
-    values = {matter: _value_counts(known, images.study_ids[first], matter) for matter in MATTERS}
+    counts = defaultdict(Counter)  # (finding, matter) -> how often each value occurs among the candidates
+    for study, matter in itertools.product(images.study_ids[first], MATTERS):
+        for finding, facts in known[study].items():
+            counts[finding, matter][facts[matter]] += 1
     rows = []
     for study, patient, found in zip(images.study_ids, images.patient_ids, images.study_ids[nearest], strict=True):
         shared = [finding for finding in known[study] if finding in known[found]]
         for finding, matter in itertools.product(shared, MATTERS):
-            value, counts = known[study][finding][matter], values[matter][finding]
-            if value is not None and len(counts) > 1:
+            value, all_values = known[study][finding][matter], counts[finding, matter]
+            if value is not None and len(all_values) > 1:
                 rows.append((study, patient, found, " ".join(filter(None, finding)), matter,
-                             known[found][finding][matter] == value, counts[value] / counts.total()))
+                             known[found][finding][matter] == value, all_values[value] / all_values.total()))
     return pd.DataFrame(rows, columns=["study_id", "patient_id", "retrieved", "finding", "matter", "right", "chance"])
-
-
-def _value_counts(known: Mapping, studies: Iterable[str], matter: str) -> Mapping[tuple, Counter]:
-    """Finding -> how often each value of a matter occurs among studies with the finding."""
-    counts = defaultdict(Counter)
-    for study in studies:
-        for finding, truth in known[study].items():
-            counts[finding][truth[matter]] += 1
-    return counts

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from cxrclip.data.batches import Batches, EpochBatches
 from cxrclip.data.dataset import StudyMix
 from cxrclip.errors import InputError
-from cxrclip.losses import Contrast, CXRCLIPLoss, info_nce
+from cxrclip.losses import EVERY, Contrast, CXRCLIPLoss, info_nce
 from cxrclip.prompts import STATES, PromptBank
 from cxrclip.views import Report, Study, generator, maybe_back_translated, prompts_of, sections_of
 
@@ -57,7 +57,7 @@ class MarkedLoss(CXRCLIPLoss):
 
 
 def marked_info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float, *, same: Tensor | None = None,
-                    soft: bool = False, weight: Tensor | None = None) -> Tensor:
+                    soft: bool = False, weight: Tensor | None = None, rows: slice = EVERY) -> Tensor:
     """InfoNCE that knows which studies say the same and how much each row counts; not in the paper (a remedy).
 
         l(a -> b) = -1/W sum_i w_i sum_j y_ij log [ exp(s a_i.b_j) / sum_{k in N_i} exp(s a_i.b_k) ],   W = sum_i w_i
@@ -65,15 +65,20 @@ def marked_info_nce(a: Tensor, b: Tensor, logit_scale: Tensor | float, *, same: 
     same: (B, B) bool, do studies i and j say the same? Then j is no negative of i: it is left out of N_i (y is the
     identity), or, if `soft`, stays in N_i = all and shares the target: y_ij = same_ij / sum_k same_ik.
     weight: (B,) positive w. With neither this is `info_nce`. a, b: (B, D) unit rows -> scalar.
+    rows: the R rows of `a` that this process asks for; W stays the sum over all, so that the mean over processes, each
+    with a share of B / R, is the loss of the joined batch.
     """
-    logits = logit_scale * a @ b.T                            # (B, B)
-    targets = torch.arange(len(logits), device=logits.device)  # (B,)
+    logits = logit_scale * a[rows] @ b.T                            # (R, B)
+    targets = torch.arange(len(b), device=logits.device)[rows]      # (R,)
     if same is not None and soft:
-        targets = same.to(logits.dtype) / same.sum(dim=1, keepdim=True)  # (B, B)
+        targets = (same.to(logits.dtype) / same.sum(dim=1, keepdim=True))[rows]  # (R, B)
     elif same is not None:
-        logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), -torch.inf)
-    rows = F.cross_entropy(logits, targets, reduction="none")  # (B,)
-    return rows.mean() if weight is None else (weight * rows).sum() / weight.sum()
+        others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+        logits = logits.masked_fill(others[rows], -torch.inf)
+    losses = F.cross_entropy(logits, targets, reduction="none")     # (R,)
+    if weight is None:
+        return losses.mean()
+    return (weight[rows] * losses).sum() / weight.sum() * (len(weight) / len(losses))
 
 
 def content_of(study: Study, bank: PromptBank, details: Mapping[str, str] | None = None) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cxrclip.data.progress import progress_bar
-from cxrclip.data.workers import Task, environment, side_by_side
+from cxrclip.data.workers import Task, side_by_side
 from cxrclip.experiments.evaluate import evaluate
 from cxrclip.experiments.experiment import Experiment
 from cxrclip.experiments.train import finished_run, pretrain, run_folder, total_steps
@@ -46,9 +46,8 @@ def _make(experiments: Sequence[Experiment], bench: Workbench) -> None:
              for item in experiments]
     total = sum(total_steps(item, bench.prepared(item.mix, item.profile)) for item in experiments)
     workers = bench.jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
-    with (environment(ONE_THREAD),
-          progress_bar(total=total, unit="step", desc=f"training {len(tasks)} runs", shown=bench.progress) as bar):
-        side_by_side(_complete, tasks, workers, bar, progress=lambda: sum(map(_steps, tasks)))
+    with progress_bar(total=total, unit="step", desc=f"training {len(tasks)} runs", shown=bench.progress) as bar:
+        side_by_side(_complete, tasks, workers, bar, ONE_THREAD, progress=lambda: sum(map(_steps, tasks)))
 
 
 def _complete(experiment: Experiment, bench: Workbench) -> None:

@@ -6,13 +6,15 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -22,15 +24,17 @@ from cxrclip.data.batches import EpochBatches, share_of
 from cxrclip.data.dataset import Marks, PretrainingDataset, StudyMix, load_batches
 from cxrclip.data.files import atomic_folder, locked, write_text
 from cxrclip.data.progress import progress_bar
+from cxrclip.data.workers import WorkFailed
 from cxrclip.encoders import SWINS, CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import oracle, remedies
-from cxrclip.experiments.cache import VERSIONS, run_key, tokenizer_key
+from cxrclip.experiments.cache import VERSIONS, commit, run_key, tokenizer_key
 from cxrclip.experiments.checkpoints import FolderStore
 from cxrclip.experiments.experiment import Experiment
+from cxrclip.experiments.memory import fitting_chunk
 from cxrclip.experiments.tokenizer import train_tokenizer
-from cxrclip.experiments.workbench import Run, Workbench, one_thread, software, without_weight_bars
-from cxrclip.losses import CXRCLIPLoss
+from cxrclip.experiments.workbench import Run, Workbench, keep_freed_memory, one_thread, software, without_weight_bars
+from cxrclip.losses import CXRCLIPLoss, processes
 from cxrclip.official import behaviours
 from cxrclip.official.behaviours import Behaviours, TrivialValidation
 from cxrclip.official.published import PUBLISHED_WEIGHTS, published_tokenizer, start_from_published
@@ -69,9 +73,31 @@ def pretrain(experiment: Experiment, bench: Workbench | None = None,
         raise InputError(f"cannot pretrain {experiment.name}: {reason}: choose other roles or add data to the mix")
     folder = run_folder(experiment, bench)
     with locked(folder) if first_process() else nullcontext():
-        if not (folder / "run.json").is_file():
-            _train(experiment, data, folder, bench, report)
+        if not is_finished(folder, bench):
+            with one_line_if_a_process_ends(experiment):
+                _train(experiment, data, folder, bench, report)
     return Run(experiment, folder, bench)
+
+
+def is_finished(folder: Path, bench: Workbench) -> bool:
+    """Whether the run is there, as the first of all processes sees it."""
+    finished = [(folder / "run.json").is_file()]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        training.start_accelerator(bench.device)
+        broadcast_object_list(finished)
+    return finished[0]
+
+
+@contextmanager
+def one_line_if_a_process_ends(experiment: Experiment) -> Iterator[None]:
+    """WorkFailed in place of what torch says in one of several processes when another one has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if processes() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise WorkFailed(f"{experiment.name}: one of {processes()} training processes has ended: look for its own "
+                         "message above; the same command goes on from the last state, on any number") from error
 
 
 def run_folder(experiment: Experiment, bench: Workbench) -> Path:
@@ -89,6 +115,7 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
            report: Callable[[int], None] | None) -> None:
     """Train into `folder`; run.json is written last, so a folder without it is never taken as finished."""
     started = time.time()
+    keep_freed_memory()
     with one_thread(), torch.random.fork_rng():
         bank = PromptBank.load()
         tokenizer = tokenizer_for(experiment, data, bank, bench)
@@ -97,8 +124,12 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
         if experiment.published_weights:
             start_from_published(model)
         make, validation = batches_for(experiment, data, bank, tokenizer, model.config)
+        chunk = experiment.chunk
+        if chunk == "auto":
+            chunk = fitting_chunk(experiment, model, training.start_accelerator(bench.device))
         recipe = training.Recipe(total_steps(experiment, data), experiment.learning_rate, experiment.weight_decay,
-                                 experiment.warmup, experiment.seed, experiment.validations, device=bench.device)
+                                 experiment.warmup, experiment.seed, experiment.validations, device=bench.device,
+                                 chunk=chunk)
         store = FolderStore(folder)
         groups = behaviours.groups_of(Behaviours.of(experiment.rules))
         with StepLog(folder, store.finished_steps(), recipe.steps, first_process(), report) as log:
@@ -110,7 +141,7 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
     tokenizer.save_pretrained(folder / "tokenizer")
     about = {"experiment": asdict(experiment), "data": data.fingerprints(experiment.pretraining),
              "recipe": asdict(recipe), "seconds": round(time.time() - started, 1), "stages": dict(VERSIONS),
-             "versions": software(), "machine": platform.machine(),
+             "commit": commit(), "versions": software(), "machine": platform.machine(),
              "parameters": sum(p.numel() for p in model.parameters())}
     write_text(folder / "run.json", json.dumps(about, indent=1, default=str))
 
@@ -196,7 +227,7 @@ def pretraining_studies(experiment: Experiment, data: mixes.Prepared, bank: Prom
                         config: CXRCLIPConfig) -> StudyMix:
     """The pretraining roles' studies of one split, one after the other, each with its role's prompt rule."""
     kind = TrainTransform if experiment.augment else EvalTransform
-    transform = kind(config.image_size, config.image_mean, config.image_std)
+    transform = kind(config.image_size, config.image_mean, config.image_std).gray  # one channel; the model normalises
     released = Behaviours.of(experiment.rules)
     dataset = TrivialValidation if released.trivial_validation and split == "valid" else PretrainingDataset
     parts = []
@@ -292,16 +323,18 @@ class StepLog:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def write(self, step: int, line: dict[str, float]) -> None:
-        """Append the line of a finished step and move the bar."""
+    def write(self, step: int, lines: Sequence[dict[str, float]]) -> None:
+        """Append the lines of the steps that have been finished since the last call, and move the bar."""
         if not self.main:
             return
         now = time.monotonic()
+        seconds = round((now - self.started) / len(lines), 4)
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **line, "seconds": round(now - self.started, 4)}) + "\n")
+            for number, line in enumerate(lines, step - len(lines) + 1):
+                file.write(json.dumps({"step": number, **line, "seconds": seconds}) + "\n")
         self.started = now
-        self.bar.set_postfix({name: f"{line[name]:.2f}" for name in ("total", "mvs", "icl", "tcl",
-                                                                     "accuracy_image_text")}, refresh=False)
-        self.bar.update()
+        self.bar.set_postfix({name: f"{lines[-1][name]:.2f}" for name in ("total", "mvs", "icl", "tcl",
+                                                                          "accuracy_image_text")}, refresh=False)
+        self.bar.update(len(lines))
         if self.report:
             self.report(step)

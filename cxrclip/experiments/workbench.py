@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import platform
 from collections.abc import Iterator, Sequence
@@ -11,12 +12,14 @@ from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from cxrclip import training
+from cxrclip import evaluation, training
 from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.errors import InputError
@@ -25,6 +28,8 @@ from cxrclip.experiments import cache
 from cxrclip.experiments.checkpoints import load_embeddings
 from cxrclip.experiments.experiment import PROFILES, Experiment
 from cxrclip.transforms import EvalTransform
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 
 
 @dataclass(frozen=True)
@@ -119,27 +124,41 @@ class Run:
         """The stored image embeddings of a test role."""
         return load_embeddings(self.evaluation_folder / "embeddings" / f"{role}-{split}.npz")
 
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, D) unit rows of N texts, by the run's model and tokenizer, on its device."""
+        embeds = evaluation.embed_texts(self.model, self.tokenizer, texts, max_tokens=self.experiment.max_tokens,
+                                        device=self.device)
+        self.model.cpu()  # where it is promised to be
+        return embeds
+
     def row_columns(self, role: str) -> dict[str, str]:
-        """What every tidy row of this run says about its origin (results.ABOUT)."""
-        experiment = self.experiment
-        model = "CLIP" if experiment.views == experiment.texts == 1 else "CXR-CLIP"
-        data = ",".join(experiment.pretraining)
+        """What every tidy row of this run says about its origin (results.ABOUT).
+
+        Versions and commit are those of the code that trained it, and of the code that evaluates it here.
+        """
+        experiment, trained = self.experiment, self.about
+        commits = [trained.get("commit", ""), cache.commit()]  # runs of before have none
         return {"run": experiment.run_name, "profile": experiment.profile, "mix": self.data.mix.name,
-                "origin": "measured", "model": model,
-                "image_encoder": experiment.image_encoder, "pretraining_data": data, "seeds": str(experiment.seed),
+                "origin": "measured", "model": experiment.method, "image_encoder": experiment.image_encoder,
+                "pretraining_data": ",".join(experiment.pretraining), "seeds": str(experiment.seed),
                 "key": self.key, "data": self.data.fingerprints((role,))[role],
-                "versions": cache.versions_text(), "commit": cache.commit()}
+                "versions": cache.versions_text({**trained["stages"], **cache.stages("evaluation")}),
+                "commit": " ".join(dict.fromkeys(filter(None, commits)))}
 
     @property
     def about(self) -> dict:
-        """run.json: experiment, data and tokenizer fingerprints, versions, seconds, device, threads."""
+        """run.json: experiment, data, recipe, seconds, parameters, and what made it: stages, commit, software."""
         return json.loads((self.folder / "run.json").read_text())
 
 
-def origin(runs: Sequence[Run], command: str) -> dict[str, object]:
-    """Where a figure of `runs` comes from, as figures.save_figure wants it: data, experiments, versions, command."""
-    data = {role: mark for run in runs for role, mark in run.about["data"].items()}
-    return {"data": data, "experiment": [run.key for run in runs], "versions": software(), "command": command}
+def origin(runs: Sequence[Run], command: str, data: object = None) -> dict[str, object]:
+    """Where a figure comes from, as figures.save_figure wants it.
+
+    data: what the figure shows, if not the data of the runs; there need be no run then.
+    """
+    used = {role: mark for run in runs for role, mark in run.about["data"].items()}
+    return {"data": data or used, "key": [run.key for run in runs], "versions": cache.versions_text(),
+            "commit": cache.commit(), "software": software(), "command": command}
 
 
 def software() -> dict[str, str]:
@@ -150,13 +169,25 @@ def software() -> dict[str, str]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one CPU thread: the same sums in the same order, whatever else the machine does."""
-    before = torch.get_num_threads()
+    """Run torch and OpenCV on one CPU thread: the same sums in the same order, whatever else the machine does; and
+    on films of few pixels a second thread costs OpenCV more than it brings."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next step: otherwise each step's tensors are given back to the system and
+    taken anew, page by page. Other allocators are left alone. The process then holds as much as its largest step."""
+    if platform.libc_ver()[0] == "glibc":
+        limit = 2**30  # bytes: tensors below come from the heap, and the heap shrinks only when so much lies idle
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, limit)
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, limit)
 
 
 @contextmanager

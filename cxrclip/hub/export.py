@@ -34,18 +34,16 @@ def open_run(folder: str | Path, data: str = "") -> Run:
     Raises:
         InputError: a folder that is missing, elsewhere or unfinished, or whose run.json this version cannot read.
     """
-    folder = Path(folder)
+    folder, path = Path(folder), Path(folder) / "run.json"
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder: give the folder of a finished run, <build>/runs/<fingerprint>")
     if folder.resolve().parent.name != "runs":
         raise InputError(f"{folder}: not in a folder 'runs': give <build>/runs/<fingerprint>, where training put it")
-    path = folder / "run.json"
     if not path.is_file():
         raise InputError(f"{folder}: not a finished run (no run.json): train it to its end, or give another folder")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["experiment"]
-        experiment = Experiment(**{name: tuple(value) if isinstance(value, list) else value
-                                   for name, value in settings.items()})
+        settings = json.loads(path.read_text(encoding="utf-8"))["experiment"].items()
+        experiment = Experiment(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings})
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise InputError(f"{path}: damaged, or of another version ({fault}): train the run again") from fault
     return Run(experiment, folder.resolve(), Workbench(folder.resolve().parents[1], data))
@@ -86,42 +84,34 @@ def export(run_folder: str | Path, out: str | Path, data: str = "") -> Path:
 def card(run: Run, rows: pd.DataFrame) -> ModelCard:
     """The model card of a run, from its tidy rows (experiments.evaluate)."""
     experiment, mix = run.experiment, run.data.mix
-    simulated = all(_filled(mix, role).filling == "phantom" for role in experiment.pretraining)
-    whole = rows[rows["class"] == "all"]
+    simulated = all(mix.origin(mix.roles[role]).filling == "phantom" for role in experiment.pretraining)
+    results = rows[rows["class"] == "all"].to_dict("records")
     head = ModelCardData(
         language="en", library_name="transformers", pipeline_tag=PIPELINE, model_name=experiment.run_name,
         license="apache-2.0" if simulated else "other",
         license_name=None if simulated else "as-the-training-data-allow",
         tags=[*TAGS, *(["simulated-data"] if simulated else [])],
         datasets=list(dict.fromkeys(_data_id(mix, role) for role in experiment.pretraining)),
-        eval_results=[_eval_result(mix, row) for row in whole.to_dict("records") if row["task"] == "zero-shot"],
+        eval_results=[_eval_result(mix, row) for row in results if row["task"] == "zero-shot"],
     )
-    notes = [f"{_label(mix, row['dataset'])}, {row['task']}: {row['note']}" for row in whole.to_dict("records")
-             if row["note"]]
+    notes = [f"{_label(mix, row['dataset'])}, {row['task']}: {row['note']}" for row in results if row["note"]]
     return ModelCard.from_template(
-        head, template_path=str(TEMPLATE), name=experiment.run_name, simulated=simulated, experiment=run.key,
-        seed=experiment.seed, mix=mix.name, about_mix=" ".join(mix.about.split()).rstrip("."),
-        max_tokens=experiment.max_tokens, image_size=experiment.image_size,
-        data=_table(_data_rows(run)), training=_table(_training_rows(run)),
+        head, template_path=str(TEMPLATE), experiment=experiment, simulated=simulated, key=run.key, mix=mix.name,
+        about_mix=" ".join(mix.about.split()).rstrip("."), data=_table(_data_rows(run)),
+        training=_table(_training_rows(run)),
         versions=", ".join(f"{name} {number}" for name, number in run.about["versions"].items()),
-        results=_table([_result_row(mix, row) for row in whole.to_dict("records")]), notes=notes)
-
-
-def _filled(mix: mixes.Mix, name: str) -> mixes.Role:
-    """The role whose own data a role uses."""
-    role = mix.roles[name]
-    return _filled(mix, role.value) if role.filling == "role" else role
+        results=_table([_result_row(mix, row) for row in results]), notes=notes)
 
 
 def _data_id(mix: mixes.Mix, name: str) -> str:
     """One word for a role's data, such as phantom-M; the last part of a path."""
-    role = _filled(mix, name)
+    role = mix.origin(mix.roles[name])
     return f"phantom-{role.value}" if role.filling == "phantom" else Path(role.value).name
 
 
 def _label(mix: mixes.Mix, name: str) -> str:
     """The role as tables name it; simulated data are marked, as they bear the names of real data sets."""
-    simulated = _filled(mix, name).filling == "phantom"
+    simulated = mix.origin(mix.roles[name]).filling == "phantom"
     return f"{LABELS.get(name, name)}{' (simulated)' if simulated else ''}"
 
 

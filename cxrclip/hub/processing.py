@@ -18,15 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-    BatchFeature,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from cxrclip.data import images as films
@@ -73,9 +67,7 @@ class CXRCLIPImageProcessor(BaseImageProcessor):
 def gray(film: Film, where: str) -> np.ndarray:
     """A film in memory or on disk -> (H, W) uint8, by the rules of images.read_gray.
 
-    8-bit gray stays as it is; colour becomes luma, equal channels exactly that channel; transparent pixels are black;
-    more than 8 bits are stretched from minimum to maximum. Arrays and tensors: (H, W), or (H, W, channels) uint8.
-    Paths: every format of read_gray, DICOM included; no addresses, nothing is fetched.
+    Arrays and tensors: (H, W), or (H, W, channels) uint8. Paths: every format, DICOM too; no addresses.
     Raises InputError naming `where` (a path names itself) for a file or an array that is no film.
     """
     if isinstance(film, str | Path):
@@ -87,7 +79,7 @@ def gray(film: Film, where: str) -> np.ndarray:
             shape = f"{tuple(getattr(film, 'shape', ()))} {getattr(film, 'dtype', type(film).__name__)}"
             raise InputError(f"{where}: {shape} is no film: give a path, a PIL image, or an array (H, W) or "
                              "(H, W, 3) of uint8") from fault
-    return films._to_gray(film, where)
+    return films.to_gray(film, where)
 
 
 class CXRCLIPProcessor(ProcessorMixin):
@@ -120,6 +112,6 @@ class CXRCLIPProcessor(ProcessorMixin):
 
 
 # "torchvision" is the kind that the auto classes look for first; these tensors are made by EvalTransform all the same.
-AutoImageProcessor.register(CXRCLIPConfig, image_processor_classes={"torchvision": CXRCLIPImageProcessor})
-AutoProcessor.register(CXRCLIPConfig, CXRCLIPProcessor)
-AutoModelForZeroShotImageClassification.register(CXRCLIPConfig, CXRCLIPModel)
+transformers.AutoImageProcessor.register(CXRCLIPConfig, image_processor_classes={"torchvision": CXRCLIPImageProcessor})
+transformers.AutoProcessor.register(CXRCLIPConfig, CXRCLIPProcessor)
+transformers.AutoModelForZeroShotImageClassification.register(CXRCLIPConfig, CXRCLIPModel)

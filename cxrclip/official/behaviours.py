@@ -102,52 +102,26 @@ def released_images(draw: DrawImages, behaviours: Behaviours) -> DrawImages:
 
 
 def released_texts(draw: DrawTexts, behaviours: Behaviours, count: int) -> DrawTexts:
-    """`draw`, which gives `count` texts, as the released code does it (B2, B3, B4, B12)."""
-    wrappers = {empty_prompts: behaviours.empty_prompts, idle_shuffle: behaviours.idle_shuffle and count == 2,
-                repeated_sections: behaviours.repeated_sections and count == 2,
-                indexed_strings: behaviours.indexed_strings}
-    for wrapper, on in wrappers.items():
-        draw = wrapper(draw, count) if on else draw
-    return draw
+    """`draw`, which gives `count` texts, as the released code does it.
 
-
-def empty_prompts(draw: DrawTexts, count: int) -> DrawTexts:
-    """A study without report and label gives an empty text (B12)."""
-    def drawn(study: Study, report: Report, rng: np.random.Generator) -> list[str]:
-        silent = not sections_of(study) and not any(study[state] for state in STATES)
-        return [""] * count if silent else draw(study, report, rng)
-    return drawn
-
-
-def idle_shuffle(draw: DrawTexts, count: int) -> DrawTexts:
-    """The shuffled sentences of a single section are lost: the section comes back as it is (B2)."""
+    B2: the shuffled sentences of a single section are lost. B3: two sections are drawn with replacement, so that half
+    of the draws take one twice. B4: a plain string where a list belongs is indexed by character. B12: a study without
+    report and label gives empty texts.
+    """
     def drawn(study: Study, report: Report, rng: np.random.Generator) -> list[str]:
         sections = sections_of(study)
-        if len(sections) != 1:
-            return draw(study, report, rng)
-        return [sections[0].text, other_translation(sections[0], rng) or sections[0].text]
-    return drawn
+        if behaviours.indexed_strings and sections:
+            texts = [sections[rng.integers(len(sections))].text for _ in range(count)]
+            return [text[rng.integers(len(text))] for text in texts]
+        if behaviours.repeated_sections and len(sections) == count == 2:
+            twice = [sections[rng.integers(2)] for _ in range(2)]
+            return [maybe_back_translated(section, rng) for section in twice]
+        if behaviours.idle_shuffle and len(sections) == 1 and count == 2:
+            return [sections[0].text, other_translation(sections[0], rng) or sections[0].text]
+        if behaviours.empty_prompts and not sections and not any(study[state] for state in STATES):
+            return [""] * count
+        return draw(study, report, rng)
 
-
-def repeated_sections(draw: DrawTexts, count: int) -> DrawTexts:
-    """The two sections are drawn with replacement: half of the draws take one section twice (B3)."""
-    def drawn(study: Study, report: Report, rng: np.random.Generator) -> list[str]:
-        sections = sections_of(study)
-        if len(sections) != 2:
-            return draw(study, report, rng)
-        twice = [sections[rng.integers(2)] for _ in range(2)]
-        return [maybe_back_translated(section, rng) for section in twice]
-    return drawn
-
-
-def indexed_strings(draw: DrawTexts, count: int) -> DrawTexts:
-    """A plain string where a list belongs is indexed by character: the text is a single letter (B4)."""
-    def drawn(study: Study, report: Report, rng: np.random.Generator) -> list[str]:
-        sections = sections_of(study)
-        if not sections:
-            return draw(study, report, rng)
-        texts = [sections[rng.integers(len(sections))].text for _ in range(count)]
-        return [text[rng.integers(len(text))] for text in texts]
     return drawn
 
 
@@ -157,9 +131,9 @@ class TrivialValidation(PretrainingDataset):
     A single image is seen twice alike, and label data give one prompt twice.
     """
 
-    def item(self, study: Study, epoch: int) -> dict[str, Any]:
+    def item(self, study: Study, epoch: int, index: int) -> dict[str, Any]:
         """The item of the intended behaviour, with its second image and text replaced by the first where B5 does."""
-        item = super().item(study, epoch)
+        item = super().item(study, epoch, index)
         chosen = self.images(study["views"], generator(self.seed, epoch, study["study_id"]))
         if len(set(chosen)) == 1:
             item["images"] = item["images"][:1].expand_as(item["images"])

@@ -12,13 +12,15 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AliasPath, BaseModel, Field
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cxrclip.data.files import atomic_file
+from cxrclip.data.settings import checked
 from cxrclip.encoders import BERTS, SWINS, CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.official.published import PUBLISHED_WEIGHTS, published_tokenizer
@@ -56,6 +58,21 @@ UNUSED = ("text_encoder.network.pooler.dense.weight", "text_encoder.network.pool
 TABLES = ("position_ids", "token_type_ids", "relative_position_index")
 IMAGE_NAMES: Mapping[str, str] = {"resnet": "resnet50", PUBLISHED_WEIGHTS["swin-tiny"]: "swin-tiny"}  # in the config
 POOLINGS: Mapping[str, str] = {"eos": "last_token", "bos": "first_token", "mean": "mean"}  # in the config
+Size = Annotated[int, Field(strict=True, ge=1)]
+
+
+def _entry(default: object, *keys: str) -> Any:
+    return Field(default, validation_alias=AliasPath(*keys))
+
+
+class _FileConfig(BaseModel):
+    """What is read of the `config` of a released file, a nested dict; any entry may be absent."""
+
+    image_encoder: str | None = _entry(None, "model", "image_encoder", "name")
+    pooling: Literal["eos", "bos", "mean"] = _entry("eos", "model", "text_encoder", "pooling")
+    projection_dim: Size | None = _entry(None, "model", "projection_head", "proj_dim")
+    image_size: Size = _entry(224, "base", "image_size")
+    max_tokens: Size = _entry(256, "base", "text_max_length")
 
 
 def load_official(path: str | Path) -> CXRCLIPModel:
@@ -177,43 +194,22 @@ def _config(state: Mapping[str, Tensor], stored: object) -> CXRCLIPConfig:
     if len(encoders) != 1:
         what = "both a ResNet and a Swin" if encoders else f"no image encoder known here ({_some(list(state))})"
         raise InputError(f"holds {what}; a released file has {' or '.join(p + '*' for p in IMAGE_PREFIXES.values())}")
-    if stored is not None and not isinstance(stored, dict):
-        raise InputError(f"'config' is a {type(stored).__name__}, not the nested dict of a released file")
-    named = _entry(stored, str, "model", "image_encoder", "name")
-    if named is not None and IMAGE_NAMES.get(named) != encoders[0]:
-        raise InputError(f"config names the image encoder {named!r}, the weights look like {encoders[0]}: "
-                         f"known are {', '.join(IMAGE_NAMES)}")
-    pooling = _entry(stored, str, "model", "text_encoder", "pooling")
-    if pooling not in (None, *POOLINGS):
-        raise InputError(f"config names the text pooling {pooling!r}: known are {', '.join(POOLINGS)}")
+    config = checked(_FileConfig, {} if stored is None else stored, "config")
+    if config.image_encoder is not None and IMAGE_NAMES.get(config.image_encoder) != encoders[0]:
+        raise InputError(f"config names the image encoder {config.image_encoder!r}, the weights look like "
+                         f"{encoders[0]}: known are {', '.join(IMAGE_NAMES)}")
     weight = state.get("image_projection.projection.weight")
     width = weight.shape[0] if weight is not None and weight.ndim == 2 else 512  # _fitted lists a misfit
-    asked = _entry(stored, int, "model", "projection_head", "proj_dim")
-    if asked not in (None, width):
-        raise InputError(f"config says projection to {asked}, the weights project to {width}")
-    sizes = {"image_size": _entry(stored, int, "base", "image_size"),
-             "max_tokens": _entry(stored, int, "base", "text_max_length")}
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise InputError(f"config says {name} {size}: it must be positive")
-    given = {name: size for name, size in sizes.items() if size is not None}
-    return _published_config(encoders[0], text_pooling=POOLINGS[pooling or "eos"], projection_dim=width, **given)
+    if config.projection_dim not in (None, width):
+        raise InputError(f"config says projection to {config.projection_dim}, the weights project to {width}")
+    return _published_config(encoders[0], text_pooling=POOLINGS[config.pooling], projection_dim=width,
+                             image_size=config.image_size, max_tokens=config.max_tokens)
 
 
 def _published_config(image_encoder: str, **changes: Any) -> CXRCLIPConfig:
     """The published configuration, with the released code's feature for Swin: the first patch (ledger B8)."""
     pooling = "first_token" if image_encoder in SWINS else "mean"
     return CXRCLIPConfig(image_encoder=image_encoder, image_pooling=pooling, **changes)
-
-
-def _entry(stored: object, kind: type, *keys: str) -> Any:
-    """A value of the nested config, None where it is absent. InputError if it is of another kind."""
-    value = stored
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise InputError(f"config entry {'.'.join(keys)} is {value!r}, not of type {kind.__name__}")
-    return value
 
 
 def _fitted(state: Mapping[str, Tensor], model: CXRCLIPModel) -> dict[str, Tensor]:

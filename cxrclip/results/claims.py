@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
+from pydantic import BaseModel, Field, model_validator
 
+from cxrclip.data.settings import checked, read_settings
 from cxrclip.errors import InputError
-from cxrclip.results.rows import FAMILY
+from cxrclip.results.rows import FAMILY, KEY, row_label, tidy_frame
 from cxrclip.results.statistics import over_seeds, with_sums
 from cxrclip.results.tables import column_label, one_mix
 
@@ -29,51 +30,72 @@ VERDICTS = ("reproduced", "direction only", "not reproduced", "not run")
 
 
 class Outcome(NamedTuple):
-    """One comparison: its verdict, the values compared as text, and the fingerprints of the runs behind them."""
+    """One comparison: its verdict, the values compared as text, and the keys of the runs behind them."""
 
     verdict: str
     why: str
     rows: str
 
 
-def load_claims(path: str | Path = CLAIMS) -> dict:
-    """claims.yaml. Raises InputError naming the claim and the key that is lacking or unknown."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as fault:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(fault).split())})") from fault
-    for claim in content["claims"]:
-        if lacking := {"claim", "text", "reading", "compare"} - set(claim):
-            raise InputError(f"{path}, claim {claim.get('claim', '?')}: no {sorted(lacking)[0]!r}")
-        for comparison in claim["compare"]:
-            lacking = {"measure", "row", "against"} - set(comparison)
-            unknown = set(comparison) - {"measure", "row", "against", "expect", "at_most"}
-            if lacking or unknown or comparison["measure"] not in content["measures"]:
-                raise InputError(f"{path}, claim {claim['claim']}: a comparison needs measure (one of "
-                                 f"{', '.join(content['measures'])}), row and against; expect and at_most may be added")
-    return content
+class Comparison(BaseModel, extra="forbid"):
+    """Two rows, by columns of the tidy table: `row` should be higher (or lower) than `against` in the measure."""
+
+    measure: str
+    row: dict[str, str]
+    against: dict[str, str]
+    expect: Literal["higher", "lower"] = "higher"
+    at_most: float = np.inf     # the largest change, as a share of `against`, that the claim allows
+
+
+class Claim(BaseModel, extra="forbid"):
+    """A claim of the paper, how it is read here, and what is compared. limit: why it cannot be tested as it stands."""
+
+    claim: int
+    text: str
+    reading: str
+    compare: list[Comparison]
+    limit: str = ""
+
+
+class Claims(BaseModel, extra="forbid"):
+    """claims.yaml. measures: name -> what is compared, by columns of the tidy table."""
+
+    measures: dict[str, Annotated[dict[Literal["dataset", "task", "metric"], str], Field(min_length=3)]]
+    claims: list[Claim]
+
+    @model_validator(mode="after")
+    def _measures_are_known(self) -> Claims:
+        for claim in self.claims:
+            if unknown := {item.measure for item in claim.compare} - set(self.measures):
+                raise ValueError(f"claim {claim.claim}: measure {min(unknown)!r} is none of {', '.join(self.measures)}")
+        return self
+
+
+def load_claims(path: str | Path = CLAIMS) -> Claims:
+    """claims.yaml. Raises InputError naming the file and the place that is lacking, unknown or wrong."""
+    return checked(Claims, read_settings(path), path)
 
 
 def verdicts(results: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
-    """One line a claim: claim, text, rule, rows (values and fingerprints of the runs compared), verdict, why.
+    """One line a claim: claim, text, rule, rows (values and keys of the runs compared), verdict, why.
 
-    results: tidy rows of one mix and profile, one row a seed. A paired difference in the results (results.differences)
-    is used where there is one; else the interval is made of the two rows' own (`unpaired`). Raises InputError if the
+    results: tidy rows of one mix and profile, one row a seed. A paired difference in the results is used
+    where there is one; else the interval is made of the two rows' own (`unpaired`). Raises InputError if the
     results mix mixes or profiles, or if a selector fits several runs.
     """
     one_mix(results, "claims")
     content = load_claims(path)
-    table = _over_seeds_of(results, content["measures"].values())
+    table = _over_seeds_of(results, content.measures.values())
     lines = []
-    for claim in content["claims"]:
-        outcomes = [_compare(table, item, content["measures"][item["measure"]], f"claim {claim['claim']}")
-                    for item in claim["compare"]]
-        best = VERDICTS[1] if "limit" in claim else VERDICTS[0]
+    for claim in content.claims:
+        outcomes = [_compare(table, item, content.measures[item.measure], f"claim {claim.claim}")
+                    for item in claim.compare]
+        best = VERDICTS[1] if claim.limit else VERDICTS[0]
         verdict = max(best, *(outcome.verdict for outcome in outcomes), key=VERDICTS.index)
         why = "; ".join(outcome.why for outcome in outcomes)
-        lines.append({"claim": claim["claim"], "text": claim["text"], "rule": claim["reading"],
+        lines.append({"claim": claim.claim, "text": claim.text, "rule": claim.reading,
                       "rows": "; ".join(outcome.rows for outcome in outcomes), "verdict": verdict,
-                      "why": ". ".join(filter(None, [why, claim.get("limit", "").rstrip(".")])) + "."})
+                      "why": ". ".join(filter(None, [why, claim.limit.rstrip(".")])) + "."})
     return pd.DataFrame(lines)
 
 
@@ -90,17 +112,15 @@ def unpaired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[float, flo
 def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, str]) -> pd.DataFrame:
     """Difference of every row of a comparison to its row `reference`, budget by budget, for figures.ablation_forest.
 
-    results: tidy rows of one comparison, one row a seed; measure: dataset, task, metric. reference: a row, or ABOVE:
-    each row is then compared with the one above it, and the first has no line. Columns row, budget, metric, reference,
-    value, low, high, note (paired or unpaired), key, data, versions, commit (of both rows). Rows whose budget lacks the
-    reference are left out.
+    results: tidy rows of one comparison, one row a seed; measure: dataset, task, metric. reference: a row id, or ABOVE:
+    each row is then compared with the one above it, and the first has no line. Tidy rows with value, low, high,
+    reference, note (paired or unpaired), and the key, data, versions and commit of both rows. Rows whose budget lacks
+    the reference are left out.
     """
     table = _over_seeds_of(results, [measure])
     part = table[(table[list(measure)] == list(measure.values())).all(axis=1) & (table["reference"] == "")]
-    names = ["row", "budget", "metric", "reference", "value", "low", "high", "note"]
-    origin = ["key", "data", "versions", "commit"]
     lines, done = [], set()
-    for budget, rows in part.groupby("budget", sort=False):
+    for _, rows in part.groupby("budget", sort=False):
         rows = [row for _, row in rows.iterrows()]
         named = {row["row"]: row for row in rows}
         bases = [None, *rows[:-1]] if reference == ABOVE else [named.get(reference)] * len(rows)
@@ -108,13 +128,15 @@ def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, 
             if base is None or row["row"] == base["row"] or (row["key"], base["key"]) in done:
                 continue
             done.add((row["key"], base["key"]))
-            lines.append((row["row"], budget, measure["metric"], reference, *_difference(table, row, base),
-                          *(" ".join(dict.fromkeys(f"{row[name]} {base[name]}".split())) for name in origin)))
-    return pd.DataFrame(lines, columns=[*names, *origin])
+            origin = {name: " ".join(dict.fromkeys(f"{row[name]} {base[name]}".split()))
+                      for name in ("key", "data", "versions", "commit")}
+            difference = dict(zip(("value", "low", "high", "note"), _difference(table, row, base), strict=True))
+            lines.append({**row, "reference": base["row"], **difference, **origin})
+    return tidy_frame(lines)
 
 
 def markdown(table: pd.DataFrame, results: pd.DataFrame, rows: bool = False) -> str:
-    """The verdicts for the first page; `rows` adds the column of values and fingerprints."""
+    """The verdicts for the first page; `rows` adds the column of values and keys."""
     columns = ["claim", "text", "rule", "verdict", "why", *(["rows"] if rows else [])]
     heads = ["#", "the paper says", "our rule", "verdict", "why", *(["rows compared"] if rows else [])]
     mix, profile = one_mix(results, "claims")
@@ -134,25 +156,24 @@ def _over_seeds_of(results: pd.DataFrame, measures: Collection[Mapping[str, str]
                                         & results["task"].isin(tasks)]))
 
 
-def _compare(table: pd.DataFrame, item: Mapping, measure: Mapping[str, str], where: str) -> Outcome:
+def _compare(table: pd.DataFrame, item: Comparison, measure: Mapping[str, str], where: str) -> Outcome:
     """One comparison by its rule. table: one row a run and measure."""
-    a, b = (_pick(table, {**measure, **item[side]}, where) for side in ("row", "against"))
+    a, b = (_pick(table, {**measure, **side}, where) for side in (item.row, item.against))
     label = " ".join(part for part in column_label(*measure.values()) if part != "all three")
-    names = [_name(item[side]) for side in ("row", "against")]
-    budget = f" at equal {item['row']['budget']}" if item["row"].get("budget") else ""
+    names = [_name(side) for side in (item.row, item.against)]
+    budget = f" at equal {item.row['budget']}" if item.row.get("budget") else ""
     if a is None or b is None:
         lacking = " and ".join(name for name, row in zip(names, (a, b), strict=True) if row is None)
         return Outcome("not run", f"{label}{budget}: no row for {lacking}", f"{label}{budget}: none")
     value, low, high, paired = _difference(table, a, b)
-    up = item.get("expect", "higher") == "higher"
-    toward, clear = (value > 0, low > 0) if up else (value < 0, high < 0)
+    toward, clear = (value > 0, low > 0) if item.expect == "higher" else (value < 0, high < 0)
     doubts = []
     if not clear:
         doubts.append("the interval holds 0" if not low > 0 and not high < 0 else "clearly the other way")
     if (fewest := min(len(row["seeds"].split()) for row in (a, b))) < 2:
         doubts.append(f"{fewest} seed")
-    if toward and abs(value) > item.get("at_most", np.inf) * b["value"]:
-        doubts.append(f"a change of {abs(value) / b['value']:.0%}, more than {item['at_most']:.0%}")
+    if toward and abs(value) > item.at_most * b["value"]:
+        doubts.append(f"a change of {abs(value) / b['value']:.0%}, more than {item.at_most:.0%}")
     verdict = "not reproduced" if not toward else "direction only" if doubts else "reproduced"
     why = (f"{label}{budget}: {names[0]} against {names[1]} {100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
            f" ({paired})" + (f" ({', '.join(doubts)})" if doubts else ""))
@@ -179,8 +200,7 @@ def _pick(table: pd.DataFrame, selector: Mapping[str, str], where: str) -> pd.Se
 
 def _difference(table: pd.DataFrame, a: pd.Series, b: pd.Series) -> tuple[float, float, float, str]:
     """a - b with its interval: the paired one if the results hold it, else from the two rows' own intervals."""
-    same = ["run", "model", "image_encoder", "pretraining_data", "comparison", "row", "budget", "dataset", "task",
-            "metric"]
+    same = [name for name in KEY if name not in ("reference", "class", "profile", "mix", "origin")]
     paired = table[(table[same] == a[same]).all(axis=1) & (table["reference"] == (b["row"] or b["run"]))]
     if len(paired):
         return *paired.iloc[0][["value", "low", "high"]], "paired"
@@ -189,5 +209,6 @@ def _difference(table: pd.DataFrame, a: pd.Series, b: pd.Series) -> tuple[float,
 
 def _name(selector: Mapping[str, str]) -> str:
     """How a side of a comparison is printed."""
-    return selector.get("row") or " on ".join(str(selector[name]) for name in ("model", "pretraining_data")
-                                              if name in selector)
+    if selector.get("row"):
+        return row_label(selector["comparison"], selector["row"])
+    return " on ".join(selector[name] for name in ("model", "pretraining_data") if name in selector)

@@ -1,17 +1,17 @@
 """Figures: one function per figure, (tidy data, axes) -> axes.
 
-Nothing here computes a result: intervals, chance levels and counts come in with the frame (results.py, evaluation.py).
+Nothing here computes a result: intervals, chance levels and counts come in with the frame (statistics, evaluation).
 Colours are the Okabe-Ito palette, told apart by readers with any common colour blindness; where colours alone would
-carry the meaning, markers or line styles repeat it. No function changes matplotlib's global settings.
+carry the meaning, markers or line styles repeat it. Legends stand above or beside the data, never on them. No function
+changes matplotlib's global settings.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,15 +21,18 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
+from cxrclip.data.files import atomic_file, write_text
 from cxrclip.data.images import read_gray
 from cxrclip.errors import InputError
 from cxrclip.official.ledger import LEDGER
-from cxrclip.results.rows import LABELS
+from cxrclip.results.rows import DIRECTIONS, LABELS, LOSS_WEIGHTS, row_label
 
-# Okabe & Ito (2008), in the order used here; its yellow is left out, too faint for lines on white.
+# Okabe & Ito (2008), in the order used here; its yellow is left out, too faint for lines on white. Black comes last: it
+# also marks references.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CHANCE = "#6b6b6b"
@@ -41,6 +44,7 @@ RETRIEVAL: Measure = ("all", "image_to_text", "RSUM")
 PAPER_WEIGHTS: Mapping[str, float] = {"ICL": 1.0, "TCL": 0.5}
 BUDGET_NAMES = {"evaluation": "one run, scored both ways"}  # the others are "equal <budget>"
 LOSSES = ("total", "mvs", "icl", "tcl", "valid_total")
+ORIGIN = ("data", "key", "versions", "commit", "command")   # what a saved figure tells about where it comes from
 
 
 def training_curves(log: pd.DataFrame, axes: Axes, columns: Sequence[str] | None = None,
@@ -53,7 +57,7 @@ def training_curves(log: pd.DataFrame, axes: Axes, columns: Sequence[str] | None
     """
     columns = [name for name in LOSSES if name in log] if columns is None else list(columns)
     _require(log, ["step", *columns], "training log")
-    for name, colour, marker in zip(columns, _colours(len(columns)), _markers(len(columns)), strict=True):
+    for name, _, colour, marker, _ in _looks(columns):
         curve = log[["step", name]].dropna()
         label = CURVES.get(name, name)
         if name.startswith("valid"):
@@ -62,7 +66,7 @@ def training_curves(log: pd.DataFrame, axes: Axes, columns: Sequence[str] | None
         smooth = curve[name].rolling(max(1, len(curve) // 25), center=True, min_periods=1).mean()
         axes.plot(curve["step"], curve[name], color=colour, linewidth=0.6, alpha=0.3)
         axes.plot(curve["step"], smooth, color=colour, linewidth=2, label=label)
-    return _finish(axes, "optimisation step", unit, legend=True)
+    return _above(_finish(axes, "optimisation step", unit))
 
 
 def similarity_matrix(matrix: np.ndarray, axes: Axes, rows: Sequence[str] = (), columns: Sequence[str] = (),
@@ -95,9 +99,8 @@ def auroc_forest(results: pd.DataFrame, axes: Axes, row: str = "dataset", by: st
     _require(results, [row, by, "metric", "value", "low", "high", "chance"], "results")
     _one(results, "metric")
     _unique(results, [row, by])
-    rows, groups = list(dict.fromkeys(results[row])), list(dict.fromkeys(results[by]))
-    looks = zip(groups, _offsets(len(groups)), _colours(len(groups)), _markers(len(groups)), strict=True)
-    for group, offset, colour, marker in looks:
+    rows = list(dict.fromkeys(results[row]))
+    for group, offset, colour, marker, _ in _looks(results[by]):
         part = results[results[by] == group]
         y = np.array([rows.index(name) for name in part[row]]) + offset
         axes.errorbar(part["value"].to_numpy(float), y, xerr=_errors(part), fmt=marker, color=colour, capsize=3,
@@ -106,38 +109,8 @@ def auroc_forest(results: pd.DataFrame, axes: Axes, row: str = "dataset", by: st
         for chance in results.loc[results[row] == name, "chance"].dropna().unique():
             axes.plot([chance, chance], [y - 0.45, y + 0.45], color=CHANCE, linestyle="--", linewidth=1.2,
                       label="chance" if y == 0 else "_")
-    axes.set_yticks(range(len(rows)), [str(name) for name in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    _finish(axes, f"{_title(results['metric'].iloc[0])} (95 % interval)", "")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return axes
-
-
-def recall_bars(results: pd.DataFrame, axes: Axes, by: str = "run") -> Axes:
-    """Bars of R@k in percent with intervals, one group per k; a black tick across each bar is its chance level.
-
-    results: tidy rows of one data set and one retrieval direction; metrics other than R@k are left out.
-    Raises InputError if several data sets or directions are mixed.
-    """
-    _require(results, [by, "dataset", "task", "metric", "value", "low", "high", "chance"], "results")
-    recalls = results[results["metric"].str.startswith("R@")]
-    for column in ("dataset", "task"):
-        _one(recalls, column)
-    _unique(recalls, [by, "metric"])
-    ks = sorted(recalls["metric"].unique(), key=lambda metric: int(metric[2:]))
-    groups = list(dict.fromkeys(recalls[by]))
-    width = 0.8 / len(groups)
-    for group, offset, colour in zip(groups, _offsets(len(groups), 0.8), _colours(len(groups)), strict=True):
-        part = recalls[recalls[by] == group].set_index("metric").reindex(ks)
-        x = np.arange(len(ks)) + offset
-        axes.bar(x, 100 * part["value"], 0.92 * width, yerr=100 * _errors(part), color=colour, capsize=3,
-                 label=str(group), error_kw={"elinewidth": 1})
-        axes.hlines(100 * part["chance"], x - width / 2, x + width / 2, color="black", linewidth=2)
-    axes.plot([], [], color="black", linewidth=2, label="chance")
-    axes.set_xticks(range(len(ks)), ks)
-    axes.set_ylim(bottom=0)
-    return _finish(axes, "", "queries whose own report is found (%)", legend=True)
+    names = [row_label(results["comparison"].iloc[0], name) for name in rows] if row == "row" else rows
+    return _beside(_lines(axes, names, f"{_title(results['metric'].iloc[0])} (95 % interval)"))
 
 
 def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction", up_to: int | None = None) -> Axes:
@@ -148,8 +121,7 @@ def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction", up_to: 
     _require(ranks, ["rank", "n_candidates", by], "ranks")
     last = int(up_to or ranks["n_candidates"].max())
     k = np.unique(np.round(np.geomspace(1, last, 60)).astype(int))
-    groups = list(dict.fromkeys(ranks[by]))
-    for group, colour, style in zip(groups, _colours(len(groups)), _styles(len(groups)), strict=True):
+    for group, _, colour, _, style in _looks(ranks[by]):
         ordered = np.sort(ranks.loc[ranks[by] == group, "rank"].to_numpy())
         axes.plot(k, 100 * np.searchsorted(ordered, k, side="right") / len(ordered), style, color=colour, linewidth=2,
                   label=str(group))
@@ -158,34 +130,35 @@ def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction", up_to: 
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 100)
-    return _finish(axes, "k (candidates looked at)", "R@k (%)", legend=True)
+    return _above(_finish(axes, "k (candidates looked at)", "R@k (%)"))
 
 
 def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,
            by: str = "budget") -> Axes:
     """Classification against retrieval as label data grow: a line a budget, a point a `row`, both intervals.
 
-    results: tidy rows of one comparison, a row a run and measure (results.over_seeds of results.with_sums), in the
+    results: tidy rows of one comparison, a row a run and measure (statistics.over_seeds of with_sums), in the
     order in which the data grow; x and y: (dataset, task, metric) of each axis, drawn in percent. Up and to the right
     is better. Raises InputError if a point lacks a measure or has it twice.
     """
     points = _points(results, [by, "row"], x, y)
-    groups = list(dict.fromkeys(points[by]))
-    looks = zip(groups, _colours(len(groups)), _markers(len(groups)), _styles(len(groups)), strict=True)
-    for group, colour, marker, style in looks:
+    for group, _, colour, marker, style in _looks(points[by]):
         part = points[points[by] == group]
         label = f"equal {group}" if by == "budget" else str(group)
         axes.errorbar(part["x"], part["y"], xerr=part[["x_low", "x_high"]].T, yerr=part[["y_low", "y_high"]].T,
-                      fmt=marker, linestyle=style, color=colour, markersize=7, capsize=2, elinewidth=0.8, linewidth=1.5,
-                      label=label)
+                      fmt="none", ecolor=colour, alpha=0.45, capsize=2, elinewidth=0.8)
+        axes.plot(part["x"], part["y"], marker=marker, linestyle=style, color=colour, markersize=7, linewidth=1.5,
+                  label=label)
         turned = part["x"].diff() < 0  # where the line runs back its label would cover the point before
         for i, (point, left) in enumerate(zip(part.itertuples(), turned, strict=True)):
-            _label_point(axes, point.x, point.y, point.row, colour, below=left or i % 2 == 1, left=left)
-    return _finish(axes, _measure_label(x), _measure_label(y), legend=True)
+            shift = (-5 if left else 5, -12 if left or i % 2 else 5)    # neighbours take turns above and below
+            axes.annotate(point.label, (point.x, point.y), shift, color=colour, textcoords="offset points", fontsize=9,
+                          ha="right" if left else "left", path_effects=[withStroke(linewidth=3, foreground="white")])
+    return _above(_finish(axes, _measure_label(x), _measure_label(y)))
 
 
 def remedies_plot(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,
-                  reference: str = "M,C,C14") -> Axes:
+                  reference: str = "m_c_c14") -> Axes:
     """Remedies for the trade-off, both axes, against the paper's recipe: dashed lines cross at the row `reference`.
 
     Arguments as for pareto, rows of one budget. Up and to the right of the cross is better in both. Raises InputError
@@ -195,44 +168,39 @@ def remedies_plot(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION
     if reference not in set(points["row"]):
         raise InputError(f"remedies: no row {reference!r}; there are {', '.join(points['row'])}")
     _one(results, "budget")
-    looks = zip(points.itertuples(), _colours(len(points)), _markers(len(points)), strict=True)
-    for i, (point, colour, marker) in enumerate(looks):
-        own = point.row == reference
-        hollow = {"markerfacecolor": "white"} if i >= len(PALETTE) else {}      # colours and markers begin again
-        axes.errorbar(point.x, point.y, xerr=[[point.x_low], [point.x_high]], yerr=[[point.y_low], [point.y_high]],
-                      fmt="*" if own else marker, color="black" if own else colour, markersize=13 if own else 8,
-                      capsize=3, elinewidth=1, label=f"{point.row} (paper's recipe)" if own else point.row,
-                      **hollow)
-        if own:
+    for point, (_, _, colour, marker, _) in zip(points.itertuples(), _looks(points["row"], PALETTE[:-1]), strict=True):
+        look = {"fmt": marker, "color": colour, "markersize": 8, "label": point.label}
+        if point.row == reference:
+            look = {"fmt": "*", "color": "black", "markersize": 14, "label": f"{point.label} (paper's recipe)"}
             axes.axvline(point.x, color=CHANCE, linestyle="--", linewidth=1, zorder=0)
             axes.axhline(point.y, color=CHANCE, linestyle="--", linewidth=1, zorder=0)
-    _finish(axes, _measure_label(x), _measure_label(y))
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return axes
+        _, _, bars = axes.errorbar(point.x, point.y, xerr=[[point.x_low], [point.x_high]],
+                                   yerr=[[point.y_low], [point.y_high]], elinewidth=1, **look)
+        for bar in bars:
+            bar.set_alpha(0.45)
+    return _beside(_finish(axes, _measure_label(x), _measure_label(y)))
 
 
-def ablation_forest(differences: pd.DataFrame, axes: Axes) -> Axes:
+def ablation_forest(differences: pd.DataFrame, axes: Axes, reference: str = "") -> Axes:
     """Difference of each row to a reference, in percentage points, with its interval; 0 is no difference.
 
-    differences: columns row, budget, metric, reference, value, low, high (claims.differences_to), one metric and
-    reference; a marker and colour a budget. Raises InputError if two fall on one point.
+    differences: tidy rows with a reference (claims.differences_to), of one metric; a marker and colour a budget.
+    reference: how the other side is printed, by default the label of the one reference of all rows. Raises InputError
+    if two fall on one point.
     """
-    _require(differences, ["row", "budget", "metric", "reference", "value", "low", "high"], "differences")
-    metric, reference = _one(differences, "metric"), _one(differences, "reference")
+    _require(differences, ["comparison", "row", "reference", "budget", "metric", "value", "low", "high"], "differences")
+    metric, comparison = _one(differences, "metric"), _one(differences, "comparison")
+    reference = reference or row_label(comparison, _one(differences, "reference"))
     _unique(differences, ["row", "budget"])
-    rows, groups = list(dict.fromkeys(differences["row"])), list(dict.fromkeys(differences["budget"]))
-    looks = zip(groups, _offsets(len(groups)), _colours(len(groups)), _markers(len(groups)), strict=True)
-    for group, offset, colour, marker in looks:
+    rows = list(dict.fromkeys(differences["row"]))
+    for group, offset, colour, marker, _ in _looks(differences["budget"]):
         part = differences[differences["budget"] == group]
         y = np.array([rows.index(name) for name in part["row"]]) + offset
         axes.errorbar(100 * part["value"].to_numpy(float), y, xerr=100 * _errors(part), fmt=marker, color=colour,
                       capsize=3, label=BUDGET_NAMES.get(group, f"equal {group}"))
     axes.axvline(0, color=CHANCE, linestyle="--", linewidth=1.2, label="no difference")
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    _finish(axes, f"{_title(metric)}: difference to {reference} (percentage points, 95 % interval)", "", legend=True)
-    axes.grid(axis="x", alpha=0.3)
-    return axes
+    what = f"{_title(metric)}: difference to {reference} (percentage points, 95 % interval)"
+    return _above(_lines(axes, [row_label(comparison, row) for row in rows], what))
 
 
 def ledger_forest(results: pd.DataFrame, axes: Axes, task: str = "image_to_text", metric: str = "RSUM") -> Axes:
@@ -241,58 +209,56 @@ def ledger_forest(results: pd.DataFrame, axes: Axes, task: str = "image_to_text"
     results: tidy rows; the differences of the comparison "ledger" are drawn (tables.ledger_table), in the ledger's
     order. Rows measured on one test set name it. Raises InputError if there are none.
     """
-    here = results[(results["comparison"] == "ledger") & (results["task"] == task)
+    part = results[(results["comparison"] == "ledger") & (results["task"] == task)
                    & (results["metric"] == metric) & (results["reference"] != "")]
     order = [item.id for item in LEDGER] + ["official"]
-    here = here.sort_values("row", key=lambda rows: rows.map(order.index))
+    part = part.sort_values("row", key=lambda rows: rows.map(order.index))
     names = [row if dataset == "all" else f"{row} ({LABELS[dataset]})"
-             for row, dataset in zip(here["row"], here["dataset"], strict=True)]
-    return ablation_forest(here.assign(row=names, reference="the intended"), axes)
+             for row, dataset in zip(part["row"], part["dataset"], strict=True)]
+    return ablation_forest(part.assign(row=names), axes, "the intended behaviour")
 
 
 def weights_curve(results: pd.DataFrame, axes: Axes, measure: Measure = RETRIEVAL,
                   paper: Mapping[str, float] = PAPER_WEIGHTS) -> Axes:
     """A measure against the weight of a loss, one line a loss; dotted lines mark the weights that the paper uses.
 
-    results: tidy rows of the comparison 'loss weights', a row a run and measure; `row` is '<loss> <weight>', such as
-    'ICL 0.5'. measure: (dataset, task, metric), drawn in percent. Raises InputError for a row without a weight.
+    results: tidy rows of the comparison 'loss weights' (rows.LOSS_WEIGHTS), a row a run and measure. measure: (dataset,
+    task, metric), drawn in percent. Raises InputError for a row without a weight.
     """
     part = _measure(results, measure)
     _unique(part, ["row"])
-    parts = part["row"].str.extract(r"^(.+?)[ =]+([0-9.]+)$").to_numpy()
-    if wrong := [row for row, (name, _) in zip(part["row"], parts, strict=True) if not isinstance(name, str)]:
-        raise InputError(f"loss weights: row {wrong[0]!r} is not '<loss> <weight>'")
-    part = part.assign(loss=parts[:, 0], weight=parts[:, 1].astype(float)).sort_values("weight")
-    losses = sorted(part["loss"].unique())
-    for loss, colour, marker in zip(losses, _colours(len(losses)), _markers(len(losses)), strict=True):
+    if unknown := [row for row in part["row"] if row not in LOSS_WEIGHTS]:
+        raise InputError(f"loss weights: row {unknown[0]!r} has no weight: choose from {', '.join(LOSS_WEIGHTS)}")
+    losses, weights = zip(*part["row"].map(LOSS_WEIGHTS), strict=True)
+    part = part.assign(loss=losses, weight=weights).sort_values("weight")
+    for loss, offset, colour, marker, _ in _looks(sorted(part["loss"]), span=0.02):
         line = part[part["loss"] == loss]
-        axes.errorbar(line["weight"], 100 * line["value"], yerr=100 * _errors(line), fmt=marker, linestyle="-",
+        axes.errorbar(line["weight"] + offset, 100 * line["value"], yerr=100 * _errors(line), fmt=marker, linestyle="-",
                       color=colour, capsize=3, label=f"{loss} weight")
         if loss in paper:
-            axes.axvline(paper[loss], color=colour, linestyle=":", linewidth=1.5, label=f"{loss} in the paper")
-    return _finish(axes, "weight of the loss (MVS has weight 1)", _measure_label(measure), legend=True)
+            axes.axvline(paper[loss] + offset, color=colour, linestyle=":", linewidth=1.5, zorder=0,
+                         label=f"{loss} in the paper")
+    return _above(_finish(axes, "weight of the loss (MVS has weight 1)", _measure_label(measure)))
 
 
 def coarse_text(results: pd.DataFrame, axes: Axes) -> Axes:
     """Accuracy of side, zone and severity as label data grow, with chance dashed: the rows stand in their order.
 
-    results: tidy rows of task coarse-text (results.share_rows), a row a run and class, of one budget.
+    results: tidy rows of task coarse-text (statistics.share_rows), a row a run and class, of one budget.
     """
-    _require(results, ["row", "class", "budget", "value", "low", "high", "chance"], "coarse text")
+    _require(results, ["comparison", "row", "class", "budget", "value", "low", "high", "chance"], "coarse text")
     _one(results, "budget")
     _unique(results, ["row", "class"])
-    rows, names = (list(dict.fromkeys(results[column])) for column in ("row", "class"))
-    looks = zip(names, _offsets(len(names), 0.2), _colours(len(names)), _markers(len(names)), strict=True)
-    for name, offset, colour, marker in looks:
+    rows = list(dict.fromkeys(results["row"]))
+    for name, offset, colour, marker, _ in _looks(results["class"], span=0.2):
         line = results[results["class"] == name].set_index("row").reindex(rows)
         x = np.arange(len(rows)) + offset
         axes.errorbar(x, 100 * line["value"], yerr=100 * _errors(line), fmt=marker, linestyle="-", color=colour,
                       capsize=3, label=name)
         axes.plot(x, 100 * line["chance"], color=colour, linestyle="--", linewidth=1, label=f"{name}, chance")
-    axes.set_xticks(range(len(rows)), rows, rotation=30, ha="right", rotation_mode="anchor")
-    _finish(axes, "pretraining data", "nearest reports that are right (%)")
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return axes
+    names = [row_label(results["comparison"].iloc[0], row) for row in rows]
+    axes.set_xticks(range(len(rows)), names, rotation=30, ha="right", rotation_mode="anchor")
+    return _beside(_finish(axes, "pretraining data", "nearest reports that are right (%)"))
 
 
 def collisions(results: pd.DataFrame, axes: Axes) -> Axes:
@@ -311,11 +277,7 @@ def collisions(results: pd.DataFrame, axes: Axes) -> Axes:
         y = np.array([rows.index(name) for name in names[part.index]], float) + offset
         axes.errorbar(part["value"], y, xerr=_errors(part), fmt=marker, color=colour, capsize=3, label=label)
     axes.set_xscale("log")
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    _finish(axes, "probability that two random studies carry the same text", "", legend=True)
-    axes.grid(axis="x", alpha=0.3)
-    return axes
+    return _above(_lines(axes, rows, "probability that two random studies carry the same text"))
 
 
 def film(pixels: np.ndarray, axes: Axes, title: str = "") -> Axes:
@@ -356,7 +318,7 @@ def finding_overlay(pixels: np.ndarray, masks: Mapping[str, np.ndarray], axes: A
     """
     film(pixels, axes, title)
     handles = []
-    for (name, mask), colour in zip(masks.items(), _colours(len(masks), skip=1), strict=True):
+    for (name, mask), colour in zip(masks.items(), cycle(PALETTE[1:]), strict=False):
         seen = bool(mask.any())
         if seen:
             tint = np.zeros((*mask.shape, 4))
@@ -419,8 +381,7 @@ def roc_curves(scores: pd.DataFrame, axes: Axes, by: str = "class") -> Axes:
     A group with a single outcome has no curve; the legend says so.
     """
     _require(scores, ["score", "target", by], "scores")
-    groups = list(dict.fromkeys(scores[by]))
-    for group, colour, style in zip(groups, _colours(len(groups)), _styles(len(groups)), strict=True):
+    for group, _, colour, _, style in _looks(scores[by]):
         part = scores[scores[by] == group]
         if part["target"].nunique() < 2:
             axes.plot([], [], style, color=colour, label=f"{group} (one outcome only)")
@@ -431,10 +392,7 @@ def roc_curves(scores: pd.DataFrame, axes: Axes, by: str = "class") -> Axes:
     axes.plot([0, 1], [0, 1], color=CHANCE, linestyle=":", linewidth=1.5, label="chance")
     axes.set_aspect("equal")
     axes.set(xlim=(0, 1), ylim=(0, 1.01))
-    _finish(axes, "false positive rate", "true positive rate")
-    axes.legend(frameon=False, fontsize=8, loc="lower right" if len(groups) < 7 else "center left",
-                bbox_to_anchor=None if len(groups) < 7 else (1.0, 0.5))
-    return axes
+    return _beside(_finish(axes, "false positive rate", "true positive rate"))
 
 
 def counts_bars(counts: pd.DataFrame, axes: Axes, name: str = "name", count: str = "count", by: str | None = None,
@@ -442,9 +400,9 @@ def counts_bars(counts: pd.DataFrame, axes: Axes, name: str = "name", count: str
     """Horizontal bars of counts, each with its number. counts: columns `name`, `count` and, for colours, `by`."""
     _require(counts, [name, count, *([by] if by else [])], "counts")
     names = list(dict.fromkeys(counts[name]))
-    groups = list(dict.fromkeys(counts[by])) if by else [None]
-    height = 0.8 / len(groups)
-    for group, offset, colour in zip(groups, _offsets(len(groups), 0.8), _colours(len(groups)), strict=True):
+    looks = _looks(counts[by] if by else [None], span=0.8)
+    height = 0.8 / len(looks)
+    for group, offset, colour, _, _ in looks:
         part = counts if group is None else counts[counts[by] == group]
         y = np.array([names.index(value) for value in part[name]]) + offset
         bars = axes.barh(y, part[count], 0.92 * height, color=colour, label=None if group is None else str(group))
@@ -453,35 +411,30 @@ def counts_bars(counts: pd.DataFrame, axes: Axes, name: str = "name", count: str
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    return _finish(axes, unit, "", legend=by is not None)
+    _finish(axes, unit, "")
+    return _above(axes) if by else axes
 
 
-def save_figure(figure: Figure, stem: str | Path, about: Mapping[str, object]) -> list[Path]:
+def save_figure(figure: Figure, stem: str | Path, origin: Mapping[str, object], alt: str) -> list[Path]:
     """Writes stem.png (150 dpi), stem.svg and stem.json; returns their paths. Each file appears whole or not at all.
 
-    about: where the figure comes from; `data`, `experiment`, `versions` and `command` must be there.
-    The same figure gives the same bytes: no date is written and SVG ids are fixed. Raises InputError if a key is
-    missing or the folder cannot be written.
+    origin: where the figure comes from; the keys ORIGIN must be there. alt: what the figure shows, for readers who
+    cannot see it; it stands in all three files. The same figure gives the same bytes: no date is written and SVG ids
+    are fixed. Raises InputError if a key or the text is missing, or the folder cannot be written.
     """
     stem = Path(stem)
-    lacking = [key for key in ("data", "experiment", "versions", "command") if key not in about]
-    if lacking:
-        raise InputError(f"figure {stem.name}: its origin lacks {', '.join(lacking)}: give them in `about`")
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg", ".json")]
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=stem.parent, prefix=".figure-") as folder:
-            drafts = [Path(folder) / path.name for path in paths]
-            with mpl.rc_context({"svg.hashsalt": stem.name}):
-                figure.savefig(drafts[0], dpi=150, bbox_inches="tight", facecolor="white", metadata={"Software": None})
-                figure.savefig(drafts[1], bbox_inches="tight", facecolor="white", metadata={"Date": None})
-            origin = json.dumps(dict(about), indent=2, sort_keys=True, default=str)
-            drafts[2].write_text(origin + "\n", encoding="utf-8")
-            for draft, path in zip(drafts, paths, strict=True):
-                os.replace(draft, path)
-    except OSError as fault:
-        raise InputError(f"figure {stem}: cannot be written ({fault.strerror}): check folder and disk") from fault
-    return paths
+    if lacking := [key for key in ORIGIN if key not in origin]:
+        raise InputError(f"figure {stem.name}: its origin lacks {', '.join(lacking)}: give them in `origin`")
+    if not alt.strip():
+        raise InputError(f"figure {stem.name}: no alt text: say in `alt` what it shows")
+    png, svg, about = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg", ".json"))
+    with atomic_file(png) as draft:
+        figure.savefig(draft, dpi=150, bbox_inches="tight", facecolor="white",
+                       metadata={"Software": None, "Description": alt})
+    with atomic_file(svg) as draft, mpl.rc_context({"svg.hashsalt": stem.name}):
+        figure.savefig(draft, bbox_inches="tight", facecolor="white", metadata={"Date": None, "Description": alt})
+    write_text(about, json.dumps({**origin, "alt": alt}, indent=2, sort_keys=True, default=str) + "\n")
+    return [png, svg, about]
 
 
 def _require(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
@@ -511,16 +464,17 @@ def _unique(frame: pd.DataFrame, columns: list[str]) -> None:
 
 def _measure(results: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     """The rows of one (dataset, task, metric). Raises InputError if there are none."""
-    _require(results, ["row", "dataset", "task", "metric", "class", "reference", "value", "low", "high"], "results")
+    _require(results, ["comparison", "row", "dataset", "task", "metric", "class", "reference", "value", "low", "high"],
+             "results")
     results = results[(results["class"] == "all") & (results["reference"] == "")]
     part = results[(results[["dataset", "task", "metric"]] == list(measure)).all(axis=1)]
     if part.empty:
-        raise InputError(f"figure: no rows for {', '.join(measure)}: evaluate it, or add sums with results.with_sums")
+        raise InputError(f"figure: no rows for {', '.join(measure)}: evaluate it, or add sums (with_sums)")
     return part
 
 
 def _points(results: pd.DataFrame, key: list[str], x: Measure, y: Measure) -> pd.DataFrame:
-    """A row a point: key, x, y in percent, and distances x_low, x_high, y_low, y_high to the interval's ends."""
+    """A row a point: key, label, x, y in percent, and distances x_low, x_high, y_low, y_high to the interval's ends."""
     sides = []
     for name, measure in (("x", x), ("y", y)):
         part = _measure(results, measure)
@@ -532,7 +486,8 @@ def _points(results: pd.DataFrame, key: list[str], x: Measure, y: Measure) -> pd
         point = ", ".join(map(str, lacking[key].iloc[0]))
         raise InputError(f"figure: {point} lacks {' / '.join(x)} or {' / '.join(y)}: leave it out or run it")
     order = sides[0][key].apply(tuple, axis=1)
-    return points.set_index(points[key].apply(tuple, axis=1)).loc[order].reset_index(drop=True)
+    points = points.set_index(points[key].apply(tuple, axis=1)).loc[order].reset_index(drop=True)
+    return points.assign(label=[row_label(results["comparison"].iloc[0], row) for row in points["row"]])
 
 
 def _measure_label(measure: Measure) -> str:
@@ -540,15 +495,8 @@ def _measure_label(measure: Measure) -> str:
     dataset, task, metric = measure
     where = "three sets" if dataset == "all" else LABELS.get(dataset, dataset)
     what = f"{task} {_title(metric)}" if metric in ("auroc", "accuracy") else _title(metric)
-    how = f"{task.replace('_', ' ')}, " if task in ("image_to_text", "text_to_image") else ""
+    how = f"{task.replace('_', ' ')}, " if task in DIRECTIONS else ""
     return f"{what} ({how}{where}; {'points' if metric == 'RSUM' else '%'})"
-
-
-def _label_point(axes: Axes, x: float, y: float, text: str, colour: str, below: bool = False,
-                 left: bool = False) -> None:
-    """`text` beside a point, above or below it: neighbours that take turns do not cover each other."""
-    axes.annotate(text, (x, y), xytext=(-5 if left else 5, -11 if below else 5), textcoords="offset points", fontsize=8,
-                  color=colour, ha="right" if left else "left")
 
 
 def _errors(part: pd.DataFrame) -> np.ndarray:
@@ -557,22 +505,15 @@ def _errors(part: pd.DataFrame) -> np.ndarray:
     return np.maximum(np.nan_to_num(distances), 0.0)
 
 
-def _offsets(n: int, span: float = 0.6) -> np.ndarray:
-    """Centres of n slots that share `span` around 0."""
-    return (np.arange(n) - (n - 1) / 2) * span / n
+def _looks(values: Iterable, colours: Sequence[str] = PALETTE, span: float = 0.6) -> list[tuple]:
+    """How each distinct value is drawn: (value, offset, colour, marker, line style).
 
-
-def _colours(n: int, skip: int = 0) -> list[str]:
-    return [PALETTE[(i + skip) % len(PALETTE)] for i in range(n)]
-
-
-def _markers(n: int) -> list[str]:
-    return [MARKERS[i % len(MARKERS)] for i in range(n)]
-
-
-def _styles(n: int) -> list[str]:
-    """Solid for the first round of colours, dashed for the second, ...: no two of 21 curves look the same."""
-    return [("-", "--", "-.")[i // len(PALETTE) % 3] for i in range(n)]
+    Offsets are the centres of equal slots that share `span` around 0. Line styles change when colours begin again.
+    """
+    groups = list(dict.fromkeys(values))
+    n = len(groups)
+    return [(group, (i - (n - 1) / 2) * span / n, colours[i % len(colours)], MARKERS[i % len(MARKERS)],
+             ("-", "--", "-.")[i // len(colours) % 3]) for i, group in enumerate(groups)]
 
 
 def _characters(axes: Axes, points: float) -> int:
@@ -585,13 +526,32 @@ def _title(metric: str) -> str:
     return {"auroc": "AUROC", "accuracy": "accuracy", "mean rank": "mean rank"}.get(metric, metric)
 
 
-def _finish(axes: Axes, x: str, y: str, legend: bool = False) -> Axes:
+def _lines(axes: Axes, names: Sequence[object], x: str) -> Axes:
+    """A named line for each place of the y axis, the first on top, and a grid across."""
+    axes.set_yticks(range(len(names)), [str(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    return _finish(axes, x, "")
+
+
+def _above(axes: Axes) -> Axes:
+    """A legend above the plot, in as many columns as it has entries, four at most."""
+    entries = len(axes.get_legend_handles_labels()[1])
+    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(entries, 4))
+    return axes
+
+
+def _beside(axes: Axes) -> Axes:
+    """A legend to the right of the plot."""
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    return axes
+
+
+def _finish(axes: Axes, x: str, y: str) -> Axes:
     """Labels, no box, a light grid behind the data."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(axis="y", alpha=0.3)
-    if legend:
-        axes.legend(frameon=False, fontsize=9)
     return axes

@@ -1,11 +1,14 @@
-"""From per-sample scores to tidy rows: intervals, chance, means over seeds, sums over data sets, paired differences."""
+"""From per-sample scores to tidy rows: intervals, chance, means over seeds, sums over data sets, paired differences.
+
+Whole patients are drawn (metrics.resamples). A resample is the weight of each row, so that all are one matrix product.
+"""
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import pandas as pd
@@ -26,8 +29,7 @@ from cxrclip.results.rows import (
     tidy_frame,
 )
 
-Frames = pd.DataFrame | Sequence[pd.DataFrame]
-Scores = Frames | Mapping[str, Frames]
+Scores = Sequence[pd.DataFrame] | Mapping[str, Sequence[pd.DataFrame]]
 
 
 # ---- per-sample scores -> tidy rows ---------------------------------------------------------------------------------
@@ -68,10 +70,8 @@ def accuracy_rows(scores: pd.DataFrame, about: Mapping[str, object], dataset: st
     if len(wrong):
         raise InputError(f"{dataset}: study {wide.studies[wrong[0]]} has {wide.targets[wrong[0]].sum()} of the "
                          f"{len(wide.classes)} classes ({len(wrong)} such studies): accuracy needs exactly one")
-    hits = (wide.scores.argmax(axis=2) == wide.targets.argmax(axis=1)[:, None]).mean(axis=1)   # (N,)
-    resampled = _weighted_means(hits, _patient_weights(wide.patients, n_bootstrap, seed))
-    return _rows([{"class": "all", "metric": "accuracy", "value": hits.mean(), **_interval(resampled),
-                   "chance": 1 / len(wide.classes), "n": len(hits)}], about, dataset, task)
+    return _rows([{"class": "all", "metric": "accuracy", "chance": 1 / len(wide.classes),
+                   **_mean(wide.hits(), _patient_weights(wide.patients, n_bootstrap, seed))}], about, dataset, task)
 
 
 def retrieval_rows(ranks: pd.DataFrame, about: Mapping[str, object], dataset: str, *, n_bootstrap: int = 1000,
@@ -84,18 +84,11 @@ def retrieval_rows(ranks: pd.DataFrame, about: Mapping[str, object], dataset: st
     for direction, part in ranks.groupby("direction", sort=False):
         rank, right, candidates = (part[name].to_numpy(float) for name in ("rank", "n_right", "n_candidates"))
         weights = _patient_weights(part["patient_id"].to_numpy(), n_bootstrap, seed)
-        measures = {f"R@{k}": ((rank <= k).astype(float), chance_recall(right, candidates, k)) for k in KS}
-        measures["RSUM"] = tuple(sum(parts) for parts in zip(*measures.values(), strict=True))
-        measures["mean rank"] = (rank, ((candidates + 1) / (right + 1)).mean())
-        tidy += [{"task": direction, "class": "all", "metric": metric, "value": values.mean(),
-                  **_interval(_weighted_means(values, weights)), "chance": chance, "n": len(rank)}
-                 for metric, (values, chance) in measures.items()]
+        chance = _with_rsum({f"R@{k}": metrics.chance_of_hit(right, candidates, k).mean() for k in KS})
+        chance["mean rank"] = ((candidates + 1) / (right + 1)).mean()
+        tidy += [{"task": direction, "class": "all", "metric": metric, "chance": chance[metric],
+                  **_mean(values, weights)} for metric, values in (_hits(rank) | {"mean rank": rank}).items()]
     return _rows(tidy, about, dataset)
-
-
-def chance_recall(right: np.ndarray, candidates: np.ndarray, k: int) -> float:
-    """Mean over queries of the probability that k candidates, drawn at random, hold one of the `right` ones."""
-    return float(metrics.chance_of_hit(right, candidates, k).mean())
 
 
 def share_rows(hits: pd.DataFrame, about: Mapping[str, object], dataset: str, task: str, metric: str = "accuracy", *,
@@ -106,11 +99,9 @@ def share_rows(hits: pd.DataFrame, about: Mapping[str, object], dataset: str, ta
     """
     tidy = []
     for name, part in hits.groupby("class", sort=False):
-        values = part["hit"].to_numpy(float)
         weights = _patient_weights(part["patient_id"].to_numpy(), n_bootstrap, seed)
-        chance = part["chance"].mean() if "chance" in part else np.nan
-        tidy.append({"class": name, "metric": metric, "value": values.mean(), "chance": chance, "n": len(part),
-                     **_interval(_weighted_means(values, weights))})
+        tidy.append({"class": name, "metric": metric, "chance": part["chance"].mean() if "chance" in part else np.nan,
+                     **_mean(part["hit"].to_numpy(float), weights)})
     return _rows(tidy, about, dataset, task)
 
 
@@ -125,10 +116,9 @@ def ceiling_rows(texts: Sequence[str], contents: Sequence[object], about: Mappin
               "key": "", **dict.fromkeys(STAMPS, "")}
     tidy = []
     for direction, queries in (("image_to_text", len(texts)), ("text_to_image", len(set(texts)))):
-        ceiling = {f"R@{k}": value for k, value in metrics.recall_ceiling(texts, contents, KS, direction).items()}
-        ceiling["RSUM"] = sum(ceiling.values())
+        ceiling = metrics.recall_ceiling(texts, contents, KS, direction)
         tidy += [{"task": direction, "class": "all", "metric": f"ceiling {name}", "value": value, "n": queries}
-                 for name, value in ceiling.items()]
+                 for name, value in _with_rsum({f"R@{k}": recall for k, recall in ceiling.items()}).items()]
     return _rows(tidy, common, dataset)
 
 
@@ -139,49 +129,32 @@ def size_rows(summary: pd.DataFrame, about: Mapping[str, object]) -> pd.DataFram
     empty.
     """
     counts = summary.set_index(["name", "split"])["studies"]
-    empty = dict.fromkeys([*ABOUT, *STAMPS], "")
-    return tidy_frame([{**empty, **about, "run": "sizes", "origin": "measured", "dataset": name, "task": "size",
-                   "metric": split, "class": "all", "value": counts.get((name, split), 0)}
-                  for name in dict.fromkeys(summary["name"]) for split in SPLITS])
+    return tidy_frame([{**about, "run": "sizes", "origin": "measured", "dataset": name, "task": "size",
+                        "metric": split, "class": "all", "value": counts.get((name, split), 0)}
+                       for name in dict.fromkeys(summary["name"]) for split in SPLITS])
 
 
 # ---- over data sets and seeds ---------------------------------------------------------------------------------------
 
 
-def rsum_rows(results: pd.DataFrame, datasets: Sequence[str] = RETRIEVAL_SETS) -> pd.DataFrame:
+def rsum_rows(results: pd.DataFrame) -> pd.DataFrame:
     """The paper's RSUM: the sum of the recalls over its three retrieval sets, for each run that has all three.
 
     One row a seed: call it before over_seeds. The sets are independent samples: half-widths add in quadrature.
     """
     rsums = results[results["metric"].isin(["RSUM", "ceiling RSUM"]) & (results["reference"] == "")]
-    return _across(rsums, datasets, 1.0)
+    return _across(rsums, RETRIEVAL_SETS, 1.0)
 
 
-def mean_auroc_rows(results: pd.DataFrame, datasets: Sequence[str] = CLASSIFICATION_SETS) -> pd.DataFrame:
+def mean_auroc_rows(results: pd.DataFrame) -> pd.DataFrame:
     """The mean AUROC over the paper's three classification sets, for each run that has all three. As rsum_rows."""
     aurocs = results[(results["metric"] == "auroc") & (results["class"] == "all") & (results["reference"] == "")]
-    return _across(aurocs, datasets, 1 / len(datasets))
+    return _across(aurocs, CLASSIFICATION_SETS, 1 / len(CLASSIFICATION_SETS))
 
 
 def with_sums(results: pd.DataFrame) -> pd.DataFrame:
     """The results with RSUM and mean AUROC over the paper's three sets (data set 'all'), one row a seed."""
     return merge_results(merge_results(results, rsum_rows(results)), mean_auroc_rows(results))
-
-
-def _across(results: pd.DataFrame, datasets: Sequence[str], weight: float) -> pd.DataFrame:
-    """`weight` times the sum over data sets, for every run and seed that has them all."""
-    tidy = []
-    parts = results[results["dataset"].isin(datasets)]
-    for _, rows in parts.groupby([*(key for key in KEY if key != "dataset"), "seeds"], dropna=False, sort=False):
-        if set(rows["dataset"]) != set(datasets):
-            continue
-        value = weight * rows["value"].sum()
-        below, above = (weight * np.sqrt(((rows["value"] - rows[end]) ** 2).sum(skipna=False))
-                        for end in ("low", "high"))
-        tidy.append({**rows.iloc[0], "dataset": "all", "value": value, "low": value - below, "high": value + above,
-                     "chance": weight * rows["chance"].sum(skipna=False), "n": rows["n"].sum(),
-                     **{name: _joined(rows[name]) for name in ("data", "note")}})
-    return tidy_frame(tidy)
 
 
 def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
@@ -200,20 +173,64 @@ def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
         raise InputError(f"results: run {row['run']!r}, seed {row['seeds']!r}, {row['dataset']}, {row['task']}, "
                          f"{row['metric']} stands there twice: merge_results keeps the newer")
     tidy = []
-    for _, rows in results.groupby(list(KEY), dropna=False, sort=False):
-        first, value, seeds = rows.iloc[0].to_dict(), rows["value"].mean(), len(rows)
+    for rows in _groups(results, KEY):
+        first, seeds = rows[0], len(rows)
         if seeds > 1:
-            spread = student.ppf(0.975, seeds - 1) * rows["value"].std(ddof=1) / np.sqrt(seeds)
-            below, above = (np.hypot((rows["value"] - rows[end]).abs().mean(skipna=False), spread)
-                            for end in ("low", "high"))
-            low, high = np.clip((value - below, value + above), *_range(first))
-            first |= {"value": value, "low": low, "high": high, "chance": rows["chance"].mean(),
-                      **{name: _joined(rows[name]) for name in ("seeds", "key", "data", "versions", "commit", "note")}}
+            values, ends = _column(rows, "value"), {end: _column(rows, end) for end in ("low", "high")}
+            spread = student.ppf(0.975, seeds - 1) * values.std(ddof=1) / np.sqrt(seeds)
+            below, above = (np.hypot(np.abs(values - end).mean(), spread) for end in ends.values())
+            low, high = np.clip((values.mean() - below, values.mean() + above), *_range(first))
+            first |= {"value": values.mean(), "low": low, "high": high, "chance": _column(rows, "chance").mean(),
+                      **_joined(rows, "seeds", "key", "data", "versions", "commit", "note")}
         tidy.append(first)
     return tidy_frame(tidy)
 
 
+def _across(results: pd.DataFrame, datasets: Sequence[str], weight: float) -> pd.DataFrame:
+    """`weight` times the sum over data sets, for every run and seed that has them all."""
+    tidy = []
+    keys = [*(key for key in KEY if key != "dataset"), "seeds"]
+    for rows in _groups(results[results["dataset"].isin(datasets)], keys):
+        if {row["dataset"] for row in rows} != set(datasets):
+            continue
+        values, ends = _column(rows, "value"), [_column(rows, end) for end in ("low", "high")]
+        value = weight * values.sum()
+        below, above = (weight * np.sqrt(((values - end) ** 2).sum()) for end in ends)
+        tidy.append({**rows[0], "dataset": "all", "value": value, "low": value - below, "high": value + above,
+                     "chance": weight * _column(rows, "chance").sum(), "n": _column(rows, "n").sum(),
+                     **_joined(rows, "data", "note")})
+    return tidy_frame(tidy)
+
+
+def _groups(results: pd.DataFrame, keys: Sequence[str]) -> list[list[dict]]:
+    """Rows with the same `keys`, as dictionaries: thousands of groups of three are ten times as fast as frames."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in results.to_dict("records"):
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(groups.values())
+
+
+def _column(rows: Sequence[Mapping], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows])
+
+
+def _joined(rows: Sequence[Mapping], *names: str) -> dict[str, str]:
+    """Distinct texts of each column, joined by spaces; texts of several words are joined by semicolons."""
+    texts = {name: list(dict.fromkeys(row[name] for row in rows if row[name])) for name in names}
+    return {name: ("; " if any(" " in text for text in column) else " ").join(column)
+            for name, column in texts.items()}
+
+
+def _range(row: Mapping[str, object]) -> tuple[float, float]:
+    """The smallest and the largest value that a row's metric can take."""
+    if row["reference"]:
+        return -np.inf, np.inf
+    sets = len(RETRIEVAL_SETS) if row["dataset"] == "all" else 1
+    return 0.0, {"RSUM": float(len(KS) * sets), "mean rank": np.inf}.get(str(row["metric"]), 1.0)
+
+
 # ---- paired differences ---------------------------------------------------------------------------------------------
+
 
 def differences(scores_a: Scores, scores_b: Scores, metric: str = "auroc", *, n_bootstrap: int = 2000,
                 seed: int = 0) -> pd.DataFrame:
@@ -231,13 +248,13 @@ def differences(scores_a: Scores, scores_b: Scores, metric: str = "auroc", *, n_
     least 2 / (n_bootstrap + 1): adjust many cells with metrics.holm. Raises InputError if test items differ.
     """
     a, b = (scores if isinstance(scores, Mapping) else {"": scores} for scores in (scores_a, scores_b))
-    counts = [{len(_as_list(frames)) for frames in part.values()} for part in (a, b)]
+    counts = [{len(frames) for frames in part.values()} for part in (a, b)]
     if list(a) != list(b) or any(len(count) != 1 or 0 in count for count in counts):
         raise InputError(f"differences: data sets {', '.join(a)} against {', '.join(b)}, seeds {counts}: give both "
                          "sides the same data sets, and each data set the same seeds")
     cells: dict[tuple[str, str, str], tuple] = {}
     for i, dataset in enumerate(a):
-        sides = [[frame.reset_index(drop=True) for frame in _as_list(part[dataset])] for part in (a, b)]
+        sides = [[frame.reset_index(drop=True) for frame in part[dataset]] for part in (a, b)]
         cells |= {(dataset, *key): value for key, value in _resampled(sides, metric, n_bootstrap, seed + i).items()}
     for task, name in dict.fromkeys((task, name) for _, task, name in cells if name in ("RSUM", "auroc")):
         parts = [cells[dataset, task, name] for dataset in a]
@@ -252,17 +269,11 @@ def differences(scores_a: Scores, scores_b: Scores, metric: str = "auroc", *, n_
 def difference_rows(found: pd.DataFrame, about: Mapping[str, object], reference: str, task: str = "") -> pd.DataFrame:
     """Rows of `differences` as tidy rows of the first method.
 
-    reference: the other method's `row` label inside a comparison, else its `run`. task: that of classification scores.
+    reference: the other method's `row` id inside a comparison, else its `run`. task: that of classification scores.
     found: may have a column p_holm (metrics.holm over all cells looked at together).
     """
-    kept = ("dataset", "metric", "value", "low", "high", "p", "p_holm", "n", "note")
-    return pd.concat([_rows([{**{name: line[name] for name in kept if name in line}, "task": line["task"] or task,
-                              "class": "all", "reference": reference}], about, line["dataset"])
-                      for line in found.to_dict("records")], ignore_index=True)
-
-
-def _as_list(frames: Frames) -> list[pd.DataFrame]:
-    return [frames] if isinstance(frames, pd.DataFrame) else list(frames)
+    return _rows([{**line, "task": line["task"] or task, "class": "all", "reference": reference}
+                  for line in found.to_dict("records")], about)
 
 
 def _summed(parts: Sequence, weight: float) -> np.ndarray | int:
@@ -275,7 +286,7 @@ def _resampled(sides: Sequence[Sequence[pd.DataFrame]], metric: str, n: int, see
     statistic = _recall_samples if "rank" in sides[0][0] else _score_samples
     found = [[statistic(frame, metric, n, seed) for frame in side] for side in sides]
     items = {key: value[2] for key, value in found[0][0].items()}
-    for frame in itertools.chain(*found):
+    for frame in chain(*found):
         if {key: value[2] for key, value in frame.items()} != items:
             raise InputError("differences: the frames do not hold the same test items and answers: "
                              "evaluate both methods on one test set")
@@ -288,12 +299,10 @@ def _recall_samples(ranks: pd.DataFrame, _: str, n: int, seed: int) -> dict[tupl
     """(direction, R@k or RSUM) -> value, its resamples (n,), and the items they stand on."""
     found = {}
     for direction, part in ranks.sort_values("study_id").groupby("direction", sort=False):
-        rank, weights = part["rank"].to_numpy(float), _patient_weights(part["patient_id"].to_numpy(), n, seed)
+        weights = _patient_weights(part["patient_id"].to_numpy(), n, seed)
         items = (tuple(part["study_id"]), tuple(part["n_candidates"]))
-        measures = {f"R@{k}": (rank <= k).astype(float) for k in KS}
-        measures["RSUM"] = sum(measures.values())
         found |= {(direction, name): (hits.mean(), _weighted_means(hits, weights), items)
-                  for name, hits in measures.items()}
+                  for name, hits in _hits(part["rank"].to_numpy(float)).items()}
     return found
 
 
@@ -307,8 +316,7 @@ def _score_samples(scores: pd.DataFrame, metric: str, n: int, seed: int) -> dict
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):     # a resample without any positive
             samples = np.nanmean(np.mean([_weighted_aurocs(draw, wide.targets, weights) for draw in draws], axis=0), 1)
     elif metric == "accuracy":
-        hits = (wide.scores.argmax(axis=2) == wide.targets.argmax(axis=1)[:, None]).mean(axis=1)
-        value, samples = hits.mean(), _weighted_means(hits, weights)
+        value, samples = wide.hits().mean(), _weighted_means(wide.hits(), weights)
     else:
         raise InputError(f"differences: unknown metric {metric!r}: choose auroc or accuracy")
     return {("", metric): (value, samples, (tuple(wide.studies), tuple(wide.classes), wide.targets.tobytes()))}
@@ -357,12 +365,19 @@ class _Wide:
         return cls(np.asarray(studies), patients.to_numpy(), classes, ordered["score"].to_numpy(float).reshape(shape),
                    ordered["target"].to_numpy(bool).reshape(shape)[:, 0])
 
+    def hits(self) -> np.ndarray:
+        """(N,) share of draws whose highest score is at the true class, the only one of its study."""
+        return (self.scores.argmax(axis=2) == self.targets.argmax(axis=1)[:, None]).mean(axis=1)
+
+
+# ---- resamples ------------------------------------------------------------------------------------------------------
+
 
 def _patient_weights(patients: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """(n, N) how often each row stands in n bootstrap resamples of whole patients (metrics.bootstrap, as weights)."""
+    """(n, N) how often each row stands in n bootstrap resamples of whole patients."""
     number = np.unique(patients, return_inverse=True)[1]                        # (N,) patient of each row
     count = number.max() + 1
-    draws = np.random.default_rng(seed).integers(count, size=(n, count))
+    draws = islice(metrics.resamples(count, seed), n)
     return np.stack([np.bincount(draw, minlength=count) for draw in draws])[:, number].astype(float)
 
 
@@ -388,6 +403,20 @@ def _weighted_aurocs(scores: np.ndarray, targets: np.ndarray, weights: np.ndarra
     return aurocs
 
 
+def _hits(rank: np.ndarray) -> dict[str, np.ndarray]:
+    """Of each query (Q,): is its rank within 1, 5 and 10, and their sum (RSUM)."""
+    return _with_rsum({f"R@{k}": (rank <= k).astype(float) for k in KS})
+
+
+def _with_rsum(recalls: dict) -> dict:
+    return recalls | {"RSUM": sum(recalls.values())}
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Mean of values (N,), its interval over the resamples weights (R, N), and N."""
+    return {"value": values.mean(), **_interval(_weighted_means(values, weights)), "n": len(values)}
+
+
 def _interval(resampled: np.ndarray) -> dict[str, float]:
     """95 % percentile interval; resamples without a value are left out."""
     return dict(zip(("low", "high"), np.nanpercentile(resampled, (2.5, 97.5)), strict=True))
@@ -405,24 +434,9 @@ def _class_note(wide: _Wide, usable: np.ndarray) -> str:
     return "; ".join(parts)
 
 
-def _rows(tidy: list[dict], about: Mapping[str, object], dataset: str, task: str | None = None) -> pd.DataFrame:
+def _rows(tidy: list[dict], about: Mapping[str, object], dataset: str = "", task: str = "") -> pd.DataFrame:
     """Tidy rows with the run's columns filled in. Raises InputError for lacking or unknown keys in `about`."""
-    wrong = sorted((set(about) - set(STAMPS)) ^ set(ABOUT))
-    if wrong:
+    if wrong := sorted((set(about) - set(STAMPS)) ^ set(ABOUT)):
         fault = "lacking" if wrong[0] in ABOUT else "unknown"
         raise InputError(f"about: {wrong[0]!r} is {fault}: give {', '.join(ABOUT)}")
-    common = {**about, "dataset": dataset, "status": "", "note": "", **({"task": task} if task else {})}
-    return tidy_frame([{**common, **row} for row in tidy])
-
-def _joined(values: Iterable[object]) -> str:
-    """Distinct words of a column, joined by spaces; longer texts are joined by semicolons."""
-    texts = list(dict.fromkeys(str(value) for value in values if str(value)))
-    return ("; " if any(" " in text for text in texts) else " ").join(texts)
-
-
-def _range(row: Mapping[str, object]) -> tuple[float, float]:
-    """The smallest and the largest value that a row's metric can take."""
-    if row["reference"]:
-        return -np.inf, np.inf
-    sets = len(RETRIEVAL_SETS) if row["dataset"] == "all" else 1
-    return 0.0, {"RSUM": float(len(KS) * sets), "mean rank": np.inf}.get(str(row["metric"]), 1.0)
+    return tidy_frame([{**about, "dataset": dataset, "task": task, **row} for row in tidy])

@@ -1,15 +1,16 @@
-"""Tables: the paper's Tables 1 to 4 and their kin, drawn from tidy results alone.
+"""Tables: the paper's Tables 1 to 4 and their kin, drawn from tidy rows alone.
 
-A cell holds a measured number with its interval, or a dash: the reason then stands once below the table. Published
-numbers stand beside measured ones, in a column of their own where the page is wide enough. Values are in percent.
+A cell holds one measured number with its interval, or a dash, whose reason stands once below the table. Published
+numbers have columns of their own, where there are any. Values are printed in percent.
 """
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -21,18 +22,21 @@ from cxrclip.official.ledger import LEDGER
 from cxrclip.results.rows import (
     CEILING,
     CLASSIFICATION_SETS,
+    DIRECTIONS,
     FAMILY,
     KS,
     LABELS,
     RETRIEVAL_SETS,
+    ROW_LABELS,
     SPLITS,
     STATUS,
     published,
+    row_label,
 )
 from cxrclip.results.statistics import over_seeds, with_sums
 
-Column = tuple[str, str, str]           # data set, task, metric
-Row = tuple[str, ...]                   # labels of a line of a table
+Column = tuple[str, ...]                # data set, task, metric; of Table 1 the split
+Line = tuple[str, ...]                  # model, image encoder, pretraining data; or budget, row id; or data set
 TABLE_2: tuple[Column, ...] = (*((dataset, task, "auroc") for dataset in CLASSIFICATION_SETS
                                  for task in ("zero-shot", "linear-probe-10", "linear-probe-100")),
                                ("chexpert5x200", "zero-shot", "accuracy"))
@@ -41,105 +45,80 @@ TABLE_3: tuple[Column, ...] = (*((dataset, "image_to_text", f"R@{k}") for datase
 TABLE_4: tuple[Column, ...] = (("all", "zero-shot", "auroc"), ("all", "linear-probe-100", "auroc"),
                                *((dataset, "image_to_text", "R@10") for dataset in RETRIEVAL_SETS),
                                ("all", "image_to_text", "RSUM"))
-MEASURED_ELSEWHERE = {"B1": "none here: no study has more than two views; B1* is the bound"}
 # The measures that differences are shown in: task, metric (comparisons.differences).
 DIFFERENCES = (("zero-shot", "auroc"), ("linear-probe-100", "auroc"), ("image_to_text", "RSUM"))
-# Table 4's lines, each with all of the line above it; comparison rows carry these labels (comparisons.ablation).
-ABLATION = ("CLIP", "+ second image and section", "+ augmentation", "+ MVS", "+ ICL", "+ TCL")
+ABLATION = tuple(ROW_LABELS["ablation"])    # Table 4's lines, each with all of the line above it
 BUDGETS = ("steps", "compute")
-DIRECTIONS = ("image_to_text", "text_to_image")
-BASELINE: Row = ("CLIP", "ResNet-50", "M")
-CEILING_ROW: Row = (CEILING, "any", "any")
+BASELINE: Line = ("CLIP", "ResNet-50", "M")
+CEILING_LINE: Line = (CEILING, "any", "any")
 OURS = ("CLIP", "CXR-CLIP", CEILING)    # trained or counted here; other models are published only
 # Which page makes the rows of a table.
 PAGES: Mapping[str, str] = {"1": "notebooks/01", "2": "notebooks/06", "3": "notebooks/07", "4": "notebooks/08"}
 DASH = "–"
-Reasons = dict[str, dict[str, None]]    # why cells have no number -> what they lack, in order
+PUBLISHED = "published "                # begins the head of a column of published numbers
+FOR_LATEX = str.maketrans({mark: f"\\{mark}" for mark in "%&_#$"})
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to print. cells: text frame, two levels of columns (data set, measure); '\\n' parts measured from
-    published. header: one sentence on what is measured where. legend: what the marks mean. reasons: why cells hold a
-    dash."""
+    """A table ready to print.
+
+    cells: text frame, two levels of columns (data set, measure or PUBLISHED measure). header: one sentence on what is
+    measured where. legend: what the marks mean. footnotes: why cells hold a dash.
+    """
 
     title: str
     header: str
     cells: pd.DataFrame
     legend: tuple[str, ...]
-    reasons: tuple[str, ...] = ()
+    footnotes: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """For a terminal: one block per data set, the published number below the measured one; under 120 wide."""
-        def wrapped(text: str, width: int) -> str:
-            return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
-        labels = [[wrapped(label, 24) for label in index] for index in self.cells.index]
-        names = list(self.cells.index.names)
-        taken = sum(max(len(name) + 2, *(len(line) for text in texts for line in text.split("\n"))) + 2
-                    for name, *texts in zip(names, *labels, strict=True))     # tabulate pads heads by 2
-        blocks = []
-        for dataset in self.cells.columns.unique(level=0):
-            block = self.cells[[dataset]]
-            width = min(24, max(17, (120 - taken) // block.shape[1] - 2))
-            rows = [[*label, *(wrapped(text, width) for text in texts)]
-                    for label, texts in zip(labels, block.to_numpy(), strict=True)]
-            headers = [*names, *(wrapped(column, width) for _, column in block.columns)]
-            blocks.append(f"{dataset}\n{tabulate(rows, headers, tablefmt='simple', disable_numparse=True)}")
-        return "\n\n".join([self.title, textwrap.fill(self.header, 110), *blocks,
-                            "\n".join(textwrap.fill(line, 110) for line in (*self.legend, *self.reasons))]) + "\n"
+        """For a terminal, under 120 wide, a block a data set: lines and blocks without a measured number are left out.
+        """
+        ours = [not measure.startswith(PUBLISHED) for _, measure in self.cells.columns]
+        measured = self.cells.ne(DASH) & np.array(ours)
+        shown = self.cells.loc[measured.any(axis=1).to_numpy()]
+        blocks = [f"{dataset}\n{_grid(shown[dataset], 'simple', 120)}"
+                  for dataset in shown.columns[measured.any().to_numpy()].unique(level=0)]
+        notes = "\n".join(fill(line, 110) for line in (*self.legend, *self.footnotes))
+        return "\n\n".join([self.title, fill(self.header, 110), *blocks, notes]) + "\n"
 
     def markdown(self) -> str:
-        """For the book: one block per data set; published numbers have a column of their own where there are any."""
+        """For the book, one block a data set."""
         def clean(text: str) -> str:
-            return text.replace("|", "\\|").replace("*", "\\*").replace("\n", "<br>")
-        blocks = []
-        for dataset in self.cells.columns.unique(level=0):
-            block = _published_apart(self.cells[dataset])
-            rows = [[clean(str(cell)) for cell in (*index, *row)]
-                    for index, row in zip(block.index, block.to_numpy(), strict=True)]
-            headers = [clean(name) for name in (*block.index.names, *block.columns)]
-            body = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
-            blocks.append(f"*{clean(dataset)}*\n\n{body}")
-        return "\n\n".join([f"**{clean(self.title)}**", clean(self.header), *blocks,
-                            "\n".join(f"- {clean(line)}" for line in (*self.legend, *self.reasons))]) + "\n"
+            return text.replace("|", "\\|").replace("*", "\\*")
+        blocks = [f"*{dataset}*\n\n{_grid(self.cells[dataset].map(clean), 'pipe')}"
+                  for dataset in self.cells.columns.unique(level=0)]
+        notes = "\n".join(f"- {clean(line)}" for line in (*self.legend, *self.footnotes))
+        return "\n\n".join([f"**{clean(self.title)}**", clean(self.header), *blocks, notes]) + "\n"
 
     def latex(self) -> str:
-        """A table environment; needs the packages booktabs and makecell."""
-        def cell(text: str) -> str:
-            lines = [latex_escape(line) for line in text.split("\n")]
-            return "\\makecell{" + r" \\ ".join(lines) + "}" if len(lines) > 1 else lines[0]
-        frame = self.cells.map(cell)
-        frame.index = pd.MultiIndex.from_tuples([tuple(map(latex_escape, row)) for row in frame.index],
-                                                names=[latex_escape(name) for name in frame.index.names])
-        frame.columns = pd.MultiIndex.from_tuples([tuple(map(latex_escape, column)) for column in frame.columns])
-        body = frame.style.to_latex(hrules=True, sparse_index=False, sparse_columns=True, multicol_align="c")
-        caption = latex_escape(f"{self.title}. {self.header} {'; '.join((*self.legend, *self.reasons))}.")
-        return f"\\begin{{table}}\n\\caption{{{caption}}}\n{body}\\end{{table}}\n"
+        """A table environment; needs the package booktabs."""
+        caption = f"{self.title}. {self.header} {'; '.join((*self.legend, *self.footnotes))}."
+        return self.cells.to_latex(escape=True, multirow=False, multicolumn_format="c",
+                                   caption=caption.translate(FOR_LATEX))
 
 
-def _published_apart(block: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a block; a column with published numbers is followed by one that holds them."""
-    columns: list[tuple[str, pd.Series]] = []
-    for name in block:
-        parts = block[name].str.partition("\npub. ")
-        columns.append((name, parts[0]))
-        if (parts[2] != "").any():
-            columns.append(("published", parts[2]))
-    frame = pd.concat([values for _, values in columns], axis=1)
-    return frame.set_axis([name for name, _ in columns], axis=1)
-
-
-def latex_escape(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
-    special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
-               **{mark: "\\" + mark for mark in "&%$#_{}"}}
-    return "".join(special.get(mark, mark) for mark in text)
+def _grid(block: pd.DataFrame, form: str, width: int = 0) -> str:
+    """A block as tabulate prints it; its widest columns are wrapped to fit into `width` characters, if that is given.
+    """
+    flat = block.reset_index()
+    aside = "pub." if width else "published"
+    heads, rows = [aside if head.startswith(PUBLISHED) else head for head in flat], flat.to_numpy().tolist()
+    if width:
+        rows = [[re.sub(r"(\[\S+,|, p) ", "\\1\N{NO-BREAK SPACE}", cell) for cell in row] for row in rows]
+        sizes = [max(len(head) + 2, *map(len, column)) for head, *column in zip(heads, *rows, strict=True)]
+        room = next(room for room in range(width, 0, -1) if sum(min(size, room) + 2 for size in sizes) <= width + 2)
+        heads = [fill(head, room - 2) for head in heads]                        # tabulate pads heads by 2
+        rows = [[fill(cell, room) for cell in row] for row in rows]
+    return tabulate(rows, heads, tablefmt=form, disable_numparse=True).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def write_table(table: Table, stem: str | Path, forms: Sequence[str] = (".txt", ".md", ".tex")) -> list[Path]:
     """Writes stem.txt, stem.md and stem.tex, or those of `forms`; returns their paths."""
-    stem, write = Path(stem), {".txt": table.text, ".md": table.markdown, ".tex": table.latex}
-    paths = [stem.with_name(stem.name + form) for form in forms]
+    write = {".txt": table.text, ".md": table.markdown, ".tex": table.latex}
+    paths = [Path(stem).with_name(Path(stem).name + form) for form in forms]
     for path, form in zip(paths, forms, strict=True):
         write_text(path, write[form]())
     return paths
@@ -152,26 +131,20 @@ def table1(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
            reference: pd.DataFrame | None = None) -> Table:
     """The paper's Table 1: studies per data set and split, the published sizes beside them.
 
-    results: tidy rows; those of task size (results.size_rows) are used. missing: role -> why it has no data.
+    results: tidy rows; those of task size (statistics.size_rows) are used. missing: role -> why it has no data.
     """
     missing = missing or {}
-    there = (published() if reference is None else reference).query("task == 'size'")
-    here = results[(results["task"] == "size") & (results["origin"] != "published")]
-    mix, profile = one_mix(here, "Table 1")
-    counted = {(row.dataset, row.metric): f"{row.value:,.0f}" if row.value else "none" for row in here.itertuples()}
-    paper = {(row.dataset, row.metric): f"pub. {row.value:,.0f} {STATUS[row.status][0]}" for row in there.itertuples()}
-    names = list(dict.fromkeys([*there["dataset"], *here["dataset"], *missing]))
-    reasons: Reasons = {}
-    for name in names:
-        if any((name, split) not in counted for split in SPLITS):
-            _note(reasons, missing.get(name, f"not measured; run {PAGES['1']}"), LABELS.get(name, name))
-    cells = [["\n".join(filter(None, [counted.get((name, split), DASH), paper.get((name, split))]))
-              for split in SPLITS] for name in names]
-    frame = pd.DataFrame(cells, pd.MultiIndex.from_tuples([(LABELS.get(name, name),) for name in names],
-                                                          names=["data set"]),
-                         pd.MultiIndex.from_product([["studies"], SPLITS]))
-    return Table("Table 1: data sets and their sizes", _header(mix, profile, "Counted"), frame, _marks(there),
-                 _reason_lines(reasons))
+    paper = (published() if reference is None else reference).query("task == 'size'")
+    counted = results[(results["task"] == "size") & (results["origin"] != "published")]
+    cells = {((row.dataset,), (row.metric,)): f"{row.value:,.0f}" if row.value else "none"
+             for row in counted.itertuples()}
+    known = {((row.dataset,), (row.metric,)): f"{row.value:,.0f} {STATUS[row.status][0]}" for row in paper.itertuples()}
+    names = dict.fromkeys([*paper["dataset"], *counted["dataset"], *missing])
+    layout = _Layout("Table 1: data sets and their sizes", {(split,): ("studies", split) for split in SPLITS},
+                     {(name,): (LABELS.get(name, name),) for name in names}, ("data set",))
+    return layout.table(cells, known, _header(counted, layout.title, "Counted", bool(known)), _marks(paper),
+                        lambda line, _: (missing.get(line[0], f"not measured; run {PAGES['1']}"),
+                                         LABELS.get(line[0], line[0])))
 
 
 def table2(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
@@ -189,7 +162,7 @@ def table3(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
            reference: pd.DataFrame | None = None) -> Table:
     """The paper's Table 3: image-to-text retrieval, R@k in percent and their sum. Arguments as for table2.
 
-    The last line is the attainable ceiling (results.ceiling_rows): reports that say the same cannot be told apart.
+    The last line is the attainable ceiling (statistics.ceiling_rows): reports that say the same cannot be told apart.
     """
     return _main_table("Table 3: image-to-text retrieval", results, TABLE_3, missing, reference)
 
@@ -204,7 +177,7 @@ def table3_text_to_image(results: pd.DataFrame, missing: Mapping[str, str] | Non
 def table4(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
            budgets: Sequence[str] = BUDGETS) -> Table:
     """The ablation, the paper's Table 4: what each part of the method adds, one block a budget. No published number is
-    known. Arguments as for table2; the rows are those with comparison 'ablation' and the labels ABLATION."""
+    known. Arguments as for table2; the rows are those of the comparison 'ablation'."""
     lines = [(budget, row) for budget in budgets for row in ABLATION]
     return _comparison_table("Table 4: ablation", results, "ablation", lines, missing, PAGES["4"])
 
@@ -214,12 +187,12 @@ def comparison_table(results: pd.DataFrame, comparison: str, missing: Mapping[st
 
     Raises InputError if the results hold no row of it.
     """
-    here = results[results["comparison"] == comparison]
-    if here.empty:
+    part = results[results["comparison"] == comparison]
+    if part.empty:
         raise InputError(f"table of {comparison!r}: no such rows; comparisons there: "
                          f"{', '.join(filter(None, results['comparison'].unique())) or 'none'}")
-    lines = [row for _, part in here.groupby("budget", sort=False)
-             for row in dict.fromkeys(zip(part["budget"], part["row"], strict=True))]
+    lines = [line for _, rows in part.groupby("budget", sort=False)
+             for line in dict.fromkeys(zip(rows["budget"], rows["row"], strict=True))]
     return _comparison_table(f"Comparison: {comparison} (not in the paper)", results, comparison, lines, missing,
                              "the page that makes them")
 
@@ -231,20 +204,18 @@ def other_sets_table(results: pd.DataFrame) -> Table:
     """
     known = {dataset for dataset, _, _ in (*TABLE_2, *TABLE_3)}
     main = (results[["class", "comparison", "reference"]] == ["all", "", ""]).all(axis=1)
-    beyond = main & ~results["dataset"].isin(known)
-    own = results[beyond & results["metric"].isin(["auroc", "accuracy"])]
-    if own.empty:
+    beyond = results[main & ~results["dataset"].isin(known) & results["metric"].isin(["auroc", "accuracy"])]
+    if beyond.empty:
         raise InputError("table of other sets: no result on a test set beyond the paper's: evaluate a run on one first")
-    own = over_seeds(own)
-    cells = [[f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]", f"{100 * row.chance:.0f}",
-              f"{row.n:.0f}", row.note] for row in own.itertuples()]
-    index = pd.MultiIndex.from_frame(own[["dataset", "image_encoder", "pretraining_data", "task", "metric"]],
+    beyond = over_seeds(beyond)
+    cells = [[_interval(row), f"{100 * row['chance']:.0f}", f"{row['n']:.0f}", row["note"]]
+             for row in beyond.to_dict("records")]
+    index = pd.MultiIndex.from_frame(beyond[["dataset", "image_encoder", "pretraining_data", "task", "metric"]],
                                      names=["test set", "image encoder", "pretrained on", "task", "metric"])
     columns = pd.MultiIndex.from_product([["films"], ["measured", "chance", "test films", "note"]])
-    header = f"Measured on the mix '{own['mix'].iloc[0]}' (profile {own['profile'].iloc[0]})."
-    legend = ("measured [95 % interval over patients]; in percent",)
-    frame = pd.DataFrame(cells, columns=columns, index=index)
-    return Table("Test sets of this mix that the paper does not have", header, frame, legend)
+    return Table("Test sets of this mix that the paper does not have", _measured_on(beyond, "other sets"),
+                 pd.DataFrame(cells, columns=columns, index=index),
+                 ("measured [95 % interval over patients]; in percent",))
 
 
 def differences_table(results: pd.DataFrame, comparison: str = "") -> Table:
@@ -253,154 +224,200 @@ def differences_table(results: pd.DataFrame, comparison: str = "") -> Table:
     results: tidy rows; those of comparisons.differences are used. In a cell: difference, its 95 % interval, and p
     adjusted for all cells of the comparison (Holm). Raises InputError if there are none.
     """
-    here = results[(results["comparison"] == comparison) & (results["reference"] != "")]
-    if here.empty:
+    title = f"Paired differences: {comparison or 'main tables'}"
+    part = results[(results["comparison"] == comparison) & (results["reference"] != "")]
+    if part.empty:
         raise InputError(f"no differences of {comparison or 'the main tables'!r}: make them, comparisons.differences")
-    here = here.assign(name=here["row"].where(here["row"] != "", here["run"]))
-    heads = {column: _comparison_label("all", *column)[1] for column in DIFFERENCES}
-    lines = list(dict.fromkeys(zip(here["budget"], here["name"], here["reference"], strict=True)))
-    cells = {(line, column): DASH for line in lines for column in heads}
-    for row in here.itertuples():
-        cells[(row.budget, row.name, row.reference), (row.task, row.metric)] = (
-            f"{100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]\np {row.p_holm:.2g}")
-    frame = pd.DataFrame([[cells[line, column] for column in heads] for line in lines],
-                         pd.MultiIndex.from_tuples([(f"equal {budget}" if budget else "", name, other)
-                                                    for budget, name, other in lines],
-                                                   names=["budget", "row", "minus"]),
-                         pd.MultiIndex.from_product([["all three sets"], list(heads.values())]))
-    mix, profile = one_mix(here, "differences")
-    seeds = max(len(text.split()) for text in here["seeds"])
-    spread = "and over seeds" if seeds > 1 else "one seed"
+    cells, lines = {}, {}
+    for row in part.to_dict("records"):
+        line = (row["budget"], row["row"] or row["run"], row["reference"])
+        lines[line] = (_budget_label(row["budget"]), *(row_label(comparison, name) for name in line[1:]))
+        cells[line, (row["task"], row["metric"])] = _difference(row)
+    columns = {column: ("all three sets", column_label("all", *column)[1]) for column in DIFFERENCES}
+    spread = "and over seeds" if max(len(text.split()) for text in part["seeds"]) > 1 else "one seed"
     legend = (f"percentage points (RSUM: of nine recalls) [95 % interval over test patients, paired; {spread}]",
-              f"p: adjusted for the {len(here)} cells of this table (Holm)")
-    header = f"Measured on the mix '{mix}' (profile {profile})."
-    reasons = (f"{DASH}: not measured",) if DASH in cells.values() else ()
-    return Table(f"Paired differences: {comparison or 'main tables'}", header, frame, legend, reasons)
+              f"p: adjusted for the {len(part)} cells of this table (Holm)")
+    return _Layout(title, columns, lines, ("budget", "row", "minus")).table(
+        cells, {}, _measured_on(part, title), legend, lambda line, column: ("not measured", ""))
 
 
 def ledger_table(results: pd.DataFrame) -> Table:
-    """Paper against code: what the released code does in each row of the ledger, and the measured effect of it.
+    """Paper against code: what the released code does in each row of the ledger, and the measured effects, a line each.
 
     results: tidy rows; the differences of the comparison "ledger" are used. An effect is the released code's behaviour
-    minus the intended one; a row without any says that it was not measured. Raises InputError if there are none.
+    minus the intended one. Raises InputError if there are none.
     """
-    here = results[(results["comparison"] == "ledger") & (results["reference"] != "")]
-    if here.empty:
-        raise InputError("no effects of the ledger: make them, comparisons.ledger and ledger_effects")
-    effects: dict[str, list[str]] = {}
-    for row in here.itertuples():
-        what = " ".join(column_label(row.dataset, row.task, row.metric))
-        effects.setdefault(row.row, []).append(
-            f"{what}: {100 * row.value:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}], p {row.p_holm:.2g}")
-    rows = {item.id: (item.where, item.official) for item in LEDGER}
-    rows["official"] = ("all of it", 'rules="official": all B rows together')
-    cells = [[official, "\n".join(effects.get(name, [MEASURED_ELSEWHERE.get(name, DASH)]))]
-             for name, (_, official) in rows.items()]
-    frame = pd.DataFrame(cells, pd.MultiIndex.from_tuples([(name, where) for name, (where, _) in rows.items()],
-                                                          names=["row", "where"]),
-                         pd.MultiIndex.from_tuples([("paper against code", "what the released code does"),
-                                                    ("paper against code", "effect: it minus the intended")]))
-    mix, profile = one_mix(here, "the ledger")
+    part = results[(results["comparison"] == "ledger") & (results["reference"] != "")]
+    if part.empty:
+        raise InputError("no effects of the ledger: make them, comparisons.ledger and official.effects")
+    behaviour = {item.id: (item.where, item.official) for item in LEDGER}
+    behaviour["official"] = ("all of it", 'rules="official": all B rows together')
+    lines, cells = [], []
+    for name, about in behaviour.items():
+        effects = [(" ".join(column_label(row["dataset"], row["task"], row["metric"])), _difference(row))
+                   for row in part[part["row"] == name].to_dict("records")]
+        for i, effect in enumerate(effects or [(DASH, DASH)]):
+            lines.append((name, "" if i else about[0]))
+            cells.append(("" if i else about[1], *effect))
+    frame = pd.DataFrame(cells, pd.MultiIndex.from_tuples(lines, names=["row", "where"]), pd.MultiIndex.from_product(
+        [["paper against code"], ["what the released code does", "measure", "effect: it minus the intended"]]))
+    lacking = [name for (name, _), (*_, effect) in zip(lines, cells, strict=True) if effect == DASH]
+    footnotes = [f"{DASH}: not measured ({', '.join(lacking)})"] if lacking else []
+    footnotes += ["B1: no study has more than two views here; B1* is the bound"] if "B1" in lacking else []
     legend = ("percentage points (RSUM: of nine recalls, or of three on one set) [95 % interval over test patients, "
               "paired, and over seeds where there are several]",
               "p: adjusted for all cells of the same kind, training or evaluation (Holm)")
-    reasons = (f"{DASH}: not measured",) if DASH in frame.to_numpy() else ()
-    return Table("Paper against code", f"Measured on the mix '{mix}' (profile {profile}).", frame, legend, reasons)
+    return Table("Paper against code", _measured_on(part, "the ledger"), frame, legend, tuple(footnotes))
 
 
-# ---- cells ----------------------------------------------------------------------------------------------------------
+# ---- lines, columns, cells ------------------------------------------------------------------------------------------
 
 
 def column_label(dataset: str, task: str, metric: str) -> tuple[str, str]:
     """The two levels of a column's head: data set, measure."""
-    measure = {"auroc": f"{LABELS.get(task, task)} AUROC", "accuracy": f"{LABELS.get(task, task)} accuracy"}
-    if task.startswith("linear-probe"):
-        measure["auroc"] = f"probe {LABELS.get(task, task)} AUROC"
+    name = f"probe {LABELS[task]}" if task.startswith("linear-probe") else LABELS.get(task, task)
+    measure = {"auroc": f"{name} AUROC", "accuracy": f"{name} accuracy"}
     return LABELS.get(dataset, dataset), measure.get(metric, metric)
-
-
-def _comparison_label(dataset: str, task: str, metric: str) -> tuple[str, str]:
-    """The head of a comparison's column: what is tested, and on which set where it is one."""
-    name, measure = column_label(dataset, task, metric)
-    group = "retrieval" if task in DIRECTIONS else "classification"
-    return group, measure if dataset == "all" else f"{name} {measure}"
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a table is before its cells are filled: lines (and how each is printed), columns, and where both come from.
-
-    line_of: the line that a result stands in. page: which notebook makes the rows.
-    """
+    """The lines and columns of a table, each with its labels; names: what the labels of a line are."""
 
     title: str
-    columns: Sequence[Column]
-    lines: Sequence[Row]
-    labels: Sequence[Row]
+    columns: Mapping[Column, tuple[str, str]]
+    lines: Mapping[Line, Line]
     names: Sequence[str]
-    line_of: Callable[[Mapping], Row]
-    page: str
-    marks: Sequence[str] = ()
-    head: Callable[..., tuple[str, str]] = column_label
+
+    def table(self, cells: Mapping[tuple, str], known: Mapping[tuple, str], header: str, legend: Sequence[str],
+              why: Callable[[Line, Column], tuple[str, str]]) -> Table:
+        """cells, known: (line, column) -> our number and the published one. why: of a dash, its reason and who lacks a
+        number for it."""
+        frame: dict[tuple[str, str], list[str]] = {}
+        reasons: dict[str, dict[str, None]] = {}        # reason -> who, in order
+        for column, (group, measure) in self.columns.items():
+            frame[group, measure] = [cells.get((line, column), DASH) for line in self.lines]
+            if any((line, column) in known for line in self.lines):
+                frame[group, PUBLISHED + measure] = [known.get((line, column), DASH) for line in self.lines]
+        for line in self.lines:
+            for reason, who in (why(line, column) for column in self.columns if (line, column) not in cells):
+                reasons.setdefault(reason, {})[who] = None
+        footnotes = [f"{DASH}: {reason}" + (f" ({_listed([*who])})" if any(who) else "")
+                     for reason, who in reasons.items()]
+        index = pd.MultiIndex.from_tuples(list(self.lines.values()), names=self.names)
+        return Table(self.title, header, pd.DataFrame(frame, index), tuple(legend), tuple(footnotes))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first five names."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _main_table(title: str, results: pd.DataFrame, columns: Sequence[Column], missing: Mapping[str, str] | None,
                 reference: pd.DataFrame | None) -> Table:
     """A table of the main rows: (model, encoder, pretraining data), the published lines first."""
     paper = published() if reference is None else reference
-    numbers = _of_columns(paper, columns)
-    main = _ceilings_named(results[results["comparison"] == ""])
-    here = _by_cell(over_seeds(_of_columns(with_sums(main), columns)), title, _main_row)
-    lines = list(dict.fromkeys(_main_row(row) for row in paper.to_dict("records") if row["model"]))
-    if numbers.empty:
-        lines = [line for line in lines if line[0] in OURS]
+    main = results[results["comparison"] == ""]
+    main = main.assign(metric=main["metric"].str.removeprefix("ceiling "))      # a line of the table, not a column
+    cells = _by_cell(main, columns, title, _main_line)
+    known = _by_cell(paper, columns, title, _main_line)
+    retrieval = columns[0][1] in DIRECTIONS
+    lines = list(dict.fromkeys(_main_line(row) for row in paper.to_dict("records")
+                               if row["model"] and (row["model"] in OURS or known)))
     first = next((i for i, line in enumerate(lines) if line[0] in OURS), len(lines))
     lines[first:first] = [] if BASELINE in lines else [BASELINE]
-    retrieval = columns[0][1] in DIRECTIONS
-    lines = [*dict.fromkeys([*lines, *(line for line, _ in here if line != CEILING_ROW)]),
-             *([CEILING_ROW] if retrieval else [])]
-    used = {_main_row(row): row["image_encoder"] for row in here.values() if row["image_encoder"]}
-    labels = [(line[0], _encoder_label(line[1], used.get(line, line[1])), line[2]) for line in lines]
-    layout = _Layout(title, columns, lines, labels, ("model", "image encoder (paper's)", "pretrained on"), _main_row,
-                     PAGES["3" if retrieval else "2"], _marks(numbers))
-    return _fill(layout, main, here, _by_cell(numbers, title, _main_row), missing or {})
+    lines = [*dict.fromkeys([*lines, *(line for line, _ in cells if line != CEILING_LINE)]),
+             *([CEILING_LINE] if retrieval else [])]
+    used = {line: row["image_encoder"] for (line, _), row in cells.items() if row["image_encoder"]}
+    labels = {line: (line[0], line[1] if used.get(line, line[1]) == line[1] else f"{used[line]} ({line[1]})", line[2])
+              for line in lines}
+    layout = _Layout(title, {column: column_label(*column) for column in columns}, labels,
+                     ("model", "image encoder (paper's)", "pretrained on"))
+    return _filled(layout, main, cells, known, missing or {}, PAGES["3" if retrieval else "2"])
 
 
-def _comparison_table(title: str, results: pd.DataFrame, comparison: str, lines: Sequence[Row],
+def _comparison_table(title: str, results: pd.DataFrame, comparison: str, lines: Sequence[Line],
                       missing: Mapping[str, str] | None, page: str) -> Table:
-    """A table of one comparison: lines (budget, row), columns TABLE_4."""
-    own = results[results["comparison"] == comparison]
-    here = _by_cell(over_seeds(_of_columns(with_sums(own), TABLE_4)), title, _comparison_row)
-    lines = list(dict.fromkeys([*lines, *(line for line, _ in here)]))
-    labels = [(f"equal {budget}", row) for budget, row in lines]
-    layout = _Layout(title, TABLE_4, lines, labels, ("budget", "row"), _comparison_row, page,
-                     head=_comparison_label)
-    return _fill(layout, own, here, {}, missing or {})
+    """A table of one comparison: lines (budget, row id), columns TABLE_4."""
+    part = results[results["comparison"] == comparison]
+    cells = _by_cell(part, TABLE_4, title, lambda row: (row["budget"], row["row"]))
+    labels = {(budget, row): (_budget_label(budget), row_label(comparison, row))
+              for budget, row in (*lines, *(line for line, _ in cells))}
+    columns = {}
+    for column in TABLE_4:
+        name, measure = column_label(*column)
+        columns[column] = ("retrieval" if column[1] in DIRECTIONS else "classification",
+                           measure if column[0] == "all" else f"{name} {measure}")
+    return _filled(_Layout(title, columns, labels, ("budget", "row")), part, cells, {}, missing or {}, page)
 
 
-def _fill(layout: _Layout, results: pd.DataFrame, here: Mapping, there: Mapping, missing: Mapping[str, str]) -> Table:
-    """The table with its cells. results: the rows it may draw from, one a seed; here, there: measured and published
-    numbers by (line, column)."""
-    mix, profile = one_mix(results, layout.title)
-    seeds = max((len(row["seeds"].split()) for row in here.values()), default=0)
-    runs = {line: row["run"] for (line, _), row in here.items()} if layout.line_of is _main_row else {}
-    reasons: Reasons = {}
+def _filled(layout: _Layout, results: pd.DataFrame, cells: Mapping[tuple, dict], known: Mapping[tuple, dict],
+            missing: Mapping[str, str], page: str) -> Table:
+    """The table of measured `cells` and `known` published numbers, both (line, column) -> row; page: what makes them.
+    """
+    seeds = max((len(row["seeds"].split()) for row in cells.values()), default=0)
+    runs = {line: row["run"] for (line, _), row in cells.items()}
 
-    def cell(line: Row, column: Column) -> str:
-        text = DASH
-        if (line, column) in here:
-            text = _measured(here[line, column], seeds)
-        else:
-            _note(reasons, *_reason(line, column, runs, missing, layout.page))
-        if (line, column) in there:
-            return f"{text}\npub. {_percent(there[line, column]['value'])} {STATUS[there[line, column]['status']][0]}"
-        return text
+    def why(line: Line, column: Column) -> tuple[str, str]:
+        """Published only, missing data, or not run."""
+        main = len(line) == 3
+        if main and line[0] not in OURS and line not in runs:
+            return "published only: not trained here", line[0]
+        summed = RETRIEVAL_SETS if column[-1] == "RSUM" else CLASSIFICATION_SETS
+        roles = [*(summed if column[0] == "all" else column[:1]), *(line[2].split(",") if main else ())]
+        if role := next((role for role in roles if role in missing), None):
+            return missing[role], LABELS.get(role, role)
+        return f"not measured; run {page}", " ".join(dict.fromkeys(layout.lines[line]))
 
-    frame = pd.DataFrame([[cell(line, column) for column in layout.columns] for line in layout.lines],
-                         pd.MultiIndex.from_tuples(layout.labels, names=layout.names),
-                         pd.MultiIndex.from_tuples([layout.head(*column) for column in layout.columns]))
-    return Table(layout.title, _header(mix, profile, "Measured", bool(there)), frame,
-                 (*_legend(layout, seeds, bool(there)), *layout.marks), _reason_lines(reasons))
+    measured = {key: _interval(row) + _seeds_lacking(row, seeds) for key, row in cells.items()}
+    numbers = {key: f"{100 * row['value']:.1f} {STATUS[row['status']][0]}" for key, row in known.items()}
+    legend = [*_legend(layout, seeds), *_marks(pd.DataFrame(list(known.values()), columns=["status"]))]
+    return layout.table(measured, numbers, _header(results, layout.title, "Measured", bool(known)), legend, why)
+
+
+def _by_cell(results: pd.DataFrame, columns: Sequence[Column], title: str,
+             line: Callable[[Mapping], Line]) -> dict[tuple, dict]:
+    """(line, column) -> row over seeds, of means (class 'all'). Raises InputError if two rows fall into one cell."""
+    means = with_sums(results[(results[["class", "reference"]] == ["all", ""]).all(axis=1)])
+    keys = pd.MultiIndex.from_frame(means[["dataset", "task", "metric"]])
+    cells: dict[tuple, dict] = {}
+    for row in over_seeds(means[keys.isin(columns)]).to_dict("records"):
+        key = (line(row), (row["dataset"], row["task"], row["metric"]))
+        if key in cells:
+            raise InputError(f"{title}: runs {cells[key]['run']!r} and {row['run']!r} claim the same cell "
+                             f"({', '.join(key[0])}; {', '.join(key[1])}): choose one")
+        cells[key] = row
+    return cells
+
+
+def _main_line(row: Mapping) -> Line:
+    """A row's line; a small encoder stands in the line of the published one of its family."""
+    if row["model"] == CEILING:
+        return CEILING_LINE
+    return row["model"], FAMILY.get(row["image_encoder"], row["image_encoder"]), row["pretraining_data"]
+
+
+def _budget_label(budget: str) -> str:
+    return f"equal {budget}" if budget else ""
+
+
+def _interval(row: Mapping[str, float], sign: str = "") -> str:
+    """'value [low, high]' in percent."""
+    value, low, high = (f"{100 * row[name]:{sign}.1f}" for name in ("value", "low", "high"))
+    return value if np.isnan(row["low"]) else f"{value} [{low}, {high}]"
+
+
+def _difference(row: Mapping) -> str:
+    return f"{_interval(row, '+')}, p {row['p_holm']:.2g}"
+
+
+def _seeds_lacking(row: Mapping, seeds: int) -> str:
+    """How many seeds a number has, if fewer than the table's other cells."""
+    count = len(row["seeds"].split())
+    return f" ({count} of {seeds} seeds)" if 0 < count < seeds else ""
+
+
+# ---- what stands above and below ------------------------------------------------------------------------------------
 
 
 def one_mix(results: pd.DataFrame, title: str) -> tuple[str, str]:
@@ -412,99 +429,25 @@ def one_mix(results: pd.DataFrame, title: str) -> tuple[str, str]:
     return (results["mix"].iloc[0], results["profile"].iloc[0]) if len(results) else ("", "")
 
 
-def _of_columns(results: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
-    """The rows that stand in a table with these (dataset, task, metric) columns."""
-    keys = pd.MultiIndex.from_frame(results[["dataset", "task", "metric"]])
-    return results[keys.isin(columns) & (results[["class", "reference"]] == ["all", ""]).all(axis=1).to_numpy()]
+def _measured_on(results: pd.DataFrame, title: str, verb: str = "Measured") -> str:
+    mix, profile = one_mix(results, title)
+    return f"{verb} on the mix '{mix}' (profile {profile})."
 
 
-def _ceilings_named(results: pd.DataFrame) -> pd.DataFrame:
-    """Ceiling rows under the metric they are the ceiling of: they are a line of the table, not a column."""
-    return results.assign(metric=results["metric"].str.removeprefix("ceiling "))
-
-
-def _main_row(result: Mapping) -> Row:
-    """A result's line; a small encoder stands in the line of the published one of its family."""
-    if result["model"] == CEILING:
-        return CEILING_ROW
-    encoder = result["image_encoder"]
-    return result["model"], FAMILY.get(encoder, encoder), result["pretraining_data"]
-
-
-def _comparison_row(result: Mapping) -> Row:
-    """A result's line inside a comparison."""
-    return result["budget"], result["row"]
-
-
-def _by_cell(results: pd.DataFrame, title: str, line: Callable[[Mapping], Row]) -> dict[tuple, dict]:
-    """Results by (line, column). Raises InputError if two fall into one cell."""
-    cells: dict[tuple, dict] = {}
-    for result in results.to_dict("records"):
-        key = (line(result), (result["dataset"], result["task"], result["metric"]))
-        if key in cells:
-            raise InputError(f"{title}: runs {cells[key]['run']!r} and {result['run']!r} claim the same cell "
-                             f"({', '.join(key[0])}; {', '.join(key[1])}): choose one")
-        cells[key] = result
-    return cells
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _measured(result: Mapping[str, object], seeds: int) -> str:
-    """'value [low, high]', and how many seeds if fewer than the table's other cells have."""
-    interval = "" if np.isnan(result["low"]) else f" [{_percent(result['low'])}, {_percent(result['high'])}]"
-    own = len(result["seeds"].split())
-    return f"{_percent(result['value'])}{interval}" + (f" ({own} of {seeds} seeds)" if 0 < own < seeds else "")
-
-
-def _reason(line: Row, column: Column, runs: Mapping[Row, str], missing: Mapping[str, str],
-            page: str) -> tuple[str, str]:
-    """Why a cell has no measured number (published only, missing data, no row), and which model, role or row lacks it.
-    """
-    main = len(line) == 3
-    if main and line[0] not in OURS and line not in runs:
-        return "published only: not trained here", line[0]
-    dataset, _, metric = column
-    summed = RETRIEVAL_SETS if metric == "RSUM" else CLASSIFICATION_SETS
-    sets = summed if dataset == "all" else (dataset,)
-    for role in (*sets, *(line[2].split(",") if main else ())):
-        if role in missing:
-            return missing[role], LABELS.get(role, role)
-    run = CEILING if line == CEILING_ROW else runs.get(line, " ".join(line) if main else f"'{line[1]}', {line[0]}")
-    return f"not measured; run {page}", run
-
-
-def _note(reasons: Reasons, reason: str, lacking: str) -> None:
-    """Remember why a cell has no number."""
-    reasons.setdefault(reason, {})[lacking] = None
-
-
-def _reason_lines(reasons: Reasons) -> tuple[str, ...]:
-    """One line a reason, with what lacks a number: five of them by name."""
-    def joined(names: list[str]) -> str:
-        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return tuple(f"{DASH}: {reason} ({joined(list(lacking))})" for reason, lacking in reasons.items())
-
-
-def _encoder_label(published_name: str, used: str) -> str:
-    return used if used == published_name else f"{used} ({published_name})"
-
-
-def _header(mix: str, profile: str, verb: str, published: bool = True) -> str:
-    """What the measured numbers, and the published ones if there are any, stand on."""
+def _header(results: pd.DataFrame, title: str, verb: str, known: bool) -> str:
+    """What the measured numbers, and the published ones if there are any (`known`), stand on."""
+    mix, profile = one_mix(results, title)
     if not mix:
-        return "Nothing measured yet." + " Published numbers (pub.) are the paper's, on its own data." * published
-    if not published:
-        return f"{verb} on the mix '{mix}' (profile {profile})."
+        return "Nothing measured yet." + " Published numbers are the paper's, on its own data." * known
+    if not known:
+        return _measured_on(results, title, verb)
     if mix == "paper":
-        return f"{verb} on the paper's data sets (profile {profile}). Published numbers (pub.) are the paper's."
-    return (f"{verb} on the mix '{mix}' (profile {profile}), NOT on the paper's data. Published numbers (pub.) are the "
-            f"paper's, on its own data: the two stand on different films and must not be compared as if on the same.")
+        return f"{verb} on the paper's data sets (profile {profile}). Published numbers are the paper's."
+    return (f"{verb} on the mix '{mix}' (profile {profile}), NOT on the paper's data. Published numbers are the "
+            "paper's, on its own data: the two stand on different films and must not be compared as if on the same.")
 
 
-def _legend(layout: _Layout, seeds: int, known: bool) -> list[str]:
+def _legend(layout: _Layout, seeds: int) -> list[str]:
     """What a cell holds, in the words that this table needs."""
     interval = {0: "measured [95 % interval]", 1: "measured [95 % interval over test patients, bootstrap; one seed]"}
     lines = [interval.get(seeds, f"measured: mean over {seeds} training seeds [95 % interval over test patients "
@@ -514,14 +457,14 @@ def _legend(layout: _Layout, seeds: int, known: bool) -> list[str]:
     if any(dataset == "all" for dataset, _, _ in layout.columns):
         lines.append("all three: mean AUROC over VinDr-CXR, RSNA and SIIM; RSUM, the sum of the nine recalls of "
                      "CheXpert5x200, MIMIC-CXR and Open-I")
-    if CEILING_ROW in layout.lines:
+    if CEILING_LINE in layout.lines:
         lines.append(f"{CEILING}: what a perfect reader of the findings reaches; reports that say the same cannot be "
                      "told apart")
-    lines += ["pub.: published; no pub.: the paper does not have that line"] * known
     return [f"all in percent; {lines[0]}", *lines[1:]]
 
 
 def _marks(reference: pd.DataFrame) -> tuple[str, ...]:
     """What the marks of the published numbers mean, those in use only."""
     used = set(reference["status"])
-    return tuple(f"{mark}: {meaning}" for status, (mark, meaning) in STATUS.items() if status in used)
+    marks = [f"{mark}: {meaning}" for status, (mark, meaning) in STATUS.items() if status in used]
+    return (*marks, *[f"{DASH} in a published column: no published number is known"][:len(marks)])

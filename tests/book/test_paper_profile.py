@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from cxrclip import encoders, results, training
+from cxrclip import encoders, training
 from cxrclip.book import dry_run, reproduce
 from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPConfig
@@ -30,6 +31,7 @@ from cxrclip.experiments import (
 )
 from cxrclip.experiments.cache import run_key
 from cxrclip.prompts import PromptBank
+from cxrclip.results import rows as results_rows
 from cxrclip.results import tables
 from cxrclip.transforms import TrainTransform
 
@@ -49,6 +51,7 @@ PUBLISHED = {
     "mvs": (True, CODE), "false_negatives": ("keep", "not in the paper"), "batches": ("mixed", CODE),
     "report_share": (None, "not in the paper"), "reports_last": (0.0, "not in the paper"),
     "label_weight": (1.0, "not in the paper"), "rich_prompts": (False, "not in the paper"),
+    "chunk": (None, "not in the paper"),
     "rules": ("intended", "the paper's text; what the released code does instead are the ledger's switches"),
 }
 OWN = {"mix", "profile", "pretraining", "validations", "seed"}  # no setting of the paper
@@ -89,46 +92,50 @@ def test_normalisation_and_schedule_are_the_published_ones():
 
 @pytest.fixture
 def offline(tmp_path):
-    """What fetching says, in a process with empty caches and no network."""
-    code = ("import sys\nfrom cxrclip.official import published\nfrom cxrclip.errors import InputError\n"
-            "try:\n    published.published_fetched(*sys.argv[1:])\n"
-            "except InputError as error:\n    print(error)\n")
+    """What fetching says, a line for each pair of names, in one process with empty caches and no network.
+
+    A number in place of a pair cuts ResNet-50's file to so many bytes."""
+    code = ("import json, os, sys\nfrom cxrclip.official import published\nfrom cxrclip.errors import InputError\n"
+            "place, *calls = json.loads(sys.argv[1])\n"
+            "for call in calls:\n"
+            "    try:\n"
+            "        os.truncate(place, call) if isinstance(call, int) else published.published_fetched(*call)\n"
+            "        print('fetched')\n"
+            "    except InputError as error:\n        print(error)\n")
     environment = {"TORCH_HOME": str(tmp_path / "torch"), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1",
                    "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "https_proxy": "http://127.0.0.1:9"}
+    place = tmp_path / "torch" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
 
-    def said(*names):
-        call = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, env=environment,
-                              cwd=tmp_path)
+    def printed(*calls):
+        call = subprocess.run([sys.executable, "-c", code, json.dumps([str(place), *calls])], capture_output=True,
+                              text=True, env=environment, cwd=tmp_path)
         assert not call.stderr, call.stderr
-        return call.stdout
-    return said
+        return call.stdout.splitlines()
+    return place, printed
 
 
 def test_without_network_one_line_names_weights_source_and_place(offline, tmp_path):
-    announced, torch_line = offline("resnet50", "bert-small").splitlines()
+    place, printed = offline
+    announced, torch_line, *lines = printed(("resnet50", "bert-small"), ("swin-tiny", "bert-small"),
+                                            ("resnet-small", "bio-clinical-bert"))
     assert announced.startswith("Downloading: "), "torch hub says so before it tries"
-    place = tmp_path / "torch" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
     assert torch_line == ("resnet50: IMAGENET1K_V1 is not on this machine and cannot be fetched: download "
                           f"https://download.pytorch.org/models/resnet50-0676ba61.pth to {place}")
-    for name, source in (("swin-tiny", "microsoft/swin-tiny-patch4-window7-224"),
-                         ("bio-clinical-bert", "emilyalsentzer/Bio_ClinicalBERT")):
-        line = offline(*(("swin-tiny", "bert-small") if name == "swin-tiny" else ("resnet-small", name)))
+    for line, (name, source) in zip(lines, (("swin-tiny", "microsoft/swin-tiny-patch4-window7-224"),
+                                            ("bio-clinical-bert", "emilyalsentzer/Bio_ClinicalBERT")), strict=True):
         assert line.startswith(f"{name}: {source} is not on this machine and cannot be fetched: where there is a ")
         assert f"run `hf download {source}`" in line
-        assert line.endswith(f"to {tmp_path}/hf/hub/models--{source.replace('/', '--')}\n")
-        assert line.count("\n") == 1
+        assert line.endswith(f"to {tmp_path}/hf/hub/models--{source.replace('/', '--')}")
 
 
-def test_weights_put_into_that_place_are_found(offline, tmp_path):
+def test_weights_put_into_that_place_are_found(offline):
     """A file with ResNet-50's names, where the error said; a file that was cut off is called damaged."""
-    place = tmp_path / "torch" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
+    place, printed = offline
     place.parent.mkdir(parents=True)
-    network = encoders.ResNet50().network
-    torch.save(network.state_dict(), place)
-    assert offline("resnet50", "bert-small") == ""
-    place.write_bytes(place.read_bytes()[:1000])
-    assert re.fullmatch(rf"resnet50: {place} is damaged \(\w+\): delete it and fetch it again\n",
-                        offline("resnet50", "bert-small"))
+    torch.save(encoders.ResNet50().network.state_dict(), place)
+    found, _, damaged = printed(("resnet50", "bert-small"), 1000, ("resnet50", "bert-small"))
+    assert found == "fetched"
+    assert re.fullmatch(rf"resnet50: {place} is damaged \(\w+\): delete it and fetch it again", damaged)
 
 
 # ---- the switch -----------------------------------------------------------------------------------------------------
@@ -160,7 +167,7 @@ def test_the_plan_counts_in_epochs(tiny_mix, tiny_bench):
     assert {row.experiment.published_weights for part in rows.values() for row in part} == {True}
     item = replace(main["CXR-CLIP resnet50 M"].experiment, batch_size=8)
     assert total_steps(item, data) == 15 * 3
-    clip = next(row for row in rows["ablation"] if (row.row, row.budget) == ("CLIP", "compute")).experiment
+    clip = next(row for row in rows["ablation"] if (row.row, row.budget) == ("clip", "compute")).experiment
     assert total_steps(replace(clip, batch_size=8), data) == 2 * 15 * 3, "half the images and texts: twice the epochs"
 
 
@@ -220,7 +227,7 @@ def test_the_dry_run_trains_the_real_networks(went):
 
 def test_the_dry_run_ends_in_marked_tables_and_leaves_nothing_else(went):
     out, _ = went
-    tidy = results.read_results(out / "results.csv")
+    tidy = results_rows.read_results(out / "results.csv")
     assert set(tidy["dataset"]) == {"rsna", "mimic-cxr"}
     assert tidy["note"].str.startswith("dry run of random weights").all()
     text = (out / "tables" / "table2.md").read_text()
@@ -234,12 +241,11 @@ def test_the_dry_run_ends_in_marked_tables_and_leaves_nothing_else(went):
 
 
 def test_only_measured_numbers_are_marked():
-    cells = pd.DataFrame([["53.2 [40.0, 60.1]\npub. 78.8 r", "–\npub. 1.0 r", "–"],
-                          ["–\npub. 2.0 r", "7.0", "pub. 3.0 r"]])
+    columns = [("RSNA", "AUROC"), ("RSNA", f"{tables.PUBLISHED}AUROC")]
+    cells = pd.DataFrame([["53.2 [40.0, 60.1]", "78.8 r"], ["–", "1.0 r"]], columns=pd.MultiIndex.from_tuples(columns))
     got = dry_run.marked(tables.Table("T", "H", cells, (), ("–: not measured; run notebooks/06 (X)", "–: needs C (C)")))
-    assert got.cells.to_numpy().tolist() == [["dry run: 53.2 [40.0, 60.1]\npub. 78.8 r", "–\npub. 1.0 r", "–"],
-                                             ["–\npub. 2.0 r", "dry run: 7.0", "pub. 3.0 r"]]
-    assert got.reasons == ("–: not in the dry run (X)", "–: needs C (C)")
+    assert got.cells.to_numpy().tolist() == [["dry run: 53.2 [40.0, 60.1]", "78.8 r"], ["–", "1.0 r"]]
+    assert got.footnotes == ("–: not in the dry run (X)", "–: needs C (C)")
 
 
 def test_a_prepared_folder_gives_its_first_studies(tiny_mix, tiny_bench, tmp_path):

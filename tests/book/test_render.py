@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from synthetic import tidy_results
 
-from cxrclip import results
 from cxrclip.book import render
 from cxrclip.errors import InputError
+from cxrclip.experiments import cache
+from cxrclip.results import rows as results_rows
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def full() -> pd.DataFrame:
 
 def put(frame: pd.DataFrame, root, stale: bool = False) -> None:
     """Make a frame the committed results."""
-    results.write_by_comparison(frame, root / render.RESULTS)
+    results_rows.write_by_comparison(frame, root / render.RESULTS)
     about = {"versions": "synthetic=0", "stale": stale, "reason": "older"}
     (root / render.RESULTS / render.STATUS).write_text(json.dumps(about))
 
@@ -79,7 +80,7 @@ def test_a_page_without_a_block_of_verdicts_is_left_alone(root):
 
 def test_results_are_kept_by_comparison_and_replace_those_before(root, full):
     put(full, root)
-    current = full[full["comparison"] != "remedies"].assign(versions=render.cache.versions_text())
+    current = full[full["comparison"] != "remedies"].assign(versions=cache.versions_text())
     written = render.keep_results(current, root)
     assert {"results/standard/main.csv", "results/standard/label_growth.csv", "results/standard/sizes.csv",
             "results/standard/status.json"} <= set(written)
@@ -98,8 +99,9 @@ def test_figures_are_drawn_from_the_results_alone_with_their_origin(root, full):
     origin = json.loads((root / "figures" / "ablation_retrieval.json").read_text())
     assert origin["command"] == "make figures"
     assert {line["row"] for line in origin["rows"]} == set(render.tables.ABLATION[1:])
-    assert any(name.startswith("synthetic-CXR-CLIP-M-ablation-+_TCL") for name in origin["experiment"])
+    assert any(name.startswith("synthetic-CXR-CLIP-M-ablation-tcl") for name in origin["key"])
     assert origin["versions"] == ["synthetic=0"]
+    assert origin["alt"]
     real = [line for line in json.loads((root / "figures" / "collisions.json").read_text())["rows"]
             if line["origin"] == "published"]
     assert {line["status"] for line in real} == {"computed"}

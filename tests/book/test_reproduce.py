@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,7 +129,8 @@ def test_a_notebook_is_executed_again_when_a_file_it_made_is_gone_or_when_told(p
     out, keys = tmp_path / "tiny-quick", {pages / "00_draw.ipynb": "key"}
     parameters = {"build": str(tmp_path), "mix": "m"}
     assert notebooks.execute_all(keys, out, parameters) == 1
-    assert json.loads((out / "notebooks" / ".00_draw.json").read_text())["made"] == ["tables/table1.txt"]
+    assert nbformat.read(out / "notebooks" / "00_draw.ipynb", 4).metadata["cxrclip"] == {
+        "key": "key", "made": ["tables/table1.txt"]}
     monkeypatch.setattr(notebooks, "_run", lambda *_: None)
     assert notebooks.execute_all(keys, out, parameters) == 0
     assert notebooks.execute_all(dict.fromkeys(keys, "another"), out, parameters) == 1
@@ -161,7 +163,7 @@ def test_without_notebooks_the_library_writes_results_and_tables(plan, tiny_mix,
     bench = replace(tiny_bench)
     plan[0] = replace(plan[0], comparison=comparisons.MAIN)
     out = book.reproduce("quick", tiny_mix, 0, bench, tmp_path / "none")
-    assert "they come with the repository" in capfd.readouterr().out
+    assert f"[3/3] notebooks: {book.NO_NOTEBOOKS}\n" in capfd.readouterr().out
     assert (out / "results.csv").is_file()
     assert {"table2.txt", "table3.txt", "table4.md"} <= {path.name for path in (out / "tables").iterdir()}
 
@@ -176,36 +178,66 @@ def start(mix, build, pages, steps=40, rate=3e-3):
                             stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def in_training(call, build):
-    """Wait until a run has made some steps; returns all processes below the command."""
-    deadline = time.monotonic() + 120
+def children_once(call, ready):
+    """Wait until the command is so far; returns all processes below it."""
+    deadline = time.monotonic() + 300
     while call.poll() is None and time.monotonic() < deadline:
-        if any(log.read_bytes().count(b"\n") > 2 for log in build.glob("runs/*/log.jsonl")):
+        if ready():
             return psutil.Process(call.pid).children(recursive=True)
         time.sleep(0.05)
     call.kill()
     raise AssertionError(call.communicate())
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends signals as a POSIX terminal does")
-def test_ctrl_c_in_training_is_one_line_and_the_next_start_goes_on(tiny_mix, tmp_path, pages):
-    call = start(tiny_mix, tmp_path / "build", pages, steps=40)
-    children = in_training(call, tmp_path / "build")
-    os.killpg(call.pid, signal.SIGINT)
+def interrupted(call, children):
+    """Press Ctrl-C; it ends at once, with one line and nothing left behind. Returns what it printed."""
     begun = time.monotonic()
-    _, complaint = call.communicate(timeout=30)
+    os.killpg(call.pid, signal.SIGINT)
+    assert call.wait(timeout=60) == 130
     assert time.monotonic() - begun < 5
-    assert call.returncode == 130
+    printed, complaint = call.communicate(timeout=60)  # it ends when no process is left that could write
     assert complaint.endswith("\ninterrupted: the same command goes on where it stopped\n")
     assert "Traceback" not in complaint
     assert psutil.wait_procs(children, timeout=5)[1] == []
+    return printed
 
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals as a POSIX terminal does")
+def test_killed_then_interrupted_in_training_it_goes_on_where_it_stopped(tiny_mix, tmp_path, pages):
+    steps, logs = 120, lambda: sorted(tmp_path.glob("build/runs/*/log.jsonl"))  # a run is kept every 100 steps
+    call = start(tiny_mix, tmp_path / "build", pages, steps)
+    children = children_once(call, lambda: any(tmp_path.glob("build/runs/*/state")))
+    call.kill()
+    call.communicate()
+    assert psutil.wait_procs(children, timeout=10)[1] == [], "the workers end with their parent"
+    first = {log.parent.name: log.read_text().splitlines()[:100] for log in logs() if (log.parent / "state").exists()}
+    assert first
     assert len(list(tmp_path.glob("build/runs/*/run.json"))) < 2
-    settings = {"batch_size": 8, "steps": 40, "projection_dim": 16}
+
+    call = start(tiny_mix, tmp_path / "build", pages, steps)
+    ended = {log: log.stat().st_mtime_ns for log in logs()}
+    children = children_once(call, lambda: any(log.stat().st_mtime_ns != ended.get(log) for log in logs()))
+    assert "[2/3] runs: 2, of which" in interrupted(call, children)
+
+    settings = {"batch_size": 8, "steps": steps, "projection_dim": 16}
     runs = run_all([Experiment.at("quick", mix=tiny_mix, seed=seed, **settings) for seed in (0, 1)],
                    Workbench(tmp_path / "build", jobs=2, progress=False))
-    assert {run.folder for run in runs} == {log.parent for log in tmp_path.glob("build/runs/*/log.jsonl")}
-    assert [len(run.log()) for run in runs] == [40, 40]
+    assert {run.folder for run in runs} == {log.parent for log in logs()}
+    assert [len(run.log()) for run in runs] == [steps, steps]
+    for name, lines in first.items():
+        again = (tmp_path / "build" / "runs" / name / "log.jsonl").read_text().splitlines()
+        assert again[:100] == lines, "the seconds of these steps too: they were made once"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals as a POSIX terminal does")
+def test_ctrl_c_among_the_notebooks_ends_their_kernels(tiny_mix, tmp_path, pages):
+    write_notebook(pages / "01_tell.ipynb", "from pathlib import Path\nimport time\n"
+                   "(Path(build) / 'here').touch()\ntime.sleep(300)")
+    call = start(tiny_mix, tmp_path / "build", pages, steps=2)
+    children = children_once(call, (tmp_path / "build" / "here").exists)
+    assert len(children) >= 3, "a worker and its kernel among them"
+    assert "[3/3] notebooks: 2" in interrupted(call, children)
+    assert not (tmp_path / "build" / "tiny-quick" / "notebooks" / "01_tell.ipynb").exists()
 
 
 def test_a_failing_run_is_one_line_and_exit_code_two(tiny_mix, tmp_path, pages):
@@ -215,5 +247,7 @@ def test_a_failing_run_is_one_line_and_exit_code_two(tiny_mix, tmp_path, pages):
     line = complaint.rstrip().splitlines()[-1]
     assert line.startswith("error: run CXR-CLIP resnet-small M")
     assert "FloatingPointError: the loss is" in line
+    (look,) = re.findall(r"\(see (\S+)\)", line)
+    assert "FloatingPointError" in Path(look).read_text()
     assert "Traceback" not in complaint
     assert not (tmp_path / "build" / "tiny-quick" / "notebooks").exists()

@@ -1,5 +1,6 @@
 """data/dataset.py: items follow from (seed, epoch, study) alone, faults name the study, workers change no batch."""
 
+import itertools
 import re
 from collections import Counter
 
@@ -9,11 +10,12 @@ import torch
 from builders import HALF, assert_even, dataset, image_pairs, prompt_bank, same, study, table, take, word_tokenizer
 
 from cxrclip.data.batches import EpochBatches
-from cxrclip.data.dataset import PretrainingDataset, StudyMix, collate, load_batches
+from cxrclip.data.dataset import PretrainingDataset, StudyMix, collate, load_batches, split_usable
 from cxrclip.data.images import read_gray
+from cxrclip.data.memory import TokenMemory
 from cxrclip.errors import InputError
 from cxrclip.transforms import EvalTransform, TrainTransform
-from cxrclip.views import first_image, first_text
+from cxrclip.views import first_image, first_text, sections_of
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,7 @@ def test_who_has_a_report(mixed_rows):
 def test_collate_layout_and_padding_to_the_longest_of_the_batch():
     items = [{"study_id": str(b), "images": torch.full((2, 3, 4, 4), 10.0 * b) + torch.arange(2.0)[:, None, None, None],
               "texts": texts} for b, texts in enumerate([["a", "a b c"], ["a b", ""], ["a b c d", "a"]])]
-    batch = collate(items, word_tokenizer(), max_tokens=100)
+    batch = collate(items, TokenMemory(word_tokenizer(), max_tokens=100))
     assert batch["pixel_values"].shape == (2, 3, 3, 4, 4)
     assert batch["pixel_values"][:, :, 0, 0, 0].tolist() == [[0, 10, 20], [1, 11, 21]]
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 3, 6)  # [CLS] a b c d [SEP]
@@ -154,7 +156,7 @@ def test_collate_layout_and_padding_to_the_longest_of_the_batch():
 
 def test_absurdly_long_text_is_cut_and_keeps_its_end_token():
     item = {"study_id": "s", "images": torch.zeros(1, 3, 4, 4), "texts": ["word " * 50_000]}
-    ids = collate([item], word_tokenizer(), max_tokens=12)["input_ids"]
+    ids = collate([item], TokenMemory(word_tokenizer(), max_tokens=12))["input_ids"]
     assert ids.shape == (1, 1, 12)
     assert ids[0, 0, -1] == 3
 
@@ -185,3 +187,24 @@ def test_plain_clip_batch(mixed_rows):
     assert batch["input_ids"].shape[:2] == (1, 20)
     words = max(len(re.findall(r"\S+", text)) for i in range(20) for text in data[0, i]["texts"])
     assert batch["input_ids"].shape[2] == words + 2
+
+
+def test_what_a_study_says_is_read_from_columns_as_row_by_row():
+    spaces = itertools.cycle([None, "", " \x1c\u2003\n", "Edema.", "\u200b", " No edema. "])
+    labels = itertools.cycle([[], ["Edema"], [], ["Mass", "Edema"], []])
+    rows = [study(i, findings=next(spaces), impression=next(spaces) if i % 3 else None, positive=next(labels))
+            for i in range(60)]
+    chosen = [*range(40, 60), *range(7, 31, 3)]  # a selection, in another order
+    studies = table(rows).select(chosen)
+    usable, silent = split_usable(studies, prompt_bank())
+    expected = [bool(sections_of(rows[i]) or rows[i]["positive"]) for i in chosen]
+    assert usable.tolist() == [place for place, speaks in enumerate(expected) if speaks]
+    assert silent == [f"s{i}" for i, speaks in zip(chosen, expected, strict=True) if not speaks]
+    assert 0 < len(silent) < len(chosen)
+
+
+def test_only_the_chosen_rows_are_checked_and_the_first_fault_is_named():
+    rows = [study(i, positive=["Oedem"] if i in (1, 4) else ["Edema"]) for i in range(6)]
+    assert split_usable(table(rows).select([0, 2, 3]), prompt_bank())[1] == []
+    with pytest.raises(InputError, match="study s4: unknown finding 'Oedem'"):
+        split_usable(table(rows).select([5, 4, 1]), prompt_bank())

@@ -111,7 +111,7 @@ def test_a_killed_process_leaves_no_folder_and_the_next_run_is_whole(release):
     before = """
         import os
         from cxrclip.data import shards
-        shards._write_rejected = lambda *_: os._exit(9)
+        shards.replace_folder = lambda *_: os._exit(9)
     """
     assert run(release, before=before) == (9, "")
     assert not (release / "out" / "t").exists()

@@ -78,9 +78,9 @@ def reference(pixels, film):
         return item.LUTData[min(max(value - first, 0), (length or 65536) - 1)]
 
     def windowed(value, center, width):
-        bits, slope, intercept = film.BitsStored, film.get("RescaleSlope", 1), film.get("RescaleIntercept", 0)
+        bits, slope, intercept = film.BitsStored, film.get("RescaleSlope") or 1, film.get("RescaleIntercept") or 0
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if film.PixelRepresentation else (0, 2**bits - 1)
-        low, high = low * slope + intercept, high * slope + intercept
+        low, high = sorted((low * slope + intercept, high * slope + intercept))
         kind = film.get("VOILUTFunction", "LINEAR")
         if kind == "SIGMOID":
             return (high - low) / (1 + math.exp(-4 * (value - center) / width)) + low
@@ -95,8 +95,8 @@ def reference(pixels, film):
     for place, value in np.ndenumerate(pixels.astype(int)):
         if "ModalityLUTSequence" in film:
             value = looked_up(value, film.ModalityLUTSequence[0])
-        elif "RescaleSlope" in film:
-            value = value * film.RescaleSlope + film.RescaleIntercept
+        else:
+            value = value * (film.get("RescaleSlope") or 1) + (film.get("RescaleIntercept") or 0)
         if "VOILUTSequence" in film:
             value = looked_up(round(value), film.VOILUTSequence[0])
         elif film.get("WindowCenter") is not None:
@@ -120,6 +120,22 @@ CASES = {
         {"signed": True, "bits": 16},
         {"RescaleSlope": 0.5, "RescaleIntercept": 10, "WindowCenter": 200, "WindowWidth": 3000},
     ),
+    "falling rescale": ({}, {"RescaleSlope": -10, "RescaleIntercept": 30000}),
+    "window after falling rescale": (
+        {},
+        {"RescaleSlope": -10, "RescaleIntercept": 30000, "WindowCenter": 13000, "WindowWidth": 10000},
+    ),
+    "MONOCHROME1 after falling rescale": (
+        {},
+        {"photometric": "MONOCHROME1", "RescaleSlope": -0.5, "RescaleIntercept": 0, "WindowCenter": -900,
+         "WindowWidth": 700, "VOILUTFunction": "SIGMOID"},
+    ),
+    "empty rescale": (
+        {},
+        {"RescaleSlope": None, "RescaleIntercept": None, "WindowCenter": 1800, "WindowWidth": 900},
+    ),
+    "slope alone": ({}, {"RescaleSlope": -2, "WindowCenter": -3000, "WindowWidth": 900}),
+    "intercept alone": ({}, {"RescaleIntercept": -1024, "WindowCenter": 800, "WindowWidth": 900}),
     "LINEAR_EXACT": ({}, {"WindowCenter": 1800, "WindowWidth": 900, "VOILUTFunction": "LINEAR_EXACT"}),
     "SIGMOID": ({}, {"WindowCenter": 1800, "WindowWidth": 900, "VOILUTFunction": "SIGMOID"}),
     "MONOCHROME1 window": ({}, {"photometric": "MONOCHROME1", "WindowCenter": 1800, "WindowWidth": 900}),
@@ -234,7 +250,11 @@ def test_the_content_or_the_suffix_says_what_is_dicom(tmp_path):
     assert headless[128:132] != b"DICM"
     png = io.BytesIO()
     Image.fromarray(raw(8)).save(png, "PNG")
-    for name, data in {"a.dicom": whole, "b": whole, "c.png": whole, "d.DCM": headless, "e.dcm": bare}.items():
+    swapped = dataset(values.byteswap())
+    del swapped.file_meta
+    big = saved(swapped, implicit_vr=False, little_endian=False)
+    kinds = {"a.dicom": whole, "b": whole, "c.png": whole, "d.DCM": headless, "e.dcm": bare, "big.dcm": big}
+    for name, data in kinds.items():
         (tmp_path / name).write_bytes(data)
         np.testing.assert_array_equal(read_gray(tmp_path / name, name), reference(values, dataset(values)))
     (tmp_path / "f.dcm").write_bytes(png.getvalue())  # a PNG under a wrong name is a PNG
@@ -266,8 +286,8 @@ def unusable():
             saved(odd, pydicom.uid.MPEG2MPML).replace(b"1.2.840.10008.1.2.4.100", b"1.2.840.10008.1.2.4.199"),
             "transfer syntax .* cannot be decoded",
         ),
-        "broken JPEG": (saved(broken, JPEGBaseline8Bit), "cut or damaged"),
-        "no 12-bit JPEG": (saved(odd, JPEGExtended12Bit), "cut or damaged"),
+        "broken JPEG": (saved(broken, JPEGBaseline8Bit), r"pixels in JPEG Baseline .* that cannot be decoded"),
+        "no 12-bit JPEG": (saved(odd, JPEGExtended12Bit), r"pixels in JPEG Extended .* that cannot be decoded"),
         "palette": (saved(palette), r"its colours \(PhotometricInterpretation\) cannot be read"),
         "window without width": (saved(dataset(raw(), WindowCenter=10, WindowWidth=0)), "the window or VOI LUT in its"),
         "uniform": (saved(dataset(np.full((20, 20), 7, np.uint16))), "no film in it"),
@@ -275,6 +295,37 @@ def unusable():
         "tiny": (saved(dataset(raw(height=5))), "20 x 5 pixels; a side needs"),
         "only the magic": (b"\0" * 128 + b"DICM", "without pixels"),
     }
+
+
+@pytest.mark.parametrize("name", images._DICOM_REQUIRED)
+@pytest.mark.parametrize("empty", [True, False])
+def test_an_element_that_is_missing_or_empty_is_named(name, empty):
+    film = dataset(raw())
+    film["PixelData"].VR = "OW"  # else it is derived from BitsAllocated as the file is written
+    if empty:
+        film[name] = pydicom.DataElement(name, pydicom.datadict.dictionary_VR(name), None)
+    else:
+        delattr(film, name)
+    with pytest.raises(InputError, match=f"film: its DICOM header does not say {name}; export"):
+        read_gray(saved(film), "film")
+
+
+def test_colour_of_16_bits_becomes_luma():
+    colour = np.stack([raw(16, seed=seed) for seed in range(3)], axis=-1)
+    luma = colour @ [0.299, 0.587, 0.114]
+    expected = np.round((luma - luma.min()) * 255 / (luma.max() - luma.min()))
+    film = dataset(colour, 16, "RGB", PlanarConfiguration=0)
+    assert np.abs(read_gray(saved(film), "colour") - expected).max() <= 1
+
+
+@pytest.mark.parametrize("pages", [2, 3])
+@pytest.mark.parametrize("count", [None, 1])
+def test_pages_that_the_header_does_not_count_are_no_film(pages, count):
+    film = dataset(np.concatenate([raw()] * pages), Rows=24)
+    if count:
+        film.NumberOfFrames = count
+    with pytest.raises(InputError):
+        read_gray(saved(film), "film")
 
 
 @pytest.mark.parametrize("name", unusable())

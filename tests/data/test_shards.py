@@ -31,6 +31,8 @@ from cxrclip.studies import fingerprint, open_studies, validate
         ({"findings": "  "}, "column findings: 2 characters"),
         ({"impression": "x" * 20_001}, "column impression: 20,001 characters"),
         ({"positive": "Edema"}, "column positive holds 'Edema'; give a list"),
+        ({"findings_aug": "The heart is large."}, "column findings_aug holds a text; give a list"),
+        ({"findings": b"The heart is large."}, "column findings: bytes; 1 to 20,000 characters or null"),
         ({"positive": [""]}, "column positive: '' is not a finding name"),
         ({"positive": ["Edema"], "negative": ["Edema"]}, "column negative: 'Edema' is named twice"),
         ({"sex": "female"}, "column sex: 'female'"),
@@ -49,6 +51,7 @@ def test_a_bad_row_is_named_and_nothing_is_written(tmp_path, change, message):
     with pytest.raises(InputError, match=message) as caught:
         write_studies([small_row(0), small_row(1) | change], tmp_path / "t")
     assert "\n" not in str(caught.value)
+    assert "heart" not in str(caught.value), "no message quotes a report"
     assert "row 2" in str(caught.value) or "wrong type" in message
     assert list(tmp_path.iterdir()) == []
 
@@ -181,7 +184,7 @@ def test_finished_shards_outlive_an_interruption(tmp_path):
         assert table.reuse(0) == rejected
         assert not put(table, 1, "other key", small_row(11))
         put(table, 2, "k2")  # a shard without a row has no file
-        table.finish({"seed": 1}, rejected, 3)
+        table.finish({"seed": 1}, rejected)
     assert [row["study_id"] for row in open_studies(tmp_path / "t")] == ["s0", "s11"]
     assert read_about(tmp_path / "t") == ({"seed": 1}, rejected)
     validate(tmp_path / "t")
@@ -198,7 +201,7 @@ def test_a_damaged_shard_is_made_anew_by_the_next_run(tmp_path):
         broken_off(tmp_path / "t", RuntimeError, (0, "k", small_row(0)))
     with resumable_studies(tmp_path / "t") as table:
         assert not put(table, 0, "k", small_row(0))
-        table.finish({}, [], 1)
+        table.finish({}, [])
     validate(tmp_path / "t")
 
 
@@ -207,7 +210,7 @@ def test_shards_that_are_no_longer_wanted_go(tmp_path):
         broken_off(tmp_path / "t", InputError("enough"), (0, "k0", small_row(0)), (1, "k1", small_row(1)))
     with resumable_studies(tmp_path / "t") as table:
         assert put(table, 0, "k0")
-        table.finish({}, [], 1)
+        table.finish({}, [])
     assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["dataset.json", "studies-00000.parquet"]
 
 
@@ -223,5 +226,5 @@ def test_two_preparations_of_one_folder_do_not_mix(tmp_path):
         with pytest.raises(InputError, match=r"t: another process is preparing it"), resumable_studies(tmp_path / "t"):
             pass
         assert table.has(0, "k")
-        table.finish({}, [], 1)
+        table.finish({}, [])
     validate(tmp_path / "t")

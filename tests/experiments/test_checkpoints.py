@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from cxrclip.errors import InputError
@@ -52,89 +52,77 @@ def test_a_newer_state_replaces_the_older_and_leaves_nothing_behind(tmp_path, te
     loaded, info = load_state(tmp_path / "state")
     assert info["step"] == 2
     assert torch.equal(loaded["w"], tensors["w"] + 2)
-    assert len(list((tmp_path / "state").iterdir())) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
 @pytest.mark.parametrize("before", [False, True])
-@pytest.mark.parametrize("stop_at", ["save_file", "replace", "rename"])
+@pytest.mark.parametrize("stop_at", ["save_file", "replace"])
 def test_interrupted_writing_leaves_the_old_state_or_none(tmp_path, tensors, monkeypatch, before, stop_at):
-    folder = tmp_path / "state"
+    path = tmp_path / "state"
     if before:
-        save_state(folder, tensors, {"step": 1})
-    if before and stop_at == "rename":
-        pytest.skip("only the first state is renamed as a folder")
+        save_state(path, tensors, {"step": 1})
 
     def stop(*_):
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints if stop_at == "save_file" else os, stop_at, stop)
         with pytest.raises(KeyboardInterrupt):
-            save_state(folder, {"w": torch.ones(2)}, {"step": 2})
+            save_state(path, {"w": torch.ones(2)}, {"step": 2})
     if before:
-        assert load_state(folder)[1] == {"step": 1}
+        assert load_state(path)[1] == {"step": 1}
     else:
-        assert not folder.exists()
-    save_state(folder, {"w": torch.ones(2)}, {"step": 2})
-    assert load_state(folder)[1] == {"step": 2}
+        assert not path.exists()
+    save_state(path, {"w": torch.ones(2)}, {"step": 2})
+    assert load_state(path)[1] == {"step": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
+def test_a_store_keeps_states_by_name(tmp_path):
+    store, (net, optimizer) = checkpoints.FolderStore(tmp_path), small_net()
+    assert (store.load("state", net), store.finished_steps()) == (None, 0)
+    store.save("state", net, optimizer, {"step": 4, "best": 0.5})
+    assert (store.load("state", net, optimizer), store.finished_steps()) == ({"step": 4, "best": 0.5}, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
 def test_no_path_and_no_pickle_inside(tmp_path, tensors):
-    save_state(tmp_path / "state", tensors, {"step": 1})
-    for file in (tmp_path / "state").iterdir():
-        assert str(tmp_path).encode() not in file.read_bytes()
-        with pytest.raises(pickle.UnpicklingError):
-            pickle.loads(file.read_bytes())
+    content = save_state(tmp_path / "state", tensors, {"step": 1}).read_bytes()
+    assert str(tmp_path).encode() not in content
+    with pytest.raises(pickle.UnpicklingError):
+        pickle.loads(content)
 
 
 def test_unwritable_folder_is_named(tmp_path, tensors):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(InputError, match=r"file.state: the state cannot be written"):
+    with pytest.raises(InputError, match=r"file.state: cannot be written"):
         save_state(tmp_path / "file" / "state", tensors, {})
 
 
-def truncate(folder):
-    file = next(folder.glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:-5])
-
-
-def foreign_tensors(folder):
-    next(folder.glob("*.safetensors")).write_bytes(b"PK\x03\x04 a zip file, as torch.save writes")
-
-
-def point_outside(folder):
-    (folder / "info.json").write_text(json.dumps({"tensors": "../other.safetensors"}))
+def with_info(**metadata):
+    return lambda path: save_file({"w": torch.ones(2)}, path, metadata)
 
 
 DAMAGE = {
-    "truncated tensors": (truncate, r"tensors-\w+\.safetensors: damaged"),
-    "empty tensors": (lambda folder: next(folder.glob("*.safetensors")).write_bytes(b""), r"\.safetensors: damaged"),
-    "foreign tensors": (foreign_tensors, r"\.safetensors: damaged"),
-    "lost tensors": (lambda folder: next(folder.glob("*.safetensors")).unlink(), r"\.safetensors: no such file"),
-    "truncated info": (lambda folder: (folder / "info.json").write_text('{"step": 1, "ten'), r"info\.json: damaged"),
-    "foreign info": (lambda folder: (folder / "info.json").write_text('{"step": 1}'), r"info\.json: damaged"),
-    "binary info": (lambda folder: (folder / "info.json").write_bytes(b"\xff\xfe\x00"), r"info\.json: damaged"),
-    "a list": (lambda folder: (folder / "info.json").write_text("[1]"), r"info\.json: damaged"),
-    "not a name": (lambda folder: (folder / "info.json").write_text('{"tensors": 3}'), r"info\.json: damaged"),
-    "outside": (point_outside, r"info\.json: damaged"),
-    "no info": (lambda folder: (folder / "info.json").unlink(), r"info\.json: no such file"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-5]), "damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged"),
+    "foreign": (lambda path: path.write_bytes(b"PK\x03\x04 a zip file, as torch.save writes"), "damaged"),
+    "lost": (lambda path: path.unlink(), "no such file"),
+    "no info": (lambda path: save_file({"w": torch.ones(2)}, path), "damaged"),
+    "foreign info": (with_info(format="pt"), "damaged"),
+    "truncated info": (with_info(info='{"step": 1, "ten'), "damaged"),
+    "a list": (with_info(info="[1]"), "damaged"),
+    "a number": (with_info(info="3"), "damaged"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_states_are_named_in_one_line(tmp_path, tensors, damage):
     harm, message = DAMAGE[damage]
-    save_state(tmp_path / "state", tensors, {"step": 1})
-    harm(tmp_path / "state")
-    with pytest.raises(InputError, match=message) as caught:
-        load_state(tmp_path / "state")
+    path = save_state(tmp_path / "state.safetensors", tensors, {"step": 1})
+    harm(path)
+    with pytest.raises(InputError, match=rf"state\.safetensors: {message}") as caught:
+        load_state(path)
     assert "\n" not in str(caught.value)
-
-
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nothing.info\.json: no such file"):
-        load_state(tmp_path / "nothing")
 
 
 def test_optimizer_continues_bitwise(tmp_path):

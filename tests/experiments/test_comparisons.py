@@ -14,6 +14,8 @@ from cxrclip.data.batches import share_of
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, comparisons, evaluate
 from cxrclip.experiments.comparisons import (
+    COMPARISONS,
+    MAIN,
     Row,
     ablation,
     distinct_experiments,
@@ -21,16 +23,16 @@ from cxrclip.experiments.comparisons import (
     loss_combinations,
     loss_weights,
     remedies,
-    stamp,
+    rows_of,
+    stamps,
     tables_2_and_3,
     with_seeds,
 )
+from cxrclip.results import rows as results_rows
 
 BASE = Experiment.at("quick", steps=100)
 STUDIES = {"M": 200, "C": 100, "C14": 61}
-GRIDS = {"ablation": ablation(BASE), "loss combinations": loss_combinations(BASE), "loss weights": loss_weights(BASE),
-         "label growth": label_growth(BASE, STUDIES), "remedies": remedies(BASE),
-         "tables 2 and 3": tables_2_and_3(BASE)}
+GRIDS = {name: rows_of(name, BASE, STUDIES) for name in COMPARISONS if name != "ledger"}  # test_ledger.py has that
 
 
 def of(rows, budget="steps"):
@@ -53,64 +55,80 @@ def test_different_experiments_have_different_run_names(name):
 
 
 def test_ablation_is_cumulative_and_ends_with_the_method():
-    rows = list(of(ablation(BASE)).items())
+    rows = list(ablation(BASE).items())
     fields = ("views", "texts", "draw", "augment", "icl_weight", "tcl_weight")
     assert [(name, *(getattr(item, field) for field in fields)) for name, item in rows[:3]] == [
-        ("CLIP", 1, 1, "first", False, 0, 0), ("+ second image and section", 1, 1, "random", False, 0, 0),
-        ("+ augmentation", 1, 1, "random", True, 0, 0)]
+        ("clip", 1, 1, "first", False, 0, 0), ("second_view", 1, 1, "random", False, 0, 0),
+        ("augmentation", 1, 1, "random", True, 0, 0)]
     assert [(name, *(getattr(item, field) for field in fields)) for name, item in rows[3:]] == [
-        ("+ MVS", 2, 2, "first", True, 0, 0), ("+ ICL", 2, 2, "first", True, 1, 0),
-        ("+ TCL", 2, 2, "first", True, 1, 0.5)]
+        ("mvs", 2, 2, "first", True, 0, 0), ("icl", 2, 2, "first", True, 1, 0),
+        ("tcl", 2, 2, "first", True, 1, 0.5)]
     assert rows[-1][1] == BASE
 
 
 def test_ablation_budgets():
     """One image and one text cost half of two and two, so at equal compute they take twice the steps."""
-    rows = ablation(BASE)
+    rows = rows_of("ablation", BASE, STUDIES)
     assert {row.budget for row in rows} == {"steps", "compute"}
     assert [item.steps for item in of(rows).values()] == [100] * 6
     assert [item.steps for item in of(rows, "compute").values()] == [200, 200, 200, 100, 100, 100]
-    in_epochs = of(ablation(Experiment()), "compute")
+    in_epochs = of(rows_of("ablation", Experiment(), {}), "compute")
     assert [item.epochs for item in in_epochs.values()] == [30, 30, 30, 15, 15, 15]
 
 
 def test_loss_combinations_are_all_eight():
-    rows = of(loss_combinations(BASE))
-    assert list(rows) == ["one pair", "one pair + TCL", "one pair + ICL", "one pair + ICL + TCL",
-                          "MVS", "MVS + TCL", "MVS + ICL", "MVS + ICL + TCL"]
+    rows = loss_combinations(BASE)
+    assert list(rows) == ["pair", "pair_tcl", "pair_icl", "pair_icl_tcl", "mvs", "mvs_tcl", "mvs_icl", "mvs_icl_tcl"]
     assert {(item.mvs, item.icl_weight, item.tcl_weight) for item in rows.values()} == {
         (mvs, icl, tcl) for mvs in (True, False) for icl in (0, 1) for tcl in (0, 0.5)}
-    assert rows["MVS + ICL + TCL"] == BASE
-    assert rows["one pair + ICL"] == replace(BASE, mvs=False, tcl_weight=0.0)
+    assert rows["mvs_icl_tcl"] == BASE
+    assert rows["pair_icl"] == replace(BASE, mvs=False, tcl_weight=0.0)
 
 
 def test_loss_weights_vary_one_at_a_time():
-    rows = of(loss_weights(BASE))
+    rows = loss_weights(BASE)
     assert {name: (item.icl_weight, item.tcl_weight) for name, item in rows.items()} == {
-        "ICL 0": (0, 0.5), "ICL 0.1": (0.1, 0.5), "ICL 0.3": (0.3, 0.5), "ICL 1": (1, 0.5),
-        "TCL 0": (1, 0), "TCL 0.5": (1, 0.5), "TCL 1": (1, 1)}
-    assert rows["ICL 1"] == rows["TCL 0.5"] == BASE
+        "icl_0": (0, 0.5), "icl_0.1": (0.1, 0.5), "icl_0.3": (0.3, 0.5), "icl_1": (1, 0.5),
+        "tcl_0": (1, 0), "tcl_0.5": (1, 0.5), "tcl_1": (1, 1)}
+    assert rows["icl_1"] == rows["tcl_0.5"] == BASE
 
 
 def test_label_growth_by_hand():
-    rows = label_growth(BASE, STUDIES)
+    rows = rows_of("label growth", BASE, STUDIES)
+    assert of(rows) == label_growth(BASE)
     shares = {name: (item.pretraining, item.shares) for name, item in of(rows).items()}
     assert shares == {
-        "M": (("M",), None), "M + 25% C": (("M", "C"), (1.0, 0.25)), "M + 50% C": (("M", "C"), (1.0, 0.5)),
-        "M,C": (("M", "C"), None), "M,C + 25% C14": (("M", "C", "C14"), (1.0, 1.0, 0.25)),
-        "M,C + 50% C14": (("M", "C", "C14"), (1.0, 1.0, 0.5)), "M,C,C14": (("M", "C", "C14"), None)}
+        "m": (("M",), None), "m_c25": (("M", "C"), (1.0, 0.25)), "m_c50": (("M", "C"), (1.0, 0.5)),
+        "m_c": (("M", "C"), None), "m_c_c14_25": (("M", "C", "C14"), (1.0, 1.0, 0.25)),
+        "m_c_c14_50": (("M", "C", "C14"), (1.0, 1.0, 0.5)), "m_c_c14": (("M", "C", "C14"), None)}
     assert {item.steps for item in of(rows).values()} == {100}
     # Studies: 200; 225, 250, 300; 300 + 15, 300 + 30, 361. Steps: 100 * studies / 200, rounded (.5 to even).
     assert [item.steps for item in of(rows, "epochs").values()] == [100, 112, 125, 150, 158, 165, 180]
-    assert of(rows, "epochs")["M"] == BASE
+    assert of(rows, "epochs")["m"] == BASE
 
 
 def test_equal_epochs_hold_the_exposure_of_m():
     """A batch of B holds B n_M / n studies of M on average; steps times that is the same in every row."""
     studies = {"M": 2000, "C": 1200, "C14": 800}
-    for item in of(label_growth(BASE, studies), "epochs").values():
+    for item in of(rows_of("label growth", BASE, studies), "epochs").values():
         used = comparisons.studies_used(item, studies)
         assert item.steps * BASE.batch_size * studies["M"] / used == pytest.approx(100 * BASE.batch_size, rel=0.005)
+
+
+@pytest.mark.parametrize(("profile", "seeds", "budgets"),
+                         [("quick", 1, {"steps"}), ("standard", 3, {"steps", "compute"})])
+def test_planned_rows_are_those_of_the_plan_that_can_be_trained(profile, seeds, budgets, tiny_experiment, tiny_bench,
+                                                                monkeypatch):
+    data = tiny_bench.prepared(tiny_experiment.mix, "quick")
+    every, reasons = comparisons.planned(profile, tiny_experiment.mix, 0, data, MAIN)
+    assert {row.experiment.pretraining for row in every} == {("M", "C14")}, "48 studies are a batch"
+    assert set(reasons) == {"M"}, "24 studies are fewer than a batch"
+    monkeypatch.setattr(comparisons, "runnable", lambda experiment, data: None)
+    rows, reasons = comparisons.planned(profile, tiny_experiment.mix, 0, data, "remedies", "ablation")
+    assert reasons == {}
+    assert {row.comparison for row in rows} == {"ablation"}, "remedies need C"
+    assert {row.budget for row in rows} == budgets
+    assert {row.experiment.seed for row in rows} == set(range(seeds))
 
 
 def test_studies_used_are_those_drawn():
@@ -121,39 +139,39 @@ def test_studies_used_are_those_drawn():
 
 
 def test_each_remedy_changes_one_thing():
-    rows = of(remedies(BASE))
-    recipe = rows.pop("M,C,C14")
+    rows = remedies(BASE)
+    recipe = rows.pop("m_c_c14")
     assert recipe == replace(BASE, pretraining=("M", "C", "C14"))
-    assert rows.pop("M alone") == BASE
+    assert rows.pop("m") == BASE
     for name, item in rows.items():
         changed = [field for field in item.__dataclass_fields__ if getattr(item, field) != getattr(recipe, field)]
         assert changed == list((comparisons.REMEDIES | comparisons.GROUPNORM)[name])
-    assert len(distinct_experiments(remedies(BASE))) == 11
+    assert len(distinct_experiments(GRIDS["remedies"])) == 11
 
 
 def test_no_groupnorm_row_for_a_network_that_has_none():
-    rows = of(remedies(replace(BASE, image_encoder="resnet50")))
+    rows = remedies(replace(BASE, image_encoder="resnet50"))
     assert not set(rows) & set(comparisons.GROUPNORM)
 
 
 def test_tables_2_and_3_have_both_encoders():
-    rows = of(tables_2_and_3(BASE))
+    rows = tables_2_and_3(BASE)
     assert list(rows) == ["CXR-CLIP resnet-small M", "CXR-CLIP resnet-small M,C", "CXR-CLIP resnet-small M,C,C14",
                           "CXR-CLIP swin-small M", "CXR-CLIP swin-small M,C", "CXR-CLIP swin-small M,C,C14",
                           "CLIP resnet-small M"]
     assert rows["CXR-CLIP resnet-small M"] == BASE
-    assert rows["CLIP resnet-small M"] == of(ablation(BASE))["CLIP"], "trained once for both"
-    assert {row.budget for row in tables_2_and_3(Experiment())} == {"epochs"}
+    assert rows["CLIP resnet-small M"] == ablation(BASE)["clip"], "trained once for both"
+    assert {row.budget for row in rows_of(MAIN, Experiment(), {})} == {"epochs"}
 
 
 def test_other_data_need_a_length_in_steps():
-    for grid in (remedies, lambda base: label_growth(base, STUDIES)):
+    for name in ("remedies", "label growth", "ledger"):
         with pytest.raises(InputError, match="give the base its `steps`"):
-            grid(Experiment())
+            rows_of(name, Experiment(), STUDIES)
 
 
 def test_seeds_and_distinct_experiments():
-    rows = with_seeds(loss_weights(BASE), (0, 1, 2))
+    rows = with_seeds(GRIDS["loss weights"], (0, 1, 2))
     assert len(rows) == 7 * 3
     assert len(distinct_experiments(rows)) == 6 * 3, "ICL 1 and TCL 0.5 are one experiment"
     assert Counter(item.seed for item in distinct_experiments(rows)) == {0: 6, 1: 6, 2: 6}
@@ -164,15 +182,15 @@ def tidy(seed, value):
     about = dict.fromkeys(results.COLUMNS, "x") | {"seeds": str(seed), "metric": "auroc", "value": value,
                                                    "low": value - 0.1, "high": value + 0.1, "chance": 0.5, "n": 10,
                                                    "p": np.nan, "p_holm": np.nan, "reference": ""}
-    return results.tidy_frame([about])
+    return results_rows.tidy_frame([about])
 
 
 def test_stamped_rows_keep_their_place_over_seeds():
     """Two rows of one run name are not mixed: results.over_seeds keeps comparison, row and budget apart."""
     one, other = Row("c", "one", "steps", BASE), Row("c", "other", "steps", BASE)
-    first = stamp(one, tidy(0, 0.6))
+    first = tidy(0, 0.6).assign(**stamps(one))
     assert first.loc[0, ["comparison", "row", "budget", "value"]].tolist() == ["c", "one", "steps", 0.6]
-    stamped = pd.concat([first, stamp(one, tidy(1, 0.8)), stamp(other, tidy(0, 0.1))])
+    stamped = pd.concat([first, tidy(1, 0.8).assign(**stamps(one)), tidy(0, 0.1).assign(**stamps(other))])
     found = results.over_seeds(stamped).set_index("row")
     assert found["value"].to_dict() == pytest.approx({"one": 0.7, "other": 0.1})
     assert found["seeds"].to_dict() == {"one": "0 1", "other": "0"}
@@ -184,12 +202,12 @@ def test_stamped_rows_keep_their_place_over_seeds():
 @pytest.fixture(scope="module")
 def finished(tiny_experiment, tiny_bench):
     """Two rows of the ablation with two seeds each, trained on the tiny mix."""
-    rows = [row for row in ablation(tiny_experiment) if row.budget == "steps" and row.row in ("+ MVS", "+ ICL")]
+    rows = [Row("ablation", name, "steps", ablation(tiny_experiment)[name]) for name in ("mvs", "icl")]
     return comparisons.finished(with_seeds(rows, (0, 1)), tiny_bench)
 
 
 def test_each_row_has_the_run_of_its_experiment(finished):
-    assert {row.row for row in finished} == {"+ MVS", "+ ICL"}
+    assert {row.row for row in finished} == {"mvs", "icl"}
     assert all(run.experiment == row.experiment for row, run in finished.items())
 
 
@@ -200,7 +218,8 @@ def test_measured_rows_are_the_means_of_their_runs(finished):
         own = evaluate(run)
         own = own[own["class"] == "all"].reset_index(drop=True)
         here = tidy[(tidy["row"] == row.row) & (tidy["seeds"] == str(row.experiment.seed))].reset_index(drop=True)
-        pd.testing.assert_frame_equal(here.drop(columns=list(results.STAMPS)), own.drop(columns=list(results.STAMPS)))
+        stamps = list(results_rows.STAMPS)
+        pd.testing.assert_frame_equal(here.drop(columns=stamps), own.drop(columns=stamps))
         assert set(here["comparison"]) == {"ablation"}
         assert set(here["budget"]) == {"steps"}
 
@@ -208,13 +227,13 @@ def test_measured_rows_are_the_means_of_their_runs(finished):
 def test_differences_are_those_of_the_scores_in_the_right_order(finished):
     tidy = comparisons.differences(finished, n_bootstrap=50)
     assert set(tidy["metric"]) == {"auroc", "RSUM"}
-    assert set(tidy["reference"]) == {"+ MVS"}, "the row below minus the row above"
-    assert set(tidy["row"]) == {"+ ICL"}
+    assert set(tidy["reference"]) == {"mvs"}, "the row below minus the row above"
+    assert set(tidy["row"]) == {"icl"}
     assert set(tidy["seeds"]) == {"0 1"}
     single = comparisons.measured(finished).query("task == 'zero-shot' and metric == 'auroc'")
     means = single.groupby("row")["value"].mean()
     line = tidy[tidy["task"] == "zero-shot"].iloc[0]
-    assert line["value"] == pytest.approx(means["+ ICL"] - means["+ MVS"], abs=2e-6)
+    assert line["value"] == pytest.approx(means["icl"] - means["mvs"], abs=2e-6)
     assert line["low"] <= line["value"] <= line["high"]
     assert all(run.key in line["key"] for run in finished.values())
     assert tidy["p_holm"].tolist() == metrics.holm(tidy["p"]).tolist(), "adjusted over all cells"
@@ -222,12 +241,12 @@ def test_differences_are_those_of_the_scores_in_the_right_order(finished):
 
 
 def test_the_same_runs_are_compared_once(finished):
-    """At equal compute "+ MVS" and "+ ICL" are the runs of equal steps: no second line, no second cell for Holm."""
+    """At equal compute "mvs" and "icl" are the runs of equal steps: no second line, no second cell for Holm."""
     again = {replace(row, budget="compute"): run for row, run in finished.items()}
     pd.testing.assert_frame_equal(comparisons.differences(finished | again, n_bootstrap=20),
                                   comparisons.differences(finished, n_bootstrap=20))
-    itself = {replace(row, row="+ ICL"): run for row, run in finished.items() if row.row == "+ MVS"}
-    alone = {row: run for row, run in finished.items() if row.row == "+ MVS"}
+    itself = {replace(row, row="icl"): run for row, run in finished.items() if row.row == "mvs"}
+    alone = {row: run for row, run in finished.items() if row.row == "mvs"}
     assert comparisons.differences(alone | itself, n_bootstrap=20).empty
 
 
@@ -239,15 +258,15 @@ def test_nothing_to_compare_gives_an_empty_table():
 
 def test_pairs_of_each_comparison():
     assert comparisons.pairs(GRIDS["ablation"]) == [
-        ("+ second image and section", "CLIP"), ("+ augmentation", "+ second image and section"),
-        ("+ MVS", "+ augmentation"), ("+ ICL", "+ MVS"), ("+ TCL", "+ ICL"), ("+ TCL", "+ MVS")]
+        ("second_view", "clip"), ("augmentation", "second_view"),
+        ("mvs", "augmentation"), ("icl", "mvs"), ("tcl", "icl"), ("tcl", "mvs")]
     assert comparisons.pairs(GRIDS["tables 2 and 3"]) == [
         ("CXR-CLIP resnet-small M,C", "CXR-CLIP resnet-small M"),
         ("CXR-CLIP resnet-small M,C,C14", "CXR-CLIP resnet-small M"),
         ("CXR-CLIP swin-small M,C", "CXR-CLIP swin-small M"),
         ("CXR-CLIP swin-small M,C,C14", "CXR-CLIP swin-small M"),
         ("CXR-CLIP resnet-small M", "CLIP resnet-small M")]
-    for name, reference in comparisons.REFERENCES.items():
+    for name, reference in {name: item.reference for name, item in COMPARISONS.items() if item.reference}.items():
         found = comparisons.pairs(GRIDS[name])
         assert {other for _, other in found} == {reference}
         assert len(found) == len({row.row for row in GRIDS[name]}) - 1

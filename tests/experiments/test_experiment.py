@@ -13,8 +13,10 @@ from cxrclip.encoders import CXRCLIPConfig
 from cxrclip.errors import InputError
 from cxrclip.experiments import (
     Experiment,
+    Run,
     Workbench,
     batches_for,
+    cache,
     evaluate,
     growing_mixtures,
     model_config,
@@ -197,6 +199,18 @@ def test_side_by_side_equals_one_after_the_other(tiny_experiment, tiny_bench, tm
         assert alone.log()["total"].equals(run.log()["total"])
 
 
+def test_rows_tell_what_trained_the_run_and_what_evaluated_it(tiny_experiment, tiny_bench, monkeypatch):
+    run = pretrain(tiny_experiment, tiny_bench)
+    about = {**run.about, "commit": "older", "stages": {"phantom": 1, "tokenizer": 1, "training": 7, "evaluation": 5}}
+    monkeypatch.setattr(Run, "about", about)
+    monkeypatch.setattr(cache, "commit", lambda: "newer")
+    columns = run.row_columns("rsna")
+    assert columns["versions"] == f"phantom=1 tokenizer=1 training=7 evaluation={cache.VERSIONS['evaluation']}"
+    assert columns["commit"] == "older newer"
+    monkeypatch.setattr(cache, "commit", lambda: "older")
+    assert run.row_columns("rsna")["commit"] == "older"
+
+
 def test_evaluation_covers_the_mix_and_is_found_again(tiny_experiment, tiny_bench):
     run = pretrain(tiny_experiment, tiny_bench)
     rows = evaluate(run)
@@ -207,6 +221,8 @@ def test_evaluation_covers_the_mix_and_is_found_again(tiny_experiment, tiny_benc
     assert set(rows["key"]) == {run.key}
     assert ((rows["low"] <= rows["value"]) & (rows["value"] <= rows["high"])).all()
     assert evaluate(run).equals(rows)
+    assert run.about["stages"] == dict(cache.VERSIONS)
+    assert set(rows["versions"]) == {cache.versions_text()}
     scores = run.scores("rsna", "zero-shot")
     assert set(scores.columns) >= {"study_id", "patient_id", "class", "score", "target"}
     assert len(scores) == 30

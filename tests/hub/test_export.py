@@ -29,6 +29,7 @@ from cxrclip.experiments import Run, evaluate, pretrain
 from cxrclip.hub import export as exporting
 from cxrclip.hub.export import card, export, open_run
 from cxrclip.hub.processing import CXRCLIPProcessor
+from cxrclip.results import rows as results_rows
 
 ROOT = Path(__file__).parents[2]
 FILES = {"README.md", "config.json", "model.safetensors", "processor_config.json", "results.csv", "tokenizer.json",
@@ -146,7 +147,7 @@ def test_every_number_of_the_results_is_a_row_of_the_run(folder, run, rows):
         assert [value, low, high, float(line[4])] == [round(row[name], digits)
                                                       for name in ("value", "low", "high", "chance")]
         assert (int(line[5]), line[6]) == (row["n"], row["data"])
-    assert results.read_results(folder / "results.csv").equals(rows)
+    assert results_rows.read_results(folder / "results.csv").equals(rows)
 
 
 def test_other_results_give_another_card(run, rows):

@@ -46,7 +46,7 @@ from cxrclip.official.behaviours import (
     released_texts,
 )
 from cxrclip.prompts import PromptBank
-from cxrclip.results import tables
+from cxrclip.results import statistics, tables
 from cxrclip.studies import SCHEMA
 from cxrclip.transforms import EvalTransform
 from cxrclip.views import draw_images, draw_texts, generator
@@ -420,15 +420,16 @@ def test_d4_and_b14_effects(official, monkeypatch):
                                           np.eye(5, dtype=bool)[np.arange(120) % 5])
     monkeypatch.setattr(evaluation, "targets", lambda studies, classes: truth[:, None])
     monkeypatch.setattr(type(official.data), "studies", lambda self, role, split: None)
-    monkeypatch.setitem(official.data.mix.tests, "siim", replace(official.data.mix.tests["rsna"], prompts="siim"))
-    leak = ledger_effects._row_split([Fake()], ["siim"], 200).iloc[0]
+    siim = replace(official.data.mix.tests["rsna"], name="siim", prompts="siim")
+    monkeypatch.setitem(official.data.mix.tests, "siim", siim)
+    leak = ledger_effects.PROTOCOLS["D4"][0]([Fake()], ["siim"], 200).iloc[0]
     assert leak["low"] > 0
-    draws = ledger_effects._two_draws([Fake()], ["chexpert5x200"], 300).iloc[0]
+    draws = ledger_effects.PROTOCOLS["B14"][0]([Fake()], ["chexpert5x200"], 300).iloc[0]
     assert draws["low"] < 0 < draws["high"]
 
 
 def test_training_rows_and_their_references():
-    rows = comparisons.ledger(Experiment.at("quick", steps=10))
+    rows = comparisons.rows_of("ledger", Experiment.at("quick", steps=10), {})
     names = [row.row for row in rows]
     rules = {row.row: row.experiment.rules for row in rows}
     assert all(rules[name] == ("intended" if name.startswith("intended") or name == "D1" else name) for name in names)
@@ -448,12 +449,12 @@ def test_table_prints_an_effect_for_each_row_or_says_why_not(official):
     about = official.row_columns("rsna") | {"comparison": "ledger", "row": "B3", "budget": "steps"}
     cells = pd.DataFrame([{"dataset": "all", "task": "image_to_text", "metric": "RSUM", "value": -0.02, "low": -0.05,
                            "high": 0.01, "p": 0.2, "p_holm": 0.4, "n": 30, "note": ""}])
-    table = tables.ledger_table(results.difference_rows(cells, about, "intended, M"))
-    lines = table.cells.xs("B3", level="row").iloc[0]
-    assert lines.iloc[1] == "all three RSUM: -2.0 [-5.0, +1.0], p 0.4"
-    assert "with replacement" in lines.iloc[0]
-    others = table.cells.drop("B3", level="row").iloc[:, 1]
-    assert set(others) == {tables.DASH, tables.MEASURED_ELSEWHERE["B1"]}
+    table = tables.ledger_table(statistics.difference_rows(cells, about, "intended_m"))
+    line = table.cells.xs("B3", level="row").iloc[0]
+    assert "with replacement" in line.iloc[0]
+    assert line.iloc[1:].tolist() == ["all three RSUM", "-2.0 [-5.0, +1.0], p 0.4"]
+    assert set(table.cells.drop("B3", level="row").iloc[:, 2]) == {tables.DASH}
+    assert any("B1* is the bound" in line for line in table.footnotes)
     assert len(table.cells) == len(ledger.LEDGER) + 1
     with pytest.raises(InputError, match="no effects of the ledger"):
         tables.ledger_table(pd.DataFrame(columns=list(results.COLUMNS)))
@@ -473,7 +474,7 @@ def test_official_and_intended_are_compared_although_their_texts_differ(official
                                                                         monkeypatch):
     intended = pretrain(replace(tiny_experiment, pretraining=("M", "C14")), tiny_bench)
     runs = {comparisons.Row("ledger", name, "steps", run.experiment): run
-            for name, run in (("intended, M,C,C14", intended), ("official", official))}
+            for name, run in (("intended_m_c_c14", intended), ("official", official))}
     for run in runs.values():
         evaluate(run)
     plain = Run.scores

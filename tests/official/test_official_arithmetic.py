@@ -55,6 +55,7 @@ from cxrclip.losses import CXRCLIPLoss
 from cxrclip.official.behaviours import released_groups
 from cxrclip.prompts import PromptBank
 from cxrclip.results import rows as results_rows
+from cxrclip.results import statistics
 from cxrclip.transforms import EvalTransform, TrainTransform
 
 VINDR = ("Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Consolidation", "ILD", "Infiltration",
@@ -253,7 +254,7 @@ def test_chexpert5x200_is_mean_cosine_and_argmax(bank, model, tokenizer):
         assert scores[i] == pytest.approx(means, abs=1e-6)
         hits += means.index(max(means)) == truth[i]
     frame = evaluation.score_frame(images_of(images), list(task), scores, np.eye(5, dtype=bool)[truth])
-    assert results.accuracy_rows(frame, ABOUT, "chexpert5x200", n_bootstrap=5)["value"].item() == hits / 40
+    assert statistics.accuracy_rows(frame, ABOUT, "chexpert5x200", n_bootstrap=5)["value"].item() == hits / 40
     assert metrics.accuracy(scores, truth) == hits / 40
 
 
@@ -551,7 +552,7 @@ def test_fit_gives_all_parameters_to_one_adamw(model, tmp_path, monkeypatch):
     log = []
     training.fit(fresh, CXRCLIPLoss(), lambda *_: itertools.repeat(items), lambda: iter([items]),
                  training.Recipe(30, validations=1), FolderStore(tmp_path),
-                 lambda step, line: log.append(line["learning_rate"]), released_groups)
+                 lambda step, lines: log.extend(line["learning_rate"] for line in lines), released_groups)
     (optimizer,) = made
     assert [seen["lr"] for seen in optimizer.seen] == pytest.approx([published_rate(step, 2) for step in range(30)])
     assert {seen["weight_decay"] for seen in optimizer.seen} == {1e-4}

@@ -336,11 +336,11 @@ def test_a_state_that_does_not_fit_is_listed(encoder, changes, message, tmp_path
     ({"model": {"image_encoder": {"name": NAMES["swin-tiny"]}}}, "config names .*swin.*, the weights look like"),
     ({"model": {"image_encoder": {"name": "google/vit-base-patch16-224"}}}, "config names the image encoder 'google"),
     ({"model": {"projection_head": {"proj_dim": 256}}}, "config says projection to 256, the weights project to 512"),
-    ({"model": {"text_encoder": {"pooling": "max"}}}, "config names the text pooling 'max': known are eos, bos, mean"),
-    ({"base": {"image_size": "224"}}, "config entry base.image_size is '224', not of type int"),
-    ({"base": {"image_size": 0}}, "config says image_size 0: it must be positive"),
+    ({"model": {"text_encoder": {"pooling": "max"}}}, "text_encoder: pooling: .*'eos', 'bos' or 'mean', found"),
+    ({"base": {"image_size": "224"}}, "config: base: image_size: .*valid integer, found '224'"),
+    ({"base": {"image_size": 0}}, "config: base: image_size: .*greater than or equal to 1, found 0"),
     ({"base": {"text_max_length": 600}}, "max_tokens 600: bio-clinical-bert reads at most 512 tokens"),
-    ([1, 2], "'config' is a list"),
+    ([1, 2], r"config: `name: value` lines are needed, found \[1, 2\]"),
 ])
 def test_a_config_that_contradicts_the_weights_is_refused(config, message, tmp_path):
     refused(released_file(tmp_path / "odd.tar", hollow("resnet50"), "resnet50", config), message)

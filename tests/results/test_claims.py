@@ -12,14 +12,15 @@ from cxrclip import results
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, comparisons
 from cxrclip.results import claims, tables
+from cxrclip.results import rows as results_rows
 
 STEPS = {"comparison": "label growth", "budget": "steps"}
 
 
 def growth(classification: float, retrieval: float, seeds: int = 3) -> pd.DataFrame:
     """M and M,C,C14 at equal steps, with these effects."""
-    return tidy(*run_rows(seeds, row="M", **STEPS), *run_rows(
-        seeds, data="M,C,C14", row="M,C,C14", classification=classification, retrieval=retrieval, **STEPS))
+    return tidy(*run_rows(seeds, row="m", **STEPS), *run_rows(
+        seeds, data="M,C,C14", row="m_c_c14", classification=classification, retrieval=retrieval, **STEPS))
 
 
 def verdict(frame: pd.DataFrame, claim: int) -> pd.Series:
@@ -49,7 +50,7 @@ def test_a_verdict_names_the_values_and_the_runs_behind_it():
     assert "zero-shot AUROC at equal steps, M,C,C14: 80.0 [" in line["rows"]
     assert "seeds 0 1 2" in line["rows"]
     for seed in range(3):
-        assert f"synthetic-CXR-CLIP-M,C,C14-M,C,C14-label_growth-steps-{seed}" in line["rows"]
+        assert f"synthetic-CXR-CLIP-M,C,C14-m_c_c14-label_growth-steps-{seed}" in line["rows"]
     assert "M,C,C14 against M +10.0 [" in line["why"]
 
 
@@ -74,7 +75,7 @@ def test_a_paired_difference_is_preferred_to_the_rows_own_intervals():
     frame = growth(0.005, -0.03)
     assert "(unpaired)" in verdict(frame, 5)["why"]
     after = frame[frame["pretraining_data"] == "M,C,C14"].iloc[0].to_dict()
-    paired = after | {"dataset": "all", "task": "zero-shot", "metric": "auroc", "reference": "M",
+    paired = after | {"dataset": "all", "task": "zero-shot", "metric": "auroc", "reference": "m",
                       "value": 0.005, "low": 0.001, "high": 0.009, "seeds": "0 1 2"}
     line = verdict(tidy(*frame.to_dict("records"), paired), 5)
     assert line["verdict"] == "reproduced", line["why"]
@@ -84,27 +85,37 @@ def test_a_paired_difference_is_preferred_to_the_rows_own_intervals():
 def test_differences_to_the_full_method_are_made_budget_by_budget():
     full = tidy_results(2)
     measure = {"dataset": "all", "task": "image_to_text", "metric": "RSUM"}
-    found = claims.differences_to(full[full["comparison"] == "ablation"], "+ TCL", measure)
+    found = claims.differences_to(full[full["comparison"] == "ablation"], "tcl", measure)
     assert len(found) == 2 * 5
-    line = found.set_index(["budget", "row"]).loc["compute", "CLIP"]
+    line = found.set_index(["budget", "row"]).loc["compute", "clip"]
     assert line["value"] == pytest.approx(-3 * 0.55 * 0.025 / 0.3)      # five steps of 0.005 on three sets
     assert line["note"] == "unpaired"
     assert line["low"] < line["value"] < line["high"]
 
 
-def test_the_labels_of_claims_and_tables_are_those_that_the_comparisons_stamp():
-    base = Experiment.at("standard")
-    planned = [*comparisons.ablation(base), *comparisons.loss_combinations(base), *comparisons.remedies(base),
-               *comparisons.label_growth(base, dict.fromkeys(("M", "C", "C14"), 5000))]
-    stamped = {(row.comparison, row.budget, row.row) for row in planned}
+def planned_rows() -> list[comparisons.Row]:
+    base, studies = Experiment.at("standard"), dict.fromkeys(("M", "C", "C14"), 5000)
+    return [row for name in comparisons.COMPARISONS for row in comparisons.rows_of(name, base, studies)]
+
+
+def test_the_rows_of_claims_and_tables_are_those_that_the_comparisons_stamp():
+    stamped = {(row.comparison, row.budget, row.row) for row in planned_rows()}
     lines = {("ablation", budget, row) for budget in tables.BUDGETS for row in tables.ABLATION}
     assert lines == {stamp for stamp in stamped if stamp[0] == "ablation"}
-    for claim in claims.load_claims()["claims"]:
-        for side in (comparison[name] for comparison in claim["compare"] for name in ("row", "against")):
+    for claim in claims.load_claims().claims:
+        for side in (side for comparison in claim.compare for side in (comparison.row, comparison.against)):
             if side["comparison"]:
-                assert (side["comparison"], side["budget"], side["row"]) in stamped, claim["claim"]
-    assert ("remedies", "steps", "M,C,C14") in stamped                                # figures.remedies_plot
-    assert ("loss combinations", "steps", "MVS + ICL + TCL") in stamped               # render.drawings
+                assert (side["comparison"], side["budget"], side["row"]) in stamped, claim.claim
+    assert ("remedies", "steps", "m_c_c14") in stamped                                # figures.remedies_plot
+    assert ("loss combinations", "steps", "mvs_icl_tcl") in stamped                   # render.drawings
+
+
+def test_every_row_of_a_comparison_has_a_label_of_its_own():
+    planned = planned_rows()
+    for name, labels in results_rows.ROW_LABELS.items():
+        assert len(set(labels.values())) == len(labels)
+        if name != "ledger":
+            assert {row.row for row in planned if row.comparison == name} == set(labels)
 
 
 def test_unpaired_intervals_cover_as_often_as_they_say():
@@ -127,7 +138,12 @@ def test_ambiguous_and_faulty_claims_are_refused(tmp_path):
     content = yaml.safe_load(claims.CLAIMS.read_text())
     content["claims"][0]["compare"][0]["expekt"] = "lower"
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match="claim 1: a comparison needs"):
+    with pytest.raises(InputError, match="claims: item 1: compare: item 1: unknown key 'expekt'"):
+        claims.load_claims(path)
+    del content["claims"][0]["compare"][0]["expekt"]
+    content["claims"][1]["compare"][0]["measure"] = "beauty"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match="claim 2: measure 'beauty' is none of classification, retrieval"):
         claims.load_claims(path)
     with pytest.raises(InputError, match="cannot be read"):
         claims.load_claims(tmp_path / "none.yaml")

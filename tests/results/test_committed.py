@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from cxrclip import results
 from cxrclip.book import render
 from cxrclip.errors import InputError
 from cxrclip.experiments import cache
+from cxrclip.results import rows as results_rows
 
 STATUS = '{{"versions": "{}", "stale": {}, "reason": "test"}}'
 
 
 def test_the_committed_results_are_of_one_version_and_marked_if_it_is_an_older_one():
-    render.check_standard(results.read_results(render.ROOT / render.RESULTS), render.status(render.ROOT))
+    render.check_standard(results_rows.read_results(render.ROOT / render.RESULTS), render.status(render.ROOT))
 
 
 @pytest.mark.parametrize(("versions", "stale", "fault"), [
@@ -23,7 +23,7 @@ def test_the_committed_results_are_of_one_version_and_marked_if_it_is_an_older_o
     (["training=2", "training=2"], "true", "status.json says"),
 ])
 def test_mixed_unmarked_and_wrongly_marked_results_are_refused(tmp_path, versions, stale, fault):
-    frame = results.read_results(render.ROOT / render.RESULTS / "sizes.csv").head(2).assign(versions=versions)
+    frame = results_rows.read_results(render.ROOT / render.RESULTS / "sizes.csv").head(2).assign(versions=versions)
     said = "training=0" if versions[0] == "training=2" else versions[0]
     path = tmp_path / render.RESULTS / "status.json"
     path.parent.mkdir(parents=True)

@@ -26,7 +26,7 @@ def axes():
 
 def tidy(**columns) -> pd.DataFrame:
     n = max(len(value) for value in columns.values() if isinstance(value, list))
-    common = {"dataset": "rsna", "task": "zero-shot", "metric": "auroc", "chance": 0.5}
+    common = {"comparison": "", "dataset": "rsna", "task": "zero-shot", "metric": "auroc", "chance": 0.5}
     return pd.DataFrame(common | columns, index=range(n))
 
 
@@ -80,19 +80,6 @@ def test_forest_refuses_two_rows_on_one_point_and_mixed_metrics(axes):
         figures.auroc_forest(frame.assign(run=["M", "C"], metric=["auroc", "accuracy"]), axes)
 
 
-def test_recall_bars_are_percent_in_order_of_k(axes):
-    frame = tidy(task="image_to_text", run=["M"] * 4, metric=["R@10", "R@1", "R@5", "mean rank"],
-                 value=[0.4, 0.1, 0.2, 9.0], low=[0.3, 0.05, 0.1, 8.0], high=[0.5, 0.15, 0.3, 10.0],
-                 chance=[0.1, 0.01, 0.05, 50.0])
-    figures.recall_bars(frame, axes)
-    np.testing.assert_allclose([bar.get_height() for bar in axes.patches], [10, 20, 40])
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["R@1", "R@5", "R@10"]
-    chance = axes.collections[-1].get_segments()
-    np.testing.assert_allclose([line[0][1] for line in chance], [1, 5, 10])
-    with pytest.raises(InputError, match="one dataset"):
-        figures.recall_bars(frame.assign(dataset=["rsna", "siim", "rsna", "rsna"]), axes)
-
-
 def test_recall_curve_counts_ranks_up_to_k(axes):
     ranks = pd.DataFrame({"rank": [1.0, 1.5, 4.0, 10.0], "n_candidates": 10, "direction": "image_to_text"})
     figures.recall_curve(ranks, axes)
@@ -120,7 +107,8 @@ def test_pareto_draws_a_line_a_budget_in_the_order_of_the_rows(axes):
     frame = pd.concat([both_axes(["M", "M,C"], [0.6, 0.7], [0.3, 0.2]),
                        both_axes(["M", "A"], [0.6, 0.8], [0.3, 0.4], budget="epochs")])
     figures.pareto(frame, axes)
-    np.testing.assert_allclose(points(axes), [[60, 30], [70, 20], [60, 30], [80, 40]])
+    drawn = [line.get_xydata() for line in axes.lines if line.get_marker() in figures.MARKERS]
+    np.testing.assert_allclose(np.concatenate(drawn), [[60, 30], [70, 20], [60, 30], [80, 40]])
     assert [text.get_text() for text in axes.texts] == ["M", "M,C", "M", "A"]
     assert legend(axes) == ["equal steps", "equal epochs"]
     ends = axes.containers[0].lines[2][0].get_segments()
@@ -132,17 +120,17 @@ def test_pareto_draws_a_line_a_budget_in_the_order_of_the_rows(axes):
 
 
 def test_remedies_cross_at_the_papers_recipe(axes):
-    frame = both_axes(["75 % reports", "M,C,C14"], [0.72, 0.74], [0.2, 0.13])
+    frame = both_axes(["reports_75", "m_c_c14"], [0.72, 0.74], [0.2, 0.13])
     figures.remedies_plot(frame, axes)
     np.testing.assert_allclose(points(axes), [[72, 20], [74, 13]])
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert [dashed[0].get_xdata()[0], dashed[1].get_ydata()[0]] == [74, 13]
-    with pytest.raises(InputError, match="no row 'M,C,C14'"):
-        figures.remedies_plot(frame[frame["row"] != "M,C,C14"], axes)
+    with pytest.raises(InputError, match="no row 'm_c_c14'"):
+        figures.remedies_plot(frame[frame["row"] != "m_c_c14"], axes)
 
 
 def test_nine_remedies_look_all_different(axes):
-    rows = [f"remedy {i}" for i in range(8)] + ["M,C,C14"]
+    rows = [f"remedy {i}" for i in range(8)] + ["m_c_c14"]
     figures.remedies_plot(both_axes(rows, [0.7] * 9, [0.2] * 9), axes)
     looks = [(line.get_color(), line.get_marker(), line.get_markerfacecolor())
              for line in (container.lines[0] for container in axes.containers)]
@@ -150,25 +138,27 @@ def test_nine_remedies_look_all_different(axes):
 
 
 def test_ablation_forest_draws_points_of_difference(axes):
-    frame = pd.DataFrame({"row": ["CLIP", "+ MVS", "CLIP"], "budget": ["steps", "steps", "compute"],
-                          "metric": "RSUM", "reference": "+ TCL",
+    frame = pd.DataFrame({"comparison": "ablation", "row": ["clip", "mvs", "clip"],
+                          "budget": ["steps", "steps", "compute"], "metric": "RSUM", "reference": "tcl",
                           "value": [-0.3, -0.1, 0.05], "low": [-0.4, -0.2, -0.05],
                           "high": [-0.2, 0.0, 0.15]})
     figures.ablation_forest(frame, axes)
     np.testing.assert_allclose([x for x, _ in points(axes)], [-30, -10, 5])
     assert legend(axes) == ["no difference", "equal steps", "equal compute"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["CLIP", "+ MVS"]
+    assert "difference to + TCL (" in axes.get_xlabel()
     with pytest.raises(InputError, match="several rows"):
         figures.ablation_forest(pd.concat([frame, frame]), axes)
 
 
 def test_weights_are_read_from_the_rows_and_sorted(axes):
-    frame = both_axes(["ICL 2", "ICL 0.25", "TCL 0.5"], [0.5] * 3, [0.1, 0.3, 0.2])
+    frame = both_axes(["icl_1", "icl_0.3", "tcl_0.5"], [0.5] * 3, [0.1, 0.3, 0.2])
     figures.weights_curve(frame, axes)
-    np.testing.assert_allclose(points(axes), [[0.25, 30], [2, 10], [0.5, 20]])
+    np.testing.assert_allclose(points(axes), [[0.295, 30], [0.995, 10], [0.505, 20]])     # side by side, not covered
     dotted = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
-    assert dotted == [1.0, 0.5]
-    with pytest.raises(InputError, match="'full' is not"):
-        figures.weights_curve(frame.replace("TCL 0.5", "full"), axes)
+    assert dotted == [0.995, 0.505]
+    with pytest.raises(InputError, match="'full' has no weight"):
+        figures.weights_curve(frame.replace("tcl_0.5", "full"), axes)
 
 
 def test_coarse_text_is_drawn_in_the_order_of_the_rows(axes):
@@ -253,34 +243,38 @@ def test_counts_bars_carry_their_numbers(axes):
 
 
 def test_many_curves_never_look_the_same():
-    looks = list(zip(figures._colours(21), figures._styles(21), strict=True))
-    assert len(set(looks)) == 21
+    looks = figures._looks(range(21))
+    assert len({(colour, style) for _, _, colour, _, style in looks}) == 21
+    assert len({offset for _, offset, _, _, _ in looks}) == 21
 
 
-ABOUT = {"data": "d0", "experiment": "e0", "versions": {"torch": "2"}, "command": "make reproduce"}
+ORIGIN = {"data": "d0", "key": "e0", "versions": {"torch": "2"}, "commit": "c0", "command": "make reproduce"}
 
 
 def test_saved_figures_are_the_same_bytes_and_carry_their_origin(tmp_path):
     def draw(folder):
         figure, axes = plt.subplots(figsize=(2, 2))
         axes.plot([0, 1], [1, 0])
-        paths = figures.save_figure(figure, folder / "curve.v2", ABOUT)
+        paths = figures.save_figure(figure, folder / "curve.v2", ORIGIN, "A line that falls")
         plt.close(figure)
         return paths
     first, second = draw(tmp_path / "a"), draw(tmp_path / "b")
     assert [path.name for path in first] == ["curve.v2.png", "curve.v2.svg", "curve.v2.json"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert json.loads(first[2].read_text()) == ABOUT
+    assert json.loads(first[2].read_text()) == ORIGIN | {"alt": "A line that falls"}
+    assert all(b"A line that falls" in path.read_bytes() for path in first)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in first)
 
 
-def test_a_figure_without_origin_or_folder_is_refused(tmp_path):
+def test_a_figure_without_origin_alt_text_or_folder_is_refused(tmp_path):
     figure = plt.figure()
-    with pytest.raises(InputError, match="lacks versions, command"):
-        figures.save_figure(figure, tmp_path / "f", {"data": "", "experiment": ""})
+    with pytest.raises(InputError, match="lacks versions, commit, command"):
+        figures.save_figure(figure, tmp_path / "f", {"data": "", "key": ""}, "text")
+    with pytest.raises(InputError, match="no alt text"):
+        figures.save_figure(figure, tmp_path / "f", ORIGIN, " ")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        figures.save_figure(figure, tmp_path / "file" / "f", ABOUT)
+        figures.save_figure(figure, tmp_path / "file" / "f", ORIGIN, "text")
     plt.close(figure)
 
 

@@ -11,6 +11,7 @@ from synthetic import ABOUT, row, tidy
 
 from cxrclip import metrics, results
 from cxrclip.errors import InputError
+from cxrclip.results import rows as results_rows
 from cxrclip.results import statistics
 
 
@@ -93,12 +94,12 @@ def test_accuracy_is_the_share_of_right_argmaxes():
                            "target": name == true}
                           for i, (true, scores) in enumerate(studies)
                           for name, score in zip("ABC", scores, strict=True)])
-    found = results.accuracy_rows(frame, ABOUT, "chexpert5x200", n_bootstrap=10).iloc[0]
+    found = statistics.accuracy_rows(frame, ABOUT, "chexpert5x200", n_bootstrap=10).iloc[0]
     assert found[["metric", "value", "n", "task"]].tolist() == ["accuracy", 0.75, 4, "zero-shot"]
     assert found["chance"] == pytest.approx(1 / 3)
     frame.loc[0, "target"] = False
     with pytest.raises(InputError, match="study s0 has 0 of the 3 classes"):
-        results.accuracy_rows(frame, ABOUT, "chexpert5x200")
+        statistics.accuracy_rows(frame, ABOUT, "chexpert5x200")
 
 
 def test_retrieval_rows_by_hand():
@@ -115,9 +116,9 @@ def test_retrieval_rows_by_hand():
 
 def test_chance_of_several_right_candidates_is_counted_out():
     """Of 5 candidates 2 are right: drawing 2 finds none in 3 * 2 of 5 * 4 ways."""
-    assert results.chance_recall(np.array([2.0]), np.array([5.0]), 2) == pytest.approx(1 - 6 / 20)
-    assert results.chance_recall(np.array([2.0, 1.0]), np.array([5.0, 5.0]), 1) == pytest.approx(0.3)
-    assert results.chance_recall(np.array([1.0]), np.array([4.0]), 10) == 1
+    assert metrics.chance_of_hit([2], [5], 2) == pytest.approx([1 - 6 / 20])
+    assert metrics.chance_of_hit([2, 1], [5, 5], 1) == pytest.approx([0.4, 0.2])
+    assert metrics.chance_of_hit([1], [4], 10) == [1]
 
 
 def test_weighted_aurocs_are_those_of_repeated_rows():
@@ -172,9 +173,9 @@ def test_seeds_are_averaged_with_an_interval_that_covers_both_sources():
 def test_results_survive_the_disk(tmp_path):
     frame = tidy(row(pretraining_data="M,C", note='a "quoted", comma', seeds="0 1"), row(low=np.nan, high=np.nan))
     path = results.write_results(frame, tmp_path / "deep" / "results.csv")
-    pd.testing.assert_frame_equal(results.read_results(path), frame)
+    pd.testing.assert_frame_equal(results_rows.read_results(path), frame)
     assert [entry.name for entry in path.parent.iterdir()] == ["results.csv"]
-    assert results.write_results(results.read_results(path), tmp_path / "b.csv").read_bytes() == path.read_bytes()
+    assert results.write_results(results_rows.read_results(path), tmp_path / "b.csv").read_bytes() == path.read_bytes()
 
 
 def test_faulty_results_files_are_named(tmp_path):
@@ -182,15 +183,15 @@ def test_faulty_results_files_are_named(tmp_path):
     text = path.read_text()
     path.write_text(text.replace("0.75", "high", 1))
     with pytest.raises(InputError, match="row 2, column high: 'high' is no number"):
-        results.read_results(path)
+        results_rows.read_results(path)
     path.write_text(text.replace("chance", "luck", 1))
     with pytest.raises(InputError, match="column 'chance' is lacking"):
-        results.read_results(path)
+        results_rows.read_results(path)
     path.write_text("")
     with pytest.raises(InputError, match="not a results table"):
-        results.read_results(path)
+        results_rows.read_results(path)
     with pytest.raises(InputError, match="no such results file"):
-        results.read_results(tmp_path / "none.csv")
+        results_rows.read_results(tmp_path / "none.csv")
 
 
 def test_merging_replaces_the_same_measure_of_the_same_seed():
@@ -233,22 +234,22 @@ def test_an_unknown_status_is_refused(tmp_path):
 
 def test_files_without_stamps_are_read_as_main_rows(tmp_path):
     path = results.write_results(tidy(row()), tmp_path / "r.csv")
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=list(results.STAMPS))
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=list(results_rows.STAMPS))
     frame.to_csv(path, index=False)
-    found = results.read_results(path)
-    assert found[list(results.STAMPS)].iloc[0].tolist() == ["", "", ""]
+    found = results_rows.read_results(path)
+    assert found[list(results_rows.STAMPS)].iloc[0].tolist() == ["", "", ""]
     pd.testing.assert_frame_equal(found, tidy(row()))
 
 
 def test_stamps_are_part_of_the_key_and_come_from_about():
-    main, stamped = row(), row(comparison="ablation", row="+ MVS", budget="steps", value=0.9)
+    main, stamped = row(), row(comparison="ablation", row="mvs", budget="steps", value=0.9)
     assert len(results.merge_results(tidy(main), tidy(stamped))) == 2
     assert sorted(results.over_seeds(tidy(main, stamped))["value"]) == [0.7, 0.9]
-    about = ABOUT | {"comparison": "ablation", "row": "+ MVS", "budget": "steps"}
+    about = ABOUT | {"comparison": "ablation", "row": "mvs", "budget": "steps"}
     found = results.auroc_rows(score_frame(), about, "rsna", "t", n_bootstrap=1)
-    assert set(map(tuple, found[list(results.STAMPS)].to_numpy())) == {("ablation", "+ MVS", "steps")}
+    assert set(map(tuple, found[list(results_rows.STAMPS)].to_numpy())) == {("ablation", "mvs", "steps")}
     plain = results.auroc_rows(score_frame(), ABOUT, "rsna", "t", n_bootstrap=1)
-    assert (plain[list(results.STAMPS)] == "").all(axis=None)
+    assert (plain[list(results_rows.STAMPS)] == "").all(axis=None)
 
 
 def test_ceiling_rows_are_the_metric_and_belong_to_no_run():
@@ -270,7 +271,7 @@ def test_ceiling_rows_are_the_metric_and_belong_to_no_run():
 def test_shares_are_means_a_class():
     hits = pd.DataFrame({"patient_id": list("ppqq"), "class": ["side", "side", "zone", "zone"], "hit": [1, 0, 1, 1],
                          "chance": [0.5, 0.5, 0.2, 0.4]})
-    found = results.share_rows(hits, ABOUT, "mimic-cxr", "coarse-text", n_bootstrap=20).set_index("class")
+    found = statistics.share_rows(hits, ABOUT, "mimic-cxr", "coarse-text", n_bootstrap=20).set_index("class")
     assert found["value"].to_dict() == {"side": 0.5, "zone": 1.0}
     assert found["chance"].to_dict() == pytest.approx({"side": 0.5, "zone": 0.3})
 
@@ -329,7 +330,7 @@ def mean_auroc(frame: pd.DataFrame) -> float:
 def test_one_seed_gives_the_plain_paired_bootstrap():
     a = patients(score_frame(classes="A").drop(columns="draw")).sort_values("study_id").reset_index(drop=True)
     b = worse(a, 1)
-    found = results.differences([a], [b], n_bootstrap=200).iloc[0]
+    found = statistics.differences([a], [b], n_bootstrap=200).iloc[0]
     slow = slow_differences(a, b, mean_auroc, 200)
     assert found["value"] == pytest.approx(mean_auroc(a) - mean_auroc(b))
     np.testing.assert_allclose(found[["low", "high"]].astype(float), np.percentile(slow, (2.5, 97.5)))
@@ -340,8 +341,9 @@ def test_one_seed_gives_the_plain_paired_bootstrap():
 def test_row_order_does_not_matter_for_differences():
     a = patients(score_frame().drop(columns="draw"))
     b = worse(a, 1)
-    one = results.differences([a], [b], n_bootstrap=50)
-    other = results.differences([a.sample(frac=1, random_state=0)], [b.sample(frac=1, random_state=1)], n_bootstrap=50)
+    one = statistics.differences([a], [b], n_bootstrap=50)
+    shuffled = [[side.sample(frac=1, random_state=i)] for i, side in enumerate((a, b))]
+    other = statistics.differences(*shuffled, n_bootstrap=50)
     pd.testing.assert_frame_equal(one, other)
 
 
@@ -354,8 +356,8 @@ def ranks(values, direction="image_to_text") -> pd.DataFrame:
 def test_differences_of_ranks_are_those_of_each_recall_and_their_sum():
     rng = np.random.default_rng(0)
     a, b = (ranks(rng.integers(1, top, 60)) for top in (12, 25))
-    found = results.differences([a], [b], n_bootstrap=100).set_index("metric")
-    for k in results.KS:
+    found = statistics.differences([a], [b], n_bootstrap=100).set_index("metric")
+    for k in results_rows.KS:
         slow = slow_differences(a, b, lambda frame, k=k: (frame["rank"] <= k).mean(), 100)
         assert found.loc[f"R@{k}", "value"] == pytest.approx((a["rank"] <= k).mean() - (b["rank"] <= k).mean())
         np.testing.assert_allclose(found.loc[f"R@{k}", ["low", "high"]].astype(float), np.percentile(slow, (2.5, 97.5)))
@@ -367,7 +369,7 @@ def test_seeds_alone_give_welchs_interval():
     """All patients alike within a seed: nothing but seeds spreads, and the interval is Welch's t."""
     a, b = ([ranks([1] * hits + [50] * (60 - hits)).assign(patient_id="p") for hits in counts]
             for counts in ((30, 36, 33), (20, 26, 29, 21)))
-    found = results.differences(a, b, n_bootstrap=20000).set_index("metric").loc["R@1"]
+    found = statistics.differences(a, b, n_bootstrap=20000).set_index("metric").loc["R@1"]
     welch = ttest_ind([30 / 60, 36 / 60, 33 / 60], [20 / 60, 26 / 60, 29 / 60, 21 / 60], equal_var=False)
     np.testing.assert_allclose(found[["low", "high"]].astype(float), welch.confidence_interval(0.95), atol=2e-4)
     assert found["p"] == pytest.approx(welch.pvalue, rel=0.02)
@@ -377,43 +379,43 @@ def test_seeds_alone_give_welchs_interval():
 def test_pairing_takes_out_what_is_hard_for_both():
     base = patients(score_frame(n=200, classes="A", seed=3).drop(columns="draw"))
     a, b = base.assign(score=base["score"] + 0.01 * base["target"]), base
-    found = results.differences([a], [b], n_bootstrap=300).iloc[0]
+    found = statistics.differences([a], [b], n_bootstrap=300).iloc[0]
     alone = results.auroc_rows(base, ABOUT, "rsna", "t", n_bootstrap=300).iloc[0]
     assert found["high"] - found["low"] < 0.1 * (alone["high"] - alone["low"])
-    assert results.differences([b], [b], n_bootstrap=50).iloc[0][["value", "p"]].tolist() == [0.0, 1.0]
+    assert statistics.differences([b], [b], n_bootstrap=50).iloc[0][["value", "p"]].tolist() == [0.0, 1.0]
 
 
 def test_several_data_sets_give_their_mean_or_sum_too():
     a = {name: [ranks(np.random.default_rng(i).integers(1, 12, 40))] for i, name in enumerate(results.RETRIEVAL_SETS)}
     b = {name: [frame.assign(rank=frame["rank"] + 3) for frame in frames] for name, frames in a.items()}
-    found = results.differences(a, b, n_bootstrap=100).set_index(["dataset", "metric"])["value"]
+    found = statistics.differences(a, b, n_bootstrap=100).set_index(["dataset", "metric"])["value"]
     assert found["all", "RSUM"] == pytest.approx(sum(found[name, "RSUM"] for name in results.RETRIEVAL_SETS))
     scores = {name: [score_frame(seed=i).drop(columns="draw")] for i, name in enumerate(results.CLASSIFICATION_SETS)}
     other = {name: [worse(frame, 7) for frame in frames] for name, frames in scores.items()}
-    found = results.differences(scores, other, n_bootstrap=50).set_index("dataset")["value"]
+    found = statistics.differences(scores, other, n_bootstrap=50).set_index("dataset")["value"]
     assert found["all"] == pytest.approx(found.drop("all").mean())
 
 
 def test_different_test_items_are_refused():
     a = score_frame().drop(columns="draw")
     with pytest.raises(InputError, match="same test items"):
-        results.differences([a], [a.assign(target=~a["target"])], n_bootstrap=5)
+        statistics.differences([a], [a.assign(target=~a["target"])], n_bootstrap=5)
     with pytest.raises(InputError, match="same test items"):
-        results.differences([ranks([1, 2, 3])], [ranks([1, 2, 3, 4])], n_bootstrap=5)
+        statistics.differences([ranks([1, 2, 3])], [ranks([1, 2, 3, 4])], n_bootstrap=5)
     with pytest.raises(InputError, match="the same data sets"):
-        results.differences({"rsna": [a]}, {"siim": [a]})
+        statistics.differences({"rsna": [a]}, {"siim": [a]})
     with pytest.raises(InputError, match="choose auroc or accuracy"):
-        results.differences([a], [a], "f1", n_bootstrap=5)
+        statistics.differences([a], [a], "f1", n_bootstrap=5)
 
 
 def test_difference_rows_are_tidy_and_say_what_they_are():
     a = score_frame().drop(columns="draw")
-    found = results.differences({"rsna": [a]}, {"rsna": [worse(a, 1)]}, n_bootstrap=50)
+    found = statistics.differences({"rsna": [a]}, {"rsna": [worse(a, 1)]}, n_bootstrap=50)
     found["p_holm"] = metrics.holm(found["p"])
-    about = ABOUT | {"comparison": "ablation", "row": "+ MVS", "budget": "steps"}
-    line = results.difference_rows(found, about, "CLIP", "zero-shot").iloc[0]
-    assert line[["metric", "reference", "task", "dataset", "row"]].tolist() == ["auroc", "CLIP", "zero-shot", "rsna",
-                                                                                "+ MVS"]
+    about = ABOUT | {"comparison": "ablation", "row": "mvs", "budget": "steps"}
+    line = statistics.difference_rows(found, about, "clip", "zero-shot").iloc[0]
+    assert line[["metric", "reference", "task", "dataset", "row"]].tolist() == ["auroc", "clip", "zero-shot", "rsna",
+                                                                                "mvs"]
     assert line[["value", "low", "high", "p", "p_holm"]].tolist() == (
         found.iloc[0][["value", "low", "high", "p", "p_holm"]].tolist())
     pd.testing.assert_frame_equal(results.over_seeds(tidy(line.to_dict())), tidy(line.to_dict()))

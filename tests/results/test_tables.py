@@ -8,6 +8,7 @@ from synthetic import COMMON, row, tidy, tidy_results
 
 from cxrclip import results
 from cxrclip.errors import InputError
+from cxrclip.results import rows as results_rows
 from cxrclip.results import tables
 
 TABLES = {"table 1": tables.table1, "table 2": tables.table2, "table 3": tables.table3,
@@ -28,16 +29,21 @@ def cell(table: tables.Table, encoder: str, data: str, dataset: str, column: str
     return table.cells.loc[(model, encoder, data), (dataset, column)]
 
 
+def both(table: tables.Table, encoder: str, data: str, dataset: str, column: str, model: str = "CXR-CLIP") -> list[str]:
+    """The measured and the published number."""
+    return [cell(table, encoder, data, dataset, name, model) for name in (column, tables.PUBLISHED + column)]
+
+
 def test_table_2_shows_measured_and_published_side_by_side():
     table = tables.table2(tidy(*measured()))
-    assert cell(table, "resnet-small (ResNet-50)", "M", "RSNA", "zero-shot AUROC") == "70.0 [60.0, 75.0]\npub. 83.3 r"
-    assert cell(table, "ResNet-50", "M,C", "RSNA", "zero-shot AUROC") == "–\npub. 81.7 r"
-    assert cell(table, "Swin-T", "M,C,C14", "RSNA", "probe 100 % AUROC") == "–\npub. 89.8 q*"
-    assert cell(table, "ResNet-50", "C with reports", "CheXpert5x200", "zero-shot accuracy", "GLoRIA") == (
-        "–\npub. 62.4 r")
-    assert table.reasons[0] == "–: published only: not trained here (GLoRIA, MedCLIP)"
-    assert table.reasons[1].startswith("–: not measured; run notebooks/06 (CLIP ResNet-50 M, CXR-CLIP Swin-T M, ")
-    assert len(table.reasons) == 2
+    assert both(table, "resnet-small (ResNet-50)", "M", "RSNA", "zero-shot AUROC") == ["70.0 [60.0, 75.0]", "83.3 r"]
+    assert both(table, "ResNet-50", "M,C", "RSNA", "zero-shot AUROC") == ["–", "81.7 r"]
+    assert both(table, "Swin-T", "M,C,C14", "RSNA", "probe 100 % AUROC") == ["–", "89.8 q*"]
+    gloria = both(table, "ResNet-50", "C with reports", "CheXpert5x200", "zero-shot accuracy", "GLoRIA")
+    assert gloria == ["–", "62.4 r"]
+    assert table.footnotes[0] == "–: published only: not trained here (GLoRIA, MedCLIP)"
+    assert table.footnotes[1].startswith("–: not measured; run notebooks/06 (CLIP ResNet-50 M, CXR-CLIP Swin-T M, ")
+    assert len(table.footnotes) == 2
     assert "NOT on the paper's data" in table.header
     assert any(line.startswith("r: recalled from memory") for line in table.legend)
     assert any(line.startswith("q*: ") for line in table.legend)
@@ -49,10 +55,10 @@ def test_no_cell_is_ever_blank_and_a_deleted_row_says_why():
     encoder = "resnet-small (ResNet-50)"
     for part in (rows, lacking, []):
         table = tables.table2(tidy(*part))
-        assert table.cells.map(lambda text: bool(text.split("\n")[0].strip())).all(axis=None)
+        assert table.cells.map(lambda text: bool(text.strip())).all(axis=None)
     table = tables.table2(tidy(*lacking))
-    assert cell(table, encoder, "M", "SIIM", "probe 10 % AUROC") == "–\npub. 88.3 r"
-    assert cell(tables.table2(tidy()), "ResNet-50", "M", "SIIM", "probe 10 % AUROC") == "–\npub. 88.3 r"
+    assert both(table, encoder, "M", "SIIM", "probe 10 % AUROC") == ["–", "88.3 r"]
+    assert both(tables.table2(tidy()), "ResNet-50", "M", "SIIM", "probe 10 % AUROC") == ["–", "88.3 r"]
 
 
 def test_data_that_are_missing_give_their_reason():
@@ -60,8 +66,8 @@ def test_data_that_are_missing_give_their_reason():
     rows = measured([column for column in tables.TABLE_2 if column[0] != "rsna"])
     table = tables.table2(tidy(*rows), missing)
     encoder = "resnet-small (ResNet-50)"
-    assert cell(table, encoder, "M", "RSNA", "zero-shot AUROC") == "–\npub. 83.3 r"
-    assert cell(table, "Swin-T", "M,C,C14", "SIIM", "zero-shot AUROC") == "–\npub. 91.4 r"
+    assert both(table, encoder, "M", "RSNA", "zero-shot AUROC") == ["–", "83.3 r"]
+    assert both(table, "Swin-T", "M,C,C14", "SIIM", "zero-shot AUROC") == ["–", "91.4 r"]
     for text in (table.text(), table.markdown(), table.latex()):
         assert text.count("needs RSNA: Kaggle account (RSNA)") == 1, "once, below the table"
         assert text.count("no C14 here (ChestX-ray14 (C14))") == 1
@@ -74,15 +80,17 @@ def test_table_3_sums_the_recalls_itself():
     for line in rows:
         line |= {"value": 0.9, "low": 0.8, "high": 1.0} if line["metric"] == "RSUM" else {}
     table = tables.table3(tidy(*rows))
-    assert list(table.cells.columns) == [(name, metric) for name in ("CheXpert5x200", "MIMIC-CXR", "Open-I")
-                                         for metric in ("R@1", "R@5", "R@10")] + [("all three", "RSUM")]
+    columns = [(name, metric) for name in ("CheXpert5x200", "MIMIC-CXR", "Open-I") for metric in ("R@1", "R@5", "R@10")]
+    columns = [*columns, ("all three", "RSUM")]
+    assert list(table.cells.columns) == [(name, prefix + metric) for name, metric in columns
+                                         for prefix in ("", tables.PUBLISHED)]
     encoder = "resnet-small (ResNet-50)"
-    assert cell(table, encoder, "M", "all three", "RSUM") == "270.0 [252.7, 287.3]\npub. 215.9 r"
+    assert both(table, encoder, "M", "all three", "RSUM") == ["270.0 [252.7, 287.3]", "215.9 r"]
     merged = results.merge_results(tidy(*rows), results.rsum_rows(tidy(*rows)))
     assert tables.table3(merged).text() == table.text()
     missing = tables.table3(tidy(*rows[:8]), {"openi": "needs Open-I"})
-    assert cell(missing, encoder, "M", "all three", "RSUM") == "–\npub. 215.9 r"
-    assert "–: needs Open-I (Open-I)" in missing.reasons
+    assert both(missing, encoder, "M", "all three", "RSUM") == ["–", "215.9 r"]
+    assert "–: needs Open-I (Open-I)" in missing.footnotes
 
 
 def test_tables_average_seeds_and_refuse_to_mix():
@@ -110,15 +118,23 @@ def test_table_1_counts_beside_the_published_sizes():
     sizes = results.size_rows(summary, {"mix": "phantom", "profile": "quick"})
     table = tables.table1(sizes, {"rsna": "needs RSNA"})
     cells = {(index[0], split): text for index, values in table.cells.iterrows() for (_, split), text in values.items()}
-    assert cells["MIMIC-CXR (M)", "train"] == "2,000\npub. 222,628 r"
+    assert (cells["MIMIC-CXR (M)", "train"], cells["MIMIC-CXR (M)", "published train"]) == ("2,000", "222,628 r")
     assert cells["MIMIC-CXR (M)", "test"] == "none"
-    assert cells["RSNA", "test"] == "–\npub. 4,003 k"
-    assert "–: needs RSNA (RSNA)" in table.reasons
-    assert cells["CheXpert (C)", "train"] == "–\npub. 216,478 c"
-    assert table.reasons[0].startswith("–: not measured; run notebooks/01 (CheXpert (C), ")
+    assert (cells["RSNA", "test"], cells["RSNA", "published test"]) == ("–", "4,003 k")
+    assert "–: needs RSNA (RSNA)" in table.footnotes
+    assert (cells["CheXpert (C)", "train"], cells["CheXpert (C)", "published train"]) == ("–", "216,478 c")
+    assert table.footnotes[0].startswith("–: not measured; run notebooks/01 (CheXpert (C), ")
     assert cells["own", "test"] == "7"
     assert "NOT on the paper's data" in table.header
     assert "NOT" not in tables.table1(sizes.assign(mix="paper", profile="paper")).header
+
+
+def test_text_leaves_out_what_was_not_measured():
+    text = tables.table2(tidy(*measured(tables.TABLE_2[:1]))).text()
+    assert "VinDr-CXR\n" in text
+    assert "RSNA\n" not in text
+    block = text[:text.index("all in percent")]
+    assert sum(line.startswith(("CXR-CLIP", "CLIP", "GLoRIA")) for line in block.splitlines()) == 1
 
 
 def test_text_fits_a_terminal(full):
@@ -127,18 +143,17 @@ def test_text_fits_a_terminal(full):
 
 
 def test_latex_and_markdown_are_escaped(tmp_path):
-    assert tables.latex_escape("50 % of A_b & C\\d {x} #1 $y ~^") == (
-        "50 \\% of A\\_b \\& C\\textbackslash{}d \\{x\\} \\#1 \\$y \\textasciitilde{}\\textasciicircum{}")
     rows = measured(tables.TABLE_2[:1])
     table = tables.table2(tidy(*rows), {"siim": "a|b & 5 %"})
     latex = table.latex()
     body = latex[latex.index("\\midrule"):latex.index("\\bottomrule")].strip().splitlines()[1:]
-    assert {line.replace("\\&", "").count("&") for line in body} == {12}
+    assert {line.replace("\\&", "").count("&") for line in body} == {2 + 20}
     assert "a|b \\& 5 \\%" in latex
-    assert "\\multicolumn{3}{c}{RSNA}" in latex
-    assert "\\makecell{70.0 [60.0, 75.0] \\\\ pub. 78.8 r}" in latex
+    assert "\\multicolumn{6}{c}{RSNA}" in latex
+    assert "probe 10 \\% AUROC" in latex
+    assert "70.0 [60.0, 75.0] & 78.8 r" in latex
     lines = [line for line in table.markdown().splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in lines} == {10, 6}   # three measures or one
+    assert {line.replace("\\|", "").count("|") for line in lines} == {10, 6}   # three measures with published, or one
     paths = tables.write_table(table, tmp_path / "t2.x")
     assert [path.name for path in paths] == ["t2.x.txt", "t2.x.md", "t2.x.tex"]
 
@@ -190,42 +205,41 @@ def test_seeds_and_what_the_interval_holds_are_said(full):
 def test_the_ceiling_is_the_last_line_of_both_directions(full):
     for draw in (tables.table3, tables.table3_text_to_image):
         table = draw(full)
-        assert table.cells.index[-1] == tables.CEILING_ROW
-        assert list(table.cells.iloc[-1]) == ["10.0", "40.0", "60.0"] * 3 + ["330.0"]
-    without = tables.table3(full[full["model"] != results.CEILING])
-    assert without.cells.iloc[-1].iloc[3] == "–"
-    assert any("attainable ceiling" in reason for reason in without.reasons)
+        assert table.cells.index[-1] == tables.CEILING_LINE
+        ours = [not measure.startswith(tables.PUBLISHED) for _, measure in table.cells.columns]
+        assert list(table.cells.iloc[-1][ours]) == ["10.0", "40.0", "60.0"] * 3 + ["330.0"]
+    without = tables.table3(full[full["model"] != results_rows.CEILING])
+    assert set(without.cells.iloc[-1]) == {"–"}
+    assert any("attainable ceiling" in line for line in without.footnotes)
 
 
 def test_text_to_image_has_no_published_numbers_and_says_so(full):
     table = tables.table3_text_to_image(full)
-    assert not any("pub." in text for text in (table.text(), table.markdown(), table.latex()))
-    assert "published |" not in table.markdown()
-    assert "published" in tables.table3(full).markdown()
+    assert not any("pub" in text for text in (table.text(), table.markdown(), table.latex()))
+    assert all("published" in text for text in (tables.table3(full).markdown(), tables.table3(full).latex()))
     assert not any(index[0] == "GLoRIA" for index in table.cells.index)
 
 
 def test_table_4_has_a_block_a_budget_and_no_published_number(full):
     table = tables.table4(full)
     assert list(table.cells.index) == [(f"equal {budget}", label) for budget in ("steps", "compute")
-                                       for label in tables.ABLATION]
+                                       for label in results_rows.ROW_LABELS["ablation"].values()]
     assert list(table.cells.columns) == [
         ("classification", "zero-shot AUROC"), ("classification", "probe 100 % AUROC"),
         ("retrieval", "CheXpert5x200 R@10"), ("retrieval", "MIMIC-CXR R@10"), ("retrieval", "Open-I R@10"),
         ("retrieval", "RSUM")]
     first = table.cells.loc[("equal steps", "+ MVS"), ("classification", "zero-shot AUROC")]
     assert first.startswith("73.0 [")
-    assert not table.cells.map(lambda text: "pub." in text).any(axis=None)
     empty = tables.table4(tidy())
     assert empty.cells.loc[("equal compute", "+ ICL"), ("retrieval", "Open-I R@10")] == "–"
-    assert empty.reasons[0].startswith("–: not measured; run notebooks/08 (")
+    assert empty.footnotes[0].startswith("–: not measured; run notebooks/08 (")
     assert tables.table4(full, {"openi": "needs Open-I"}).text() == table.text()      # measured rows win
-    assert "–: needs Open-I (Open-I)" in tables.table4(tidy(), {"openi": "needs Open-I"}).reasons
+    assert "–: needs Open-I (Open-I)" in tables.table4(tidy(), {"openi": "needs Open-I"}).footnotes
 
 
 def test_other_comparisons_get_the_same_columns(full):
     table = tables.comparison_table(full, "remedies")
-    assert ("equal steps", "75 % reports") in table.cells.index
+    assert ("equal steps", "75 % reports in each batch") in table.cells.index
     with pytest.raises(InputError, match="comparisons there: ablation"):
         tables.comparison_table(full, "no such")
 
@@ -240,10 +254,10 @@ def affected(gone: pd.Series) -> set[tuple]:
         return {("table 1", results.LABELS[dataset], "studies", metric)}
     line = (gone["model"], f"{gone['image_encoder']} (ResNet-50)", gone["pretraining_data"])
     table = {"image_to_text": "table 3", "text_to_image": "table 3, text to image"}.get(task, "table 2")
-    if gone["model"] == results.CEILING:
-        line = tables.CEILING_ROW
+    if gone["model"] == results_rows.CEILING:
+        line = tables.CEILING_LINE
     if gone["comparison"]:
-        table, line = "table 4", (f"equal {gone['budget']}", gone["row"])
+        table, line = "table 4", (f"equal {gone['budget']}", results_rows.row_label("ablation", gone["row"]))
         short = {"zero-shot", "linear-probe-100"} & {task} or (metric in ("R@10", "RSUM") and task == "image_to_text")
         group = "retrieval" if metric.startswith("R") else "classification"
         own = f"{results.LABELS[dataset]} {measure}" if metric == "R@10" else measure
@@ -256,7 +270,7 @@ def test_deleting_any_row_changes_exactly_the_cells_it_bears_on(seeds):
     """One run, ceilings, sizes and one line of the ablation: each row once taken away (every twelfth of two seeds')."""
     everything, paper = tidy_results(seeds), results.published()
     main = (everything["comparison"] == "") & everything["pretraining_data"].isin(["", "M"])
-    ablation = (everything["budget"] == "steps") & everything["row"].isin(tables.ABLATION[3:4])
+    ablation = (everything[["comparison", "budget", "row"]] == ["ablation", "steps", "mvs"]).all(axis=1)
     main &= everything["model"] != "CLIP"
     whole = everything[main & (everything["task"] != "collision") | ablation].reset_index(drop=True)
 
@@ -274,15 +288,15 @@ def test_deleting_any_row_changes_exactly_the_cells_it_bears_on(seeds):
 
 
 def test_differences_table_shows_points_interval_and_adjusted_p():
-    base = COMMON | {"run": "a", "dataset": "all", "task": "zero-shot", "metric": "auroc", "reference": "M",
-                     "row": "M,C", "comparison": "label growth", "budget": "steps", "value": 0.045, "low": 0.02,
+    base = COMMON | {"run": "a", "dataset": "all", "task": "zero-shot", "metric": "auroc", "reference": "m",
+                     "row": "m_c", "comparison": "label growth", "budget": "steps", "value": 0.045, "low": 0.02,
                      "high": 0.07, "seeds": "0 1 2", "p": 0.002, "p_holm": 0.012}
     lower = base | {"task": "image_to_text", "metric": "RSUM", "value": -0.25, "low": -0.3, "high": -0.2,
                     "p": 0.1, "p_holm": 0.2, "note": "x"}
     full = tidy(base, lower)
     table = tables.differences_table(full, "label growth")
     assert list(table.cells.index) == [("equal steps", "M,C", "M")]
-    assert table.cells.iloc[0].tolist() == ["+4.5 [+2.0, +7.0]\np 0.012", "–", "-25.0 [-30.0, -20.0]\np 0.2"]
+    assert table.cells.iloc[0].tolist() == ["+4.5 [+2.0, +7.0], p 0.012", "–", "-25.0 [-30.0, -20.0], p 0.2"]
     assert "2 cells" in table.text()
     with pytest.raises(InputError, match="no differences of 'remedies'"):
         tables.differences_table(full, "remedies")

@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from cxrclip.data import files, images, pool
+from cxrclip.data import files, images
 from cxrclip.data.phantom import reports
 from cxrclip.data.phantom.anatomy import SIDES, VOCABULARIES, WORLD, ZONES, Body, Case, Finding, sample_body
 from cxrclip.data.phantom.render import Scanner, render_study
 from cxrclip.data.progress import progress_bar
 from cxrclip.data.settings import checked
+from cxrclip.data.workers import Failure, in_order
 from cxrclip.errors import InputError
 
 VERSION = 1  # of the phantom world: raised by hand when it draws other films or reports (experiments/cache.py)
@@ -285,7 +286,7 @@ def _check(name: str, sizes: Mapping[str, int], splits: Sequence[str]) -> None:
 def _rows(drawn: Iterator[list], truth: pq.ParquetWriter, bar: tqdm) -> Iterator[dict[str, Any]]:
     """The rows of the study table; their truth is written as they pass."""
     for chunk in drawn:
-        if isinstance(chunk, pool.Failure):
+        if isinstance(chunk, Failure):
             raise InputError(f"a phantom could not be drawn: its process {chunk.reason}; workers=1 tells more")
         truth.write_table(pa.Table.from_pylist([known for _, known in chunk], schema=TRUTH))
         bar.update(len(chunk))
@@ -298,7 +299,7 @@ def _drawn(calls: Sequence[tuple], workers: int) -> Iterator[Iterator[list]]:
     if workers <= 1:
         yield itertools.starmap(_draw, calls)
         return
-    with pool.in_order(_draw, calls, workers, PATIENCE) as drawn:
+    with in_order(_draw, calls, workers, PATIENCE) as drawn:
         yield drawn
 
 

@@ -12,23 +12,14 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cxrclip.data.sources import chestxray14, chexpert, chexpert5x200, mimic, openi, rsna, siim, table, vindr
-from cxrclip.data.sources.counts import compared
-from cxrclip.data.sources.prepare import COUNTED, Source
+from cxrclip.data.sources.prepare import COUNTED, Source, compared
 from cxrclip.errors import InputError
 from cxrclip.studies import validate
 
-SOURCES: dict[str, Source] = {
-    "mimic-cxr": mimic.SOURCE,
-    "chexpert": chexpert.SOURCE,
-    "chexpert5x200": chexpert5x200.SOURCE,
-    "chexpert5x200-mgca": chexpert5x200.MGCA,
-    "chestxray14": chestxray14.SOURCE,
-    "vindr-cxr": vindr.SOURCE,
-    "rsna": rsna.SOURCE,
-    "siim": siim.SOURCE,
-    "openi": openi.SOURCE,
-    "table": table.SOURCE,
-}
+SOURCES: dict[str, Source] = {source.name: source for source in (
+    mimic.SOURCE, chexpert.SOURCE, chexpert5x200.SOURCE, chexpert5x200.MGCA, chestxray14.SOURCE, vindr.SOURCE,
+    rsna.SOURCE, siim.SOURCE, openi.SOURCE, table.SOURCE,
+)}
 """Name -> `prepare(root, out, *, allow_partial=False, image_size=512, max_rejected=0.05, progress=True, workers=None,
 ...)`, which reads the download in `root`, writes the study folder `out` and returns its summary (see `Source`)."""
 _SHOWN = ("split", "studies", "patients", "images", "two_views", "findings", "impression", "labelled")
@@ -41,9 +32,7 @@ def prepare_from_text(
 
     Args:
         source: a name in `SOURCES`.
-        root: folder of the download.
-        out: study folder to write.
-        allow_partial: go on where the counts are not those of the release.
+        root, out, allow_partial: as of `Source`.
         options: "name=value" each, the value in YAML ("image_size=512", "shares={train: 0.8, test: 0.2}").
 
     Returns:
@@ -60,15 +49,17 @@ def prepare_from_text(
 
 
 def parse_options(source: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """The options of a source from "name=value", each in its type; raises InputError as `prepare_from_text`."""
+    """The options of a source from "name=value", each in its type; those it does not have are left as they are.
+
+    Raises:
+        InputError: no "=", no YAML, or a value of another type.
+    """
     known, values = SOURCES[source].options(), {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise InputError(f"option {pair!r}: write NAME=VALUE")
-        if name not in known:
-            raise InputError(f"option {name!r}: {source} has no such option; it has {', '.join(sorted(known))}")
-        values[name] = _value(f"option {name}", text, TypeAdapter(known[name]))
+        values[name] = _value(f"option {name}", text, TypeAdapter(known.get(name, Any)))
     return values
 
 
@@ -86,20 +77,18 @@ def _value(option: str, text: str, kind: TypeAdapter) -> Any:
 
 
 def _report(folder: Path, summary: pd.DataFrame) -> str:
+    """What was kept, counted and set aside: of each file and column how many rows, with the first reason."""
     facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     about, lines = facts["about"], [summary[list(_SHOWN)].to_string(index=False), ""]
     if counts := about.get("counts"):
         whole = "the whole release" if counts["whole"] else "NOT the whole release"
         lines += [f"The download is {whole}:", compared(counts["expected"], counts["found"]).to_string(index=False), ""]
     lines += [f"{about[name]:,} {name.replace('_', ' ')}" for name in COUNTED if about.get(name)]
-    lines += _set_aside(folder / "rejected.csv") if facts["rejected"] else ["nothing set aside"]
+    if facts["rejected"]:
+        aside = pd.read_csv(folder / "rejected.csv", dtype=str, keep_default_na=False)
+        lines.append(f"{len(aside):,} set aside, listed in {folder / 'rejected.csv'}:")
+        for (file, column), reasons in aside.groupby(["file", "column"], sort=False)["reason"]:
+            lines.append(f"  {len(reasons):,} in {file}, column {column}, the first: {reasons.iloc[0]}")
+    else:
+        lines.append("nothing set aside")
     return "\n".join([*lines, f"{facts['studies']:,} studies are in {folder}"])
-
-
-def _set_aside(path: Path) -> list[str]:
-    """How many rows of which file and column were set aside, each with its first reason."""
-    aside = pd.read_csv(path, dtype=str, keep_default_na=False)
-    lines = [f"{len(aside):,} set aside, listed in {path}:"]
-    for (file, column), reasons in aside.groupby(["file", "column"], sort=False)["reason"]:
-        lines.append(f"  {len(reasons):,} in {file}, column {column}, the first: {reasons.iloc[0]}")
-    return lines

@@ -11,13 +11,14 @@ The labels are mined from text: a part of them is wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from cxrclip.data.sources.prepare import Film, Intake, Source, Study
 from cxrclip.data.sources.splits import SHARES, split_patients
-from cxrclip.data.sources.tables import Cells, Unusable, read_table, records, to_age, to_sex
+from cxrclip.data.sources.tables import Cells, Unusable, filled, one_of, read_table, records, to_age, to_sex
 from cxrclip.errors import InputError
 
 FINDINGS = (
@@ -34,11 +35,7 @@ COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patien
 
 
 def read(
-    intake: Intake,
-    *,
-    images: Sequence[str] | None = None,
-    shares: Mapping[str, float] = SHARES,
-    seed: int = 0,
+    intake: Intake, *, images: Sequence[str] | None = None, shares: Mapping[str, float] = SHARES, seed: int = 0,
     official_lists: bool = True,
 ) -> None:
     """Read the folder with Data_Entry_2017*.csv and the image folders: a film is a study.
@@ -47,8 +44,7 @@ def read(
     report, so a name that is absent means "not found", and the paper draws its negative prompts from these.
 
     Splits: by the official lists where both are present (test_list.txt is test; train_val_list.txt is cut by patient in
-    the ratio of the train and valid `shares`), else by patient in the given shares. `dataset.json` also counts films
-    in two folders and films without a row.
+    the ratio of the train and valid `shares`), else by patient in the given shares.
 
     Args:
         images: image folders to take (a name relative to `root`); None takes every folder "images*". A film
@@ -59,102 +55,78 @@ def read(
             all 112,120: so its training set holds most of the official test list (ledger D1).
     """
     tables = sorted(intake.root.glob("Data_Entry_2017*.csv"))
-    if not tables:
-        raise InputError(f"{intake.root}: no Data_Entry_2017_v2020.csv; download it from the NIH release")
+    intake.need(tables, "no Data_Entry_2017_v2020.csv; download it from the NIH release")
     table = read_table(tables[-1], COLUMNS)
     films, repeated = _find_films(intake.root, images)
     present = table["Image Index"].isin(films.keys())
-    if not present.any():
-        raise InputError(f"{intake.root}: none of the {len(table):,} listed films is in its image folders; "
-                         "download some")
+    intake.need(present.any(), f"none of the {len(table):,} listed films is in its image folders; download some")
     lists = _official_lists(intake.root)
     intake.file = tables[-1].name
     intake.count(EXPECTED, counts(table, present, lists))
-    used = lists if official_lists else None
-    intake.facts |= {
-        "seed": seed,
-        "shares": dict(shares),
-        "splits": "official lists" if used else "seeded by patient",
-        "folders": list(images or ["all"]),
-        "not_downloaded": int((~present).sum()),
-        "in_two_folders": repeated,
-        "without_row": len(films.keys() - set(table["Image Index"])),
-    }
-    intake.take(records(table), lambda row, cells: _study(row, cells, films))
-    intake.splits = _splits(intake.studies, used, shares, seed)
+    by_list = official_lists and bool(lists)
+    intake.facts |= {"seed": seed, "shares": dict(shares)}
+    intake.facts |= {"splits": "official lists" if by_list else "seeded by patient", "folders": list(images or ["all"])}
+    intake.facts |= {"not_downloaded": int((~present).sum()), "in_two_folders": repeated}
+    intake.facts["without_row"] = len(films.keys() - set(table["Image Index"]))
+    intake.take(records(table), partial(_study, films=films))
+    intake.splits = _official_splits(intake.studies, lists) if by_list else {}
+    rest = {study.patient_id for study in intake.studies if intake.splits.get(study.patient_id) != "test"}
+    if by_list:  # what is not test is cut into train and valid
+        total = shares.get("train", 0) + shares.get("valid", 0)
+        shares = {name: shares.get(name, 0) / total for name in ("train", "valid")} if total else {"train": 1}
+    intake.splits |= split_patients(rest, shares, seed)
 
 
 SOURCE = Source("chestxray14", "the NIH download, with Data_Entry_2017_v2020.csv", read,
                 "https://nihcc.app.box.com/v/ChestXray-NIHCC, provided by the NIH Clinical Center, unrestricted use")
 
 
-def counts(table: pd.DataFrame, present: pd.Series, lists: Mapping[str, str] | None) -> dict[str, int]:
+def counts(table: pd.DataFrame, present: pd.Series, lists: Mapping[str, str]) -> dict[str, int]:
     """The counts of `EXPECTED` in this download."""
-    listed = pd.Series((lists or {}).values(), dtype=object).value_counts()
-    return {
-        "rows": len(table),
-        "patients": table["Patient ID"].nunique(),
-        "images": int(present.sum()),
-        "in train_val_list.txt": int(listed.get("train", 0)),
-        "in test_list.txt": int(listed.get("test", 0)),
-    }
+    listed = list(lists.values())
+    return {"rows": len(table), "patients": table["Patient ID"].nunique(), "images": int(present.sum()),
+            "in train_val_list.txt": listed.count("train"), "in test_list.txt": listed.count("test")}
 
 
 def _find_films(root: Path, folders: Sequence[str] | None) -> tuple[dict[str, Path], int]:
     """File name -> path over the image folders, and how many files stand in a second folder."""
-    if folders is None:
-        places = sorted(path for path in root.glob("images*") if path.is_dir())
-    else:
-        places = [root / name for name in folders]
-        if absent := [place for place in places if not place.is_dir()]:
-            raise InputError(f"{absent[0]}: no such folder; give folders of images in images={list(folders)}")
-    films: dict[str, Path] = {}
+    places = sorted(filter(Path.is_dir, root.glob("images*"))) if folders is None else [root / name for name in folders]
+    if folders is not None and (absent := [place for place in places if not place.is_dir()]):
+        raise InputError(f"{absent[0]}: no such folder; give folders of images in images={list(folders)}")
     files = [path for place in places for path in sorted(place.rglob("*.png"))]
-    for path in files:
-        films.setdefault(path.name, path)
+    films = {path.name: path for path in reversed(files)}
     return films, len(files) - len(films)
 
 
-def _study(row: int, cells: Cells, films: Mapping[str, Path]) -> Study | None:
-    if cells["Image Index"] not in films:
+def _study(cells: Cells, films: Mapping[str, Path]) -> Study | None:
+    image = cells["Image Index"]
+    if image not in films:
         return None
     names = [RENAMED.get(name, name) for name in cells["Finding Labels"].split("|")]
     unknown = [name for name in names if name not in (*FINDINGS, NO_FINDING)]
     if unknown or len(set(names)) < len(names) or (NO_FINDING in names and len(names) > 1):
         raise Unusable("Finding Labels", f"{cells['Finding Labels']!r} is not a list of the 14 findings")
-    if not cells["Patient ID"]:
-        raise Unusable("Patient ID", "is empty")
-    if cells["View Position"] not in ("PA", "AP"):
-        raise Unusable("View Position", f"{cells['View Position']!r} is not PA or AP")
-    return Study(row=row, study_id=cells["Image Index"].removesuffix(".png"), patient_id=cells["Patient ID"],
-                 films=[Film(films[cells["Image Index"]], cells["View Position"])], positive=names,
-                 negative=[name for name in FINDINGS if name not in names],
-                 sex=to_sex("Patient Gender", cells["Patient Gender"]),
-                 age=to_age("Patient Age", cells["Patient Age"]))
+    patient, view = filled(cells, "Patient ID"), one_of(("PA", "AP"), "PA or AP", cells, "View Position")
+    return Study(image.removesuffix(".png"), patient, [Film(films[image], view)], positive=names,
+                 negative=[name for name in FINDINGS if name not in names], sex=to_sex(cells, "Patient Gender"),
+                 age=to_age(cells, "Patient Age"))
 
 
-def _official_lists(root: Path) -> dict[str, str] | None:
-    """Film -> "test" or "train" by the official lists; None unless both are there."""
+def _official_lists(root: Path) -> dict[str, str]:
+    """Film -> "test" or "train" by the official lists; empty unless both are there."""
     paths = {"train": root / "train_val_list.txt", "test": root / "test_list.txt"}
     if not all(path.is_file() for path in paths.values()):
-        return None
+        return {}
     return {film: split for split, path in paths.items() for film in path.read_text(encoding="utf-8").split()}
 
 
-def _splits(
-    studies: Sequence[Study], lists: Mapping[str, str] | None, shares: Mapping[str, float], seed: int
-) -> dict[str, str]:
-    """Patient -> split."""
-    if lists is None:
-        return split_patients((study.patient_id for study in studies), shares, seed)
-    official: dict[str, str] = {}
+def _official_splits(studies: Sequence[Study], lists: Mapping[str, str]) -> dict[str, str]:
+    """Patient -> test or train by the official lists."""
+    splits: dict[str, str] = {}
     for study in studies:
         split = lists.get(f"{study.study_id}.png")
         if split is None:
             raise InputError(f"{study.study_id}.png is in neither train_val_list.txt nor test_list.txt; check them")
-        if official.setdefault(study.patient_id, split) != split:
+        if splits.setdefault(study.patient_id, split) != split:
             raise InputError(f"patient {study.patient_id} is in train_val_list.txt and in test_list.txt; check them")
-    rest = shares.get("train", 0) + shares.get("valid", 0)
-    trained = [patient for patient, split in official.items() if split == "train"]
-    cut = {"train": shares.get("train", 0) / rest, "valid": shares.get("valid", 0) / rest} if rest else {"train": 1}
-    return official | split_patients(trained, cut, seed)
+    return splits

@@ -11,25 +11,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxrclip.data.sources.chexpert_format import (
-    COLUMNS,
-    FINDINGS,
-    RELEASE,
-    films_of,
-    labels_of,
-    patients_of,
-    place_of,
-    plus_reports,
-    train_table,
-    view_of,
-)
-from cxrclip.data.sources.prepare import Film, Intake, Source, Study
-from cxrclip.data.sources.tables import Cells, Unusable, read_table, records, to_age, to_sex, to_text
+from cxrclip.data.sources import chexpert_format as chex
+from cxrclip.data.sources.prepare import Intake, Source, Study
+from cxrclip.data.sources.tables import Cells, Unusable, read_table, records, to_text
 from cxrclip.errors import InputError
 
 LIST = "chexpert_5x200.csv"
 CLASSES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 EACH = 200
+TEXTS = ("Report Findings", "Report Impression")
 EXPECTED = {"rows": 1_000, "patients": 966, **{f"rows of {name} alone": EACH for name in CLASSES}}
 # 969 patients: computed from the public label table of CheXpert v1.0.
 EXPECTED_MGCA = EXPECTED | {"patients": 969}
@@ -39,17 +29,15 @@ def read(intake: Intake, *, test_list: str | None = None) -> None:
     """Read GLoRIA's list and the CheXpert download it names: every row is a study, all are test.
 
     The class is the one positive label. Nothing is negative: the list writes 0 for "negative" and for "not mentioned".
-    The list must be whole, its four counts those of 5x200 (1,000 rows, 200 a class, 966 patients, each row exactly one
-    of the five); with `allow_partial` films may be missing.
+    The list must be whole (1,000 rows, 200 a class, 966 patients); with `allow_partial` films may be missing.
 
     Args:
         test_list: path of the list, absolute or relative to `root`; None looks for chexpert_5x200.csv there.
     """
-    if (path := find_list(intake.root, test_list)) is None:
-        raise InputError(f"{intake.root}: no {LIST} here; take the list that GLoRIA gives out, or use "
-                         "chexpert5x200-mgca")
-    table = read_list(path)
-    table["film"] = films_of(intake.root, table["Path"])
+    listed = gloria_list(intake.root, test_list)
+    intake.need(listed, f"no {LIST} here; take the list that GLoRIA gives out, or use chexpert5x200-mgca")
+    path, table = listed
+    table["film"] = chex.films_of(intake.root, table["Path"])
     _take(intake, path, table)
 
 
@@ -57,39 +45,34 @@ def read_mgca(intake: Intake, *, reports: str | None = None) -> None:
     """Draw MGCA's 5x200 from CheXpert's train.csv; else as `read`.
 
     Args:
-        reports: CheXpert Plus' table (absolute, relative to `root`, or "auto"): its sections become the texts. Without
-            it there are no texts, and so no retrieval.
+        reports: CheXpert Plus' table (absolute, relative to `root`, or "auto"): its sections become the texts. None
+            gives no texts, and so no retrieval.
     """
-    path, train = train_table(intake.root)
+    ((path, train),) = chex.label_tables(intake.root)
     table = mgca_list(path, train)
     intake.file = path.name
     if reports:
-        texts = plus_reports(intake, reports, train["study"])
-        sections = [texts.get("/".join(study.split("/")[-2:]), (None, None)) for study in table["study"]]
-        table["Report Findings"] = [findings or "" for findings, _ in sections]
-        table["Report Impression"] = [impression or "" for _, impression in sections]
+        texts = chex.plus_reports(intake, reports, train["study"])
+        for i, name in enumerate(TEXTS):
+            table[name] = [texts[study][i] or "" if study in texts else "" for study in table["study"]]
     _take(intake, path, table)
 
 
-SOURCE = Source("chexpert5x200", f"the CheXpert download, with {LIST}", read, RELEASE)
-MGCA = Source("chexpert5x200-mgca", "the CheXpert download, with train.csv", read_mgca, RELEASE)
+SOURCE = Source("chexpert5x200", f"the CheXpert download, with {LIST}", read, chex.RELEASE)
+MGCA = Source("chexpert5x200-mgca", "the CheXpert download, with train.csv", read_mgca, chex.RELEASE)
 
 
-def find_list(root: Path, test_list: str | None) -> Path | None:
-    """The path of GLoRIA's list: as named, else in `root`, else None."""
-    if test_list is None:
-        return root / LIST if (root / LIST).is_file() else None
-    return root / test_list
-
-
-def read_list(path: Path) -> pd.DataFrame:
-    """GLoRIA's list, checked by its four known counts: `COLUMNS` and "Report Impression", every cell as text.
+def gloria_list(root: Path, test_list: str | None) -> tuple[Path, pd.DataFrame] | None:
+    """Path and rows of GLoRIA's list, as named or in `root`; None where it is not named and not there.
 
     Raises:
-        InputError: a column is missing, or the counts are not those of 5x200.
+        InputError: no such file, a column is missing, or its four known counts are not those of 5x200.
     """
-    table = read_table(path, (*COLUMNS, "Report Impression"), only=True)
-    return _checked(table, path, EXPECTED, f"it is not the list that GLoRIA gives out as {LIST}")
+    if test_list is None and not (root / LIST).is_file():
+        return None
+    path = root / (test_list or LIST)
+    table = read_table(path, (*chex.COLUMNS, "Report Impression"), only=True)
+    return path, _checked(table, path, EXPECTED, f"it is not the list that GLoRIA gives out as {LIST}")
 
 
 def mgca_list(path: Path, train: pd.DataFrame) -> pd.DataFrame:
@@ -104,8 +87,8 @@ def mgca_list(path: Path, train: pd.DataFrame) -> pd.DataFrame:
     Raises:
         InputError: too few rows to draw from, or other counts than the rule gives on CheXpert v1.0.
     """
-    positive = pd.DataFrame({name: train[name].isin(["1", "1.0"]) for name in FINDINGS[1:]})
-    nothing = pd.DataFrame({name: train[name].isin(["0", "0.0", ""]) for name in FINDINGS[1:]})
+    labels = train[list(chex.FINDINGS[1:])]
+    positive, nothing = labels.isin(["1", "1.0"]), labels.isin(["0", "0.0", ""])
     drawn = []
     for name in CLASSES:
         alone = positive[name] & nothing.drop(columns=name).all(axis=1) & (train["Frontal/Lateral"] == "Frontal")
@@ -116,10 +99,10 @@ def mgca_list(path: Path, train: pd.DataFrame) -> pd.DataFrame:
 
 
 def _checked(table: pd.DataFrame, path: Path, expected: dict[str, int], otherwise: str) -> pd.DataFrame:
-    classes = pd.DataFrame({name: table[name].isin(["1", "1.0"]) for name in CLASSES})
-    alone = classes.sum(axis=1) == 1
-    measured = {"rows": len(table), "patients": patients_of(table["Path"]).nunique()}
-    measured |= {f"rows of {name} alone": int((classes[name] & alone).sum()) for name in CLASSES}
+    positive = table[list(CLASSES)].isin(["1", "1.0"])
+    alone = positive[positive.sum(axis=1) == 1].sum()
+    measured = {"rows": len(table), "patients": chex.patients_of(table["Path"]).nunique()}
+    measured |= {f"rows of {name} alone": alone[name] for name in CLASSES}
     wrong = [f"{measured[what]:,} {what}, not {n:,}" for what, n in expected.items() if measured[what] != n]
     if wrong:
         raise InputError(f"{path}: {'; '.join(wrong)}: {otherwise}")
@@ -128,23 +111,19 @@ def _checked(table: pd.DataFrame, path: Path, expected: dict[str, int], otherwis
 
 def _take(intake: Intake, path: Path, table: pd.DataFrame) -> None:
     present = int((table["film"] != "").sum())
-    if not present:
-        raise InputError(f"{intake.root}: none of the {len(table):,} films of the list is here; unpack train/")
+    intake.need(present, f"none of the {len(table):,} films of the list is here; unpack train/")
     intake.file = path.name
     intake.count({"images": len(table)}, {"images": present})
     intake.facts["not_downloaded"] = len(table) - present
     intake.take(records(table), _study)
 
 
-def _study(row: int, cells: Cells) -> Study | None:
-    place, labels = place_of("Path", cells["Path"]), labels_of(cells)
-    if labels["uncertain"]:
-        raise Unusable(labels["uncertain"][0], "is uncertain; 5x200 has none")
-    view = view_of(cells)
-    if not cells["film"]:
+def _study(cells: Cells) -> Study | None:
+    place, film, study = chex.film_row(cells)
+    if study["uncertain"]:
+        raise Unusable(study["uncertain"][0], "is uncertain; 5x200 has none")
+    if film is None:
         return None
-    return Study(row=row, study_id=f"{place.study_id}/{place.view}", patient_id=place.patient,
-                 films=[Film(Path(cells["film"]), view)], split="test",
-                 findings=to_text("Report Findings", cells.get("Report Findings", "")),
-                 impression=to_text("Report Impression", cells.get("Report Impression", "")),
-                 positive=labels["positive"], sex=to_sex("Sex", cells["Sex"]), age=to_age("Age", cells["Age"]))
+    text = [to_text(name, cells.get(name, "")) for name in TEXTS]
+    return Study(f"{place.study_id}/{place.view}", place.patient, [film], "test", *text, positive=study["positive"],
+                 sex=study["sex"], age=study["age"])

@@ -6,12 +6,12 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from cxrclip.data.sources.prepare import Intake
-from cxrclip.data.sources.tables import Cells, Unusable, read_table, records, to_text
+from cxrclip.data.sources.prepare import FRONTAL, Film, Intake
+from cxrclip.data.sources.tables import Cells, Unusable, one_of, read_table, records, to_age, to_sex, to_text
 from cxrclip.errors import InputError
 
 RELEASE = "https://stanfordmlgroup.github.io/competitions/chexpert, Stanford research use agreement"
@@ -22,23 +22,18 @@ FINDINGS = (
 COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
 PLUS = "df_chexpert_plus*.csv"
 STATES = {"1": "positive", "0": "negative", "-1": "uncertain", "": ""}
-LATERAL, FRONTAL = "LATERAL", "FRONTAL"
 Sections = tuple[str | None, str | None]
 """Findings and impression of a report."""
-_PLACE = re.compile(r"(?:^|/)(train|valid)/(patient\d+)/(study\d+)/(view\d+_(?:frontal|lateral))\.(?:jpg|png)$")
+_PLACE = re.compile(r"(?:^|/)(train|valid)/((patient\d+)/study\d+)/(view\d+_(?:frontal|lateral))\.(?:jpg|png)$")
 
 
 class Place(NamedTuple):
     """Where a film stands: train/patient00001/study1/view1_frontal.jpg."""
 
     split: str
+    study_id: str
     patient: str
-    study: str
     view: str
-
-    @property
-    def study_id(self) -> str:
-        return f"{self.patient}/{self.study}"
 
 
 def place_of(column: str, cell: str) -> Place:
@@ -51,31 +46,33 @@ def place_of(column: str, cell: str) -> Place:
 
 def patients_of(paths: pd.Series) -> pd.Series:
     """The patients of a column of paths; None where a path is none of CheXpert's."""
-    return paths.str.extract(_PLACE.pattern, expand=True)[1]
-
-
-def view_of(cells: Cells) -> str:
-    """AP or PA of a frontal film where it is known, else FRONTAL or LATERAL."""
-    side, projection = cells["Frontal/Lateral"], cells["AP/PA"]
-    if side not in ("Frontal", "Lateral"):
-        raise Unusable("Frontal/Lateral", f"{side!r} is not Frontal or Lateral")
-    if projection not in ("AP", "PA", "LL", "RL", ""):
-        raise Unusable("AP/PA", f"{projection!r} is not AP, PA, LL, RL or empty")
-    if side == "Lateral":
-        return LATERAL
-    return projection if projection in ("AP", "PA") else FRONTAL  # 17 frontal films of v1.0 are called LL or RL
+    return paths.str.extract(_PLACE.pattern, expand=True)[2]
 
 
 def labels_of(cells: Cells) -> dict[str, tuple[str, ...]]:
     """Positive, negative and uncertain names of one row of CheXpert's label columns."""
-    labels: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
+    labels: dict[str, tuple[str, ...]] = {"positive": (), "negative": (), "uncertain": ()}
     for name in FINDINGS:
         cell = cells[name].removesuffix(".0")
         if cell not in STATES:
             raise Unusable(name, f"{cells[name]!r} is none of 1 (positive), 0 (negative), -1 (uncertain) or empty")
         if cell:
-            labels[STATES[cell]].append(name)
-    return {state: tuple(names) for state, names in labels.items()}
+            labels[STATES[cell]] += (name,)
+    return labels
+
+
+def film_row(cells: Cells) -> tuple[Place, Film | None, dict[str, Any]]:
+    """Where a film stands, the film (None: not downloaded), and what its study says: labels, sex and age.
+
+    The view is AP or PA of a frontal film where it is known, else FRONTAL or LATERAL.
+    """
+    place = place_of("Path", cells["Path"])
+    view = one_of(("Frontal", "Lateral"), "Frontal or Lateral", cells, "Frontal/Lateral").upper()
+    projection = one_of(("AP", "PA", "LL", "RL", ""), "AP, PA, LL, RL or empty", cells, "AP/PA")
+    if view == FRONTAL and projection in ("AP", "PA"):  # 17 frontal films of v1.0 are called LL or RL
+        view = projection
+    study = labels_of(cells) | {"sex": to_sex(cells, "Sex"), "age": to_age(cells, "Age")}
+    return place, Film(Path(cells["film"]), view) if cells["film"] else None, study
 
 
 def homes(root: Path) -> list[Path]:
@@ -83,22 +80,23 @@ def homes(root: Path) -> list[Path]:
     return [root, *sorted(path for path in root.glob("CheXpert-v1.0*") if path.is_dir())]
 
 
-def label_table(root: Path, name: str) -> tuple[Path, pd.DataFrame] | None:
-    """Path and rows of train.csv or valid.csv, with the columns "film" (path or "") and "study"; None without it."""
-    path = next((home / name for home in homes(root) if (home / name).is_file()), None)
-    if path is None:
-        return None
-    table = read_table(path, COLUMNS, only=True)
-    table["film"] = films_of(root, table["Path"])
-    table["study"] = table["Path"].str.rpartition("/")[0]
-    return path, table
+def label_tables(root: Path, *names: str) -> list[tuple[Path, pd.DataFrame]]:
+    """Path and rows of train.csv, and of the other tables named that are there.
 
+    The column "film" is added (path, "" where it is not there), and "study" (patient00001/study1).
 
-def train_table(root: Path) -> tuple[Path, pd.DataFrame]:
-    """As `label_table` of train.csv; raises InputError without it."""
-    if (train := label_table(root, "train.csv")) is None:
+    Raises:
+        InputError: there is no train.csv.
+    """
+    paths = {name: home / name for name in ("train.csv", *names) for home in reversed(homes(root))
+             if (home / name).is_file()}
+    if "train.csv" not in paths:
         raise InputError(f"{root}: no train.csv here nor in CheXpert-v1.0*/; give the folder of the download")
-    return train
+    tables = [(path, read_table(path, COLUMNS, only=True)) for path in paths.values()]
+    for _, table in tables:
+        table["film"] = films_of(root, table["Path"])
+        table["study"] = ["/".join(path.split("/")[-3:-1]) for path in table["Path"]]
+    return tables
 
 
 def films_of(root: Path, paths: pd.Series) -> list[str]:
@@ -107,44 +105,38 @@ def films_of(root: Path, paths: pd.Series) -> list[str]:
     The release comes as one folder, or in batches ("CheXpert-v1.0 batch 2 (train 1)"), some without train/.
     """
     bases = [str(home) for home in homes(root)]
-
-    def film(cell: str) -> str:
+    films = []
+    for cell in paths:
         match = _PLACE.search(cell)
-        if not match:
-            return ""
-        end = cell[match.start(1) :]
-        names = (f"{base}/{part}" for base in bases for part in (end, end.partition("/")[2]))
-        return next((name for name in names if os.path.isfile(name)), "")
-
-    return [film(cell) for cell in paths]
+        end = cell[match.start(1) :] if match else ""
+        names = (f"{base}/{part}" for base in bases for part in (end, end.partition("/")[2]) if match)
+        films.append(next(filter(os.path.isfile, names), ""))
+    return films
 
 
-def plus_reports(intake: Intake, reports: str, studies: Iterable[str]) -> dict[str, Sections]:
+def plus_reports(intake: Intake, reports: str, known: Iterable[str]) -> dict[str, Sections]:
     """Study -> sections by CheXpert Plus (Chambon et al., 2024), of the first row of each study.
 
     Args:
-        intake: rows that cannot be used, or that name none of the `studies`, are set aside there.
+        intake: rows that cannot be used, or that name none of the `known` studies, are set aside there.
         reports: path of df_chexpert_plus_240401.csv, absolute or relative to the root, or "auto" to look for it there.
-        studies: the column "study" of the tables of labels.
+        known: the column "study" of the tables of labels.
     """
-    known = {"/".join(study.split("/")[-2:]) for study in studies}
-    path = _plus_path(intake.root) if reports == "auto" else intake.root / reports
-    table = read_table(path, ("path_to_image", "section_findings", "section_impression"), only=True)
+    paths = [intake.root / reports]
+    if reports == "auto":
+        paths = sorted(path for home in homes(intake.root) for path in home.glob(PLUS))
+    if not paths:
+        raise InputError(f"{intake.root}: no {PLUS}; download CheXpert Plus, or leave the reports out")
+    columns = ("section_findings", "section_impression")
+    table, known = read_table(paths[-1], ("path_to_image", *columns), only=True), set(known)
 
     def sections(cells: Cells) -> tuple[str, Sections]:
         study = place_of("path_to_image", cells["path_to_image"]).study_id
         if study not in known:
             raise Unusable("path_to_image", f"{cells['path_to_image']!r} is in neither train.csv nor valid.csv")
-        return study, tuple(to_text(name, cells[name]) for name in ("section_findings", "section_impression"))
+        return study, tuple(to_text(name, cells[name]) for name in columns)
 
     texts: dict[str, Sections] = {}
-    for _, (study, text) in intake.usable(records(table), sections, path.name):
+    for _, (study, text) in intake.usable(records(table), sections, paths[-1].name):
         texts.setdefault(study, text)
     return texts
-
-
-def _plus_path(root: Path) -> Path:
-    paths = sorted(path for home in homes(root) for path in home.glob(PLUS))
-    if not paths:
-        raise InputError(f"{root}: no {PLUS}; download CheXpert Plus, or leave the reports out")
-    return paths[-1]

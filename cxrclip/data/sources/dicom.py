@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake
+import pandas as pd
+
+from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Study
+from cxrclip.data.sources.tables import Rows, filled, grouped
 from cxrclip.studies import MAX_AGE, SEXES
 
 SUFFIXES = (".dicom", ".dcm", ".png", ".jpg")  # the release's own first, then films converted by hand
+Labels = tuple[Sequence[str], Sequence[str]]
+"""Positive and negative findings."""
 _FIELDS = ("ViewPosition", "PatientSex", "PatientAge")
 _YEARS = {"Y": 1.0, "": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _AGE = re.compile(r"(\d{1,3})([YMWD]?)")
@@ -30,14 +36,9 @@ class Header(NamedTuple):
 
 def find_films(folder: Path) -> dict[str, Path]:
     """File name without suffix -> path, for every film below `folder`; empty where there is no such folder."""
-    best: dict[str, tuple[int, Path]] = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in SUFFIXES:
-                film = (SUFFIXES.index(suffix.lower()), Path(place) / name)
-                best[stem] = min(best.get(stem, film), film)
-    return {stem: path for stem, (_, path) in best.items()}
+    films = sorted((SUFFIXES.index(path.suffix.lower()), path) for place, _, names in os.walk(folder)
+                   for path in map(Path(place).joinpath, names) if path.suffix.lower() in SUFFIXES)
+    return {path.stem: path for _, path in reversed(films)}
 
 
 def read_header(path: Path) -> Header:
@@ -68,11 +69,34 @@ def _years(age: str) -> float | None:
     return years if years is not None and years <= MAX_AGE else None
 
 
-def film_of(path: Path, intake: Intake, view: str = UNKNOWN) -> dict[str, Any]:
-    """The fields films, sex and age of a study with one film; `view` where its header names none.
+def take_films(
+    intake: Intake, table: pd.DataFrame, key: str, labels_of: Callable[[Rows], Labels], paths: Mapping[str, Path],
+    splits: Mapping[str, str], *, view: str = UNKNOWN, file: str = "",
+) -> None:
+    """Take each film as a study and a patient, with view, sex and age of its header.
 
-    Values of the header that make no sense are counted ("odd_headers").
+    Films that are not downloaded, and headers with values that make no sense, are counted.
+
+    Args:
+        table: one row or several for each film; `file` is its name, where it is not the intake's own.
+        key: the column with the name of the film.
+        labels_of: the rows of a film -> its positive and its negative findings.
+        paths: name -> file, for the films that are here.
+        splits: name -> split, for all films.
+        view: of a film whose header names none.
     """
-    header = read_header(path)
-    intake.tally("odd_headers", header.odd)
-    return {"films": [Film(path, header.view or view)], "sex": header.sex, "age": header.age}
+
+    def study(group: Rows) -> Study | None:
+        name = filled(group[0][1], key)
+        positive, negative = labels_of(group)
+        if name not in paths:
+            intake.tally("not_downloaded")
+            return None
+        header = read_header(paths[name])
+        intake.tally("odd_headers", header.odd)
+        return Study(name, name, [Film(paths[name], header.view or view)], splits[name], positive=positive,
+                     negative=negative, sex=header.sex, age=header.age)
+
+    intake.tally("not_downloaded", 0)
+    intake.tally("odd_headers", 0)
+    intake.take(grouped(table, key), study, file)

@@ -18,10 +18,9 @@ from pathlib import Path
 import pandas as pd
 
 from cxrclip.data.sources.chexpert_format import FINDINGS, labels_of
-from cxrclip.data.sources.mimic_reports import Reports, open_reports
-from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Source, Study
-from cxrclip.data.sources.report_text import Sections
-from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, grouped, read_table, records
+from cxrclip.data.sources.prepare import LATERAL, UNKNOWN, Film, Intake, Source, Study
+from cxrclip.data.sources.reports import Reports, open_reports
+from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, grouped, one_of, read_table, records
 from cxrclip.errors import InputError
 
 EXPECTED = {
@@ -30,8 +29,8 @@ EXPECTED = {
     "valid studies": 1_808, "test studies": 3_269,
 }
 SPLIT_NAMES = {"train": "train", "validate": "valid", "test": "test"}
-VIEWS = {"LL": "LATERAL", "": UNKNOWN}  # the rest as written: AP, PA, LATERAL, and rare ones
-COLUMNS = ("dicom_id", "subject_id", "study_id", "ViewPosition")
+VIEWS = {"LL": LATERAL, "": UNKNOWN}  # the rest as written: AP, PA, LATERAL, and rare ones
+COLUMNS = ("dicom_id", "subject_id", "study_id", "ViewPosition")  # the first three name the file
 _IDS = {
     "dicom_id": re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}"),
     "subject_id": re.compile(r"1\d{7}"),
@@ -43,8 +42,7 @@ Labels = Mapping[str, tuple[str, ...]]
 def read(intake: Intake, *, reports: str | None = None, labels: str | None = "chexpert") -> None:
     """Read the folder with mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz and files/, or one above it.
 
-    Splits are the official ones. `dataset.json` also counts studies without a report, which are skipped, and those
-    whose last paragraph serves as impression.
+    Splits are the official ones. Studies without a report are skipped, and counted.
 
     Args:
         reports: table of sections, zip file or folder of texts (absolute, or relative to `root`). None looks in `root`
@@ -52,24 +50,23 @@ def read(intake: Intake, *, reports: str | None = None, labels: str | None = "ch
             for the texts among the films (files/p10/.../s*.txt).
         labels: "chexpert" or "negbio", whose table of labels is added where it is there; None leaves them out.
     """
-    meta = _table_path(intake.root, "metadata")
+    meta, split = (find_one(intake.root, f"mimic-cxr-*-{kind}.csv*") for kind in ("metadata", "split"))
+    for kind, path in (("metadata", meta), ("split", split)):
+        intake.need(path, f"no mimic-cxr-2.0.0-{kind}.csv.gz; give the folder of the MIMIC-CXR-JPG download")
     table, texts = read_table(meta, COLUMNS, only=True), open_reports((intake.root, meta.parent), reports)
     intake.file = meta.name
     intake.facts |= {"reports": texts.where, "labels": labels}
     intake.facts |= dict.fromkeys(("not_downloaded", "without_report", "last_paragraphs", "addenda"), 0)
-    table["split"] = _splits(table, _table_path(intake.root, "split"), intake)
-    ids = zip(table["dicom_id"], table["subject_id"], table["study_id"], strict=True)
-    table["present"] = [os.path.isfile(meta.parent / film_name(*names)) for names in ids]
+    table["split"] = _splits(table["dicom_id"], split, intake)
+    films = [f"{meta.parent}/{film_name(*ids)}" for ids in zip(*(table[name] for name in COLUMNS[:3]), strict=True)]
+    table["film"] = [film if os.path.isfile(film) else "" for film in films]
     measured = _counts(table, texts)
-    if not measured["images"]:
-        raise InputError(f"{intake.root}: none of the {len(table):,} listed films is here; download them into files/")
-    if not measured["reports"]:
-        raise InputError(f"{intake.root}: no report of the {measured['studies']:,} listed studies is here; download "
-                         "them, or say where they are (reports=...)")
+    intake.need(measured["images"], f"none of the {len(table):,} listed films is here; download them into files/")
+    intake.need(measured["reports"], f"no report of the {measured['studies']:,} listed studies is here; download them, "
+                                     "or say where they are (reports=...)")
     intake.count(EXPECTED, measured)
     by_study = _labels(labels, set(table["study_id"]), intake)
-    parse = partial(_study, folder=meta.parent, intake=intake, texts=texts, labels=by_study)
-    intake.take(grouped(table, "study_id"), parse)
+    intake.take(grouped(table, "study_id"), partial(_study, intake=intake, texts=texts, labels=by_study))
 
 
 SOURCE = Source("mimic-cxr", "the MIMIC-CXR-JPG download", read,
@@ -81,34 +78,28 @@ def film_name(dicom: str, subject: str, study: str) -> str:
     return f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}.jpg"
 
 
-def _table_path(root: Path, kind: str) -> Path:
-    path = find_one(root, f"mimic-cxr-*-{kind}.csv*")
-    if path is None:
-        raise InputError(f"{root}: no mimic-cxr-2.0.0-{kind}.csv.gz; give the folder of the MIMIC-CXR-JPG download")
-    return path
-
-
 def _counts(table: pd.DataFrame, texts: Reports) -> dict[str, int]:
     """The counts of `EXPECTED` in this download."""
     studies = table.drop_duplicates("study_id")
-    reports = sum(texts.has(*ids) for ids in zip(studies["subject_id"], studies["study_id"], strict=True))
-    measured = {"rows": len(table), "images": int(table["present"].sum()), "studies": len(studies)}
-    measured |= {"patients": table["subject_id"].nunique(), "reports": reports}
+    measured = {"rows": len(table), "images": int((table["film"] != "").sum()), "studies": len(studies)}
+    measured["patients"] = table["subject_id"].nunique()
+    measured["reports"] = sum(map(texts.has, studies["subject_id"], studies["study_id"]))
     for what, rows in (("images", table), ("studies", studies)):
         measured |= {f"{split} {what}": int((rows["split"] == name).sum()) for name, split in SPLIT_NAMES.items()}
     return measured
 
 
-def _splits(table: pd.DataFrame, path: Path, intake: Intake) -> list[str]:
+def _splits(films: pd.Series, path: Path, intake: Intake) -> list[str]:
     """The official split of each film, "" where it has none; rows that name no film, or one again, are set aside."""
-    splits, listed = read_table(path, ("dicom_id", "split"), only=True), set(table["dicom_id"])
-    split_of: dict[str, str] = {}
-    for row, (dicom, split) in enumerate(zip(splits["dicom_id"], splits["split"], strict=True), 1):
-        if dicom not in listed:
-            intake.set_aside(row, "dicom_id", f"{dicom!r} is not in {intake.file}", path.name)
-        elif split_of.setdefault(dicom, split) != split:
+    table, listed, split_of = read_table(path, ("dicom_id", "split"), only=True), set(films), {}
+
+    def parse(cells: Cells) -> tuple[str, str]:
+        return one_of(listed, f"in {intake.file}", cells, "dicom_id"), cells["split"]
+
+    for row, (dicom, split) in intake.usable(records(table), parse, path.name):
+        if split_of.setdefault(dicom, split) != split:
             intake.set_aside(row, "split", f"{dicom} is in {split_of[dicom]} and in {split}", path.name)
-    return [split_of.get(dicom, "") for dicom in table["dicom_id"]]
+    return [split_of.get(dicom, "") for dicom in films]
 
 
 def _labels(labels: str | None, known: set[str], intake: Intake) -> dict[str, Labels]:
@@ -117,47 +108,34 @@ def _labels(labels: str | None, known: set[str], intake: Intake) -> dict[str, La
         raise InputError(f"mimic-cxr: unknown labels {labels!r}; use chexpert, negbio or none")
     if labels is None or (path := find_one(intake.root, f"mimic-cxr-*-{labels}.csv*")) is None:
         return {}
-    table = read_table(path, ("study_id", *FINDINGS), only=True)
 
     def parse(cells: Cells) -> tuple[str, Labels]:
-        if cells["study_id"] not in known:
-            raise Unusable("study_id", f"{cells['study_id']!r} is not in {intake.file}")
-        return cells["study_id"], labels_of(cells)
+        return one_of(known, f"in {intake.file}", cells, "study_id"), labels_of(cells)
 
+    table = read_table(path, ("study_id", *FINDINGS), only=True)
     return dict(labelled for _, labelled in intake.usable(records(table), parse, path.name))
 
 
-def _film(cells: Cells, folder: Path) -> tuple[str, Film | None]:
+def _film(cells: Cells) -> tuple[str, Film | None]:
     for column, pattern in _IDS.items():
         if not pattern.fullmatch(cells[column]):
             raise Unusable(column, f"{cells[column]!r} is not written as in MIMIC-CXR")
     if cells["split"] not in SPLIT_NAMES:
         raise Unusable("split", f"{cells['split']!r} is not train, validate or test" if cells["split"] else "has none")
     view = VIEWS.get(cells["ViewPosition"], cells["ViewPosition"])
-    path = folder / film_name(cells["dicom_id"], cells["subject_id"], cells["study_id"])
-    return cells["dicom_id"], Film(path, view) if cells["present"] else None
+    return cells["dicom_id"], Film(Path(cells["film"]), view) if cells["film"] else None
 
 
-def _study(
-    number: int, group: Rows, *, folder: Path, intake: Intake, texts: Reports, labels: Mapping[str, Labels]
-) -> Study | None:
-    parse = partial(_film, folder=folder)
-    films, first = intake.usable_films(group, parse, unique="dicom_id", shared=("subject_id", "split"))
+def _study(group: Rows, intake: Intake, texts: Reports, labels: Mapping[str, Labels]) -> Study | None:
+    films, first = intake.usable_films(group, _film, unique="dicom_id", shared=("subject_id", "split"))
     if not films:
         return None
-    study, subject, split = first["study_id"], first["subject_id"], SPLIT_NAMES[first["split"]]
+    study, subject = first["study_id"], first["subject_id"]
     if not texts.has(subject, study):
         intake.tally("without_report")
         return None
-    text = _counted(texts.read(subject, study), intake)
-    return Study(number, f"s{study}", f"p{subject}", films, split, text.findings, text.impression,
-                 **labels.get(study, {}))
-
-
-def _counted(text: Sections, intake: Intake) -> Sections:
-    """The sections, which must say something; how they were come by is counted."""
-    intake.tally("addenda", text.addenda > 0)
-    intake.tally("last_paragraphs", text.last_paragraph)
+    text = intake.tallied(texts.read(subject, study))
     if not (text.findings or text.impression):
         raise Unusable("report", "has no FINDINGS, no IMPRESSION and no last paragraph that says something")
-    return text
+    return Study(f"s{study}", f"p{subject}", films, SPLIT_NAMES[first["split"]], text.findings, text.impression,
+                 **labels.get(study, {}))

@@ -12,29 +12,27 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Source, Study
+import pandas as pd
+
+from cxrclip.data.sources.prepare import FRONTAL, LATERAL, UNKNOWN, Film, Intake, Source, Study
 from cxrclip.data.sources.splits import SHARES, split_patients
-from cxrclip.data.sources.tables import Unusable, read_table, to_text
+from cxrclip.data.sources.tables import Unusable, read_table, records, to_text
 from cxrclip.errors import InputError
 from cxrclip.studies import SPLITS
 
 REPORTS, PROJECTIONS, XML = "indiana_reports.csv", "indiana_projections.csv", "ecgen-radiology"
-KINDS = ("*.png", "*.jpg", "*.dcm")
+COLUMNS = ("uid", "filename", "projection")
+KINDS = ("*.png", "*.jpg", "*.dcm")  # the first goes before the others
 EXPECTED = {
-    XML: {
-        "reports": 3_955,
-        "films named": 7_470,
-        "with findings": 3_425,
-        "with impression": 3_921,
-        "with both sections": 3_419,
-        "images": 7_470,
-    },
+    XML: {"reports": 3_955, "films named": 7_470, "with findings": 3_425, "with impression": 3_921,
+          "with both sections": 3_419, "images": 7_470},
     REPORTS: {"reports": 3_851, "films named": 7_466, "images": 7_466},
 }
-FRONTAL, LATERAL = "FRONTAL", "LATERAL"
+VIEWS = {"frontal": FRONTAL, "lateral": LATERAL}
 
 
 class Report(NamedTuple):
@@ -47,11 +45,7 @@ class Report(NamedTuple):
 
 
 def read(
-    intake: Intake,
-    *,
-    split: str | None = "test",
-    shares: Mapping[str, float] = SHARES,
-    seed: int = 0,
+    intake: Intake, *, split: str | None = "test", shares: Mapping[str, float] = SHARES, seed: int = 0,
     frontal_only: bool = False,
 ) -> None:
     """Read an Open-I download: one report is one study, frontal films first. Films may lie anywhere below `root`.
@@ -63,7 +57,6 @@ def read(
     a lateral, that is the second film in 695 of 777. (The header itself is no help: it is empty, or calls laterals PA.)
 
     The release has no patient numbers: every report counts as one patient. Reports without any text are unusable.
-    `dataset.json` also counts reports that name no film, single films that are missing, and views that were guessed.
 
     Args:
         split: the split of every study; "test" is the paper's use. None splits by report in `shares`.
@@ -74,101 +67,73 @@ def read(
     root = intake.root
     if split is not None and split not in SPLITS:
         raise InputError(f"openi: unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    views = _projections(root)
-    films = _find_films(root)
+    named = read_table(root / PROJECTIONS, COLUMNS) if (root / PROJECTIONS).is_file() else None
+    listed = () if named is None else zip(named["filename"].map(_key), named["projection"].str.lower(), strict=True)
+    views = {name: VIEWS.get(view, UNKNOWN) for name, view in listed}
+    paths = [path for kind in KINDS for path in sorted(root.rglob(kind))]
+    films = {_key(path.name): path for path in reversed(paths)}  # where one lies there twice, the first
     intake.file = XML if (root / XML).is_dir() else REPORTS
-    reports = list(xml_reports(root / XML) if intake.file == XML else _csv_reports(root))
-    if all(isinstance(report, Report) and not films.keys() & set(report.films) for report in reports):
-        raise InputError(f"{root}: no film of {len(reports):,} reports is here; download NLMCXR_png.tgz")
+    reports = list(xml_reports(root / XML) if intake.file == XML else _csv_reports(intake, named))
+    present = any(isinstance(report, Unusable) or films.keys() & set(report.films) for report in reports)
+    intake.need(present, f"no film of {len(reports):,} reports is here; download NLMCXR_png.tgz")
     intake.count(EXPECTED[intake.file], counts(reports, films, views))
     intake.facts |= {"frontal_only": frontal_only, "split": split or "seeded by report"}
     intake.facts |= {"seed": seed, "shares": dict(shares)}
-    intake.facts |= dict.fromkeys(
-        ("not_downloaded", "without_film", "missing_films", "guessed_views", "without_frontal"), 0)
-    intake.take(enumerate(reports, 1),
-                lambda row, report: _study(row, report, _films(report, films, views, intake), split))
+    tallies = ("not_downloaded", "without_film", "missing_films", "guessed_views", "without_frontal")
+    intake.facts |= dict.fromkeys(tallies, 0)
+    intake.take(enumerate(reports, 1), partial(_study, films=films, views=views, intake=intake, split=split or ""))
     intake.splits = {} if split else split_patients((study.patient_id for study in intake.studies), shares, seed)
 
 
 SOURCE = Source("openi", "the Open-I download", read, "https://openi.nlm.nih.gov/faq, CC BY-NC-ND 4.0")
 
 
-def _find_films(root: Path) -> dict[str, Path]:
-    """The films below `root` by `_key`; where one lies there twice, PNG goes before JPEG before DICOM."""
-    films: dict[str, Path] = {}
-    for path in (path for kind in KINDS for path in sorted(root.rglob(kind))):
-        films.setdefault(_key(path.name), path)
-    return films
-
-
 def counts(reports: list[Report | Unusable], films: Mapping[str, Path], views: Mapping[str, str]) -> dict[str, int]:
     """The counts of `EXPECTED` in this download."""
     readable = [report for report in reports if isinstance(report, Report)]
     sections = [(bool(report.findings.strip()), bool(report.impression.strip())) for report in readable]
+    named = [{name: _view(report.films, name, views) for name in report.films} for report in readable]
     return {
         "reports": len(reports),
         "films named": sum(len(report.films) for report in readable),
         "with findings": sum(findings for findings, _ in sections),
         "with impression": sum(impression for _, impression in sections),
         "with both sections": sections.count((True, True)),
-        "images": len({name for report in readable for name in report.films} & films.keys()),
-        "with a frontal film": sum(FRONTAL in (_view(r.films, name, views) for name in r.films) for r in readable),
+        "images": len(films.keys() & set().union(*named)),
+        "with a frontal film": sum(FRONTAL in views.values() for views in named),
     }
 
 
-def _films(
-    report: Report | Unusable, films: Mapping[str, Path], views: Mapping[str, str], intake: Intake
-) -> list[Film]:
-    """The films of a report that are here, with their views; what is not is counted."""
-    if isinstance(report, Unusable):
-        raise report
+def _study(
+    report: Report, films: Mapping[str, Path], views: Mapping[str, str], intake: Intake, split: str
+) -> Study | None:
     present = [name for name in report.films if name in films]
     intake.tally("missing_films", len(report.films) - len(present))
     intake.tally("guessed_views", sum(name not in views for name in present))
     if not present:
         intake.tally("not_downloaded" if report.films else "without_film")
-    viewed = [Film(films[name], _view(report.films, name, views)) for name in present]
-    if intake.facts["frontal_only"] and viewed:
-        viewed = [film for film in viewed if film.view == FRONTAL]
-        intake.tally("without_frontal", not viewed)
-    return viewed
-
-
-def _study(row: int, report: Report, films: list[Film], split: str | None) -> Study | None:
-    if not films:
         return None
-    findings, impression = to_text("findings", report.findings), to_text("impression", report.impression)
-    if findings is None and impression is None:
+    viewed = [Film(films[name], _view(report.films, name, views)) for name in present]
+    frontal = [film for film in viewed if film.view == FRONTAL]
+    if intake.facts["frontal_only"] and not frontal:
+        intake.tally("without_frontal")
+        return None
+    other = [] if intake.facts["frontal_only"] else [film for film in viewed if film.view != FRONTAL]
+    sections = [to_text(name, getattr(report, name)) for name in ("findings", "impression")]
+    if not any(sections):
         raise Unusable("findings, impression", f"report {report.uid} has no text")
-    return Study(row=row, study_id=f"CXR{report.uid}", patient_id=f"CXR{report.uid}",
-                 films=sorted(films, key=lambda film: film.view != FRONTAL), split=split or "", findings=findings,
-                 impression=impression)
+    return Study(f"CXR{report.uid}", f"CXR{report.uid}", frontal + other, split, *sections)
 
 
 def _key(name: str) -> str:
     """One name for a film in both layouts: CXR1_1_IM-0001-3001.png and 1_IM-0001-3001.dcm.png lose what differs."""
-    stem = name.removesuffix(".png").removesuffix(".jpg").removesuffix(".dcm")
-    return stem.removeprefix("CXR")
+    return name.removesuffix(".png").removesuffix(".jpg").removesuffix(".dcm").removeprefix("CXR")
 
 
 def _view(films: list[str], name: str, views: Mapping[str, str]) -> str:
     """The view of one of a report's `films`: as the mirror's table says, else by its place."""
-    if name in views:
-        return views[name]
-    place = films.index(name)
-    if place == 0:
-        return FRONTAL
-    return LATERAL if len(films) == 2 else UNKNOWN
-
-
-def _projections(root: Path) -> dict[str, str]:
-    """Film -> view by the mirror's table; empty where the table is absent."""
-    path = root / PROJECTIONS
-    if not path.is_file():
-        return {}
-    table = read_table(path, ("uid", "filename", "projection"))
-    views = {"frontal": FRONTAL, "lateral": LATERAL}
-    return {_key(f): views.get(p.lower(), UNKNOWN) for f, p in zip(table["filename"], table["projection"], strict=True)}
+    guess = FRONTAL if name == films[0] else LATERAL if len(films) == 2 else UNKNOWN
+    return views.get(name, guess)
 
 
 def xml_reports(folder: Path) -> Iterator[Report | Unusable]:
@@ -190,12 +155,10 @@ def xml_reports(folder: Path) -> Iterator[Report | Unusable]:
         yield Report(path.stem, sections["FINDINGS"], sections["IMPRESSION"], names)
 
 
-def _csv_reports(root: Path) -> Iterator[Report]:
-    if not (root / REPORTS).is_file():
-        raise InputError(f"{root}: neither {XML}/ nor {REPORTS}; give the folder of an Open-I download")
-    if not (root / PROJECTIONS).is_file():
-        raise InputError(f"{root}: {REPORTS} without {PROJECTIONS}, which names the films; download it too")
-    reports = read_table(root / REPORTS, ("uid", "findings", "impression"))
-    films = read_table(root / PROJECTIONS, ("uid", "filename", "projection")).groupby("uid")["filename"].agg(list)
-    for row in reports.to_dict("records"):
-        yield Report(row["uid"], row["findings"], row["impression"], [_key(f) for f in films.get(row["uid"], [])])
+def _csv_reports(intake: Intake, named: pd.DataFrame | None) -> Iterator[Report]:
+    path = intake.root / REPORTS
+    intake.need(path.is_file(), f"neither {XML}/ nor {REPORTS}; give the folder of an Open-I download")
+    intake.need(named is not None, f"{REPORTS} without {PROJECTIONS}, which names the films; download it too")
+    films = named["filename"].map(_key).groupby(named["uid"]).agg(list)
+    for _, cells in records(read_table(path, ("uid", "findings", "impression"))):
+        yield Report(cells["uid"], cells["findings"], cells["impression"], films.get(cells["uid"], []))

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxrclip.data.sources.dicom import film_of, find_films
-from cxrclip.data.sources.prepare import Intake, Source, Study
+from cxrclip.data.sources.dicom import Labels, find_films, take_films
+from cxrclip.data.sources.prepare import Intake, Source
 from cxrclip.data.sources.splits import gloria_split, split_sizes
-from cxrclip.data.sources.tables import Rows, Unusable, find_one, grouped, read_table
+from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, one_of, read_table, records
 from cxrclip.errors import InputError
 
 LABELS, CLASSES, FILMS = "stage_2_train_labels.csv", "stage_2_detailed_class_info.csv", "stage_2_train_images"
@@ -43,8 +43,8 @@ def read(intake: Intake) -> None:
     and age come from the DICOM header; `dataset.json` counts values that make no sense.
     """
     paths = {name: find_one(intake.root, name) for name in (CLASSES, LABELS)}
-    if absent := [name for name, path in paths.items() if path is None]:
-        raise InputError(f"{intake.root}: no {absent[0]}; give the folder of the RSNA download")
+    for name, path in paths.items():
+        intake.need(path, f"no {name}; give the folder of the RSNA download")
     classes = read_table(paths[CLASSES], ("patientId", "class"), only=True)
     boxes = read_table(paths[LABELS], ("patientId", "Target"), only=True)
     films = find_films(paths[LABELS].parent / FILMS)
@@ -53,10 +53,8 @@ def read(intake: Intake) -> None:
     splits = gloria_split(boxes["patientId"])
     intake.file = CLASSES
     intake.count(EXPECTED, counts(classes, boxes, films, splits))
-    intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
     targets = _targets(boxes, set(classes["patientId"]), intake)
-    parse = partial(_study, intake=intake, targets=targets, films=films, splits=splits)
-    intake.take(grouped(classes, "patientId"), parse)
+    take_films(intake, classes, "patientId", partial(_labels, targets=targets), films, splits)
 
 
 SOURCE = Source("rsna", f"the RSNA download, with {LABELS}", read,
@@ -76,40 +74,26 @@ def counts(
 
 def _targets(boxes: pd.DataFrame, known: set[str], intake: Intake) -> dict[str, set[str]]:
     """Patient -> targets of the boxes; rows of patients without a class are set aside."""
+
+    def parse(cells: Cells) -> tuple[str, str]:
+        return one_of(known, f"in {CLASSES}", cells, "patientId"), one_of(("0", "1"), "0 or 1", cells, "Target")
+
     targets: dict[str, set[str]] = {}
-    for row, (patient, target) in enumerate(zip(boxes["patientId"], boxes["Target"], strict=True), 1):
-        if patient not in known:
-            intake.set_aside(row, "patientId", f"{patient!r} is not in {CLASSES}", LABELS)
-        elif target not in ("0", "1"):
-            intake.set_aside(row, "Target", f"{target!r} is not 0 or 1", LABELS)
-        else:
-            targets.setdefault(patient, set()).add(target)
+    for _, (patient, target) in intake.usable(records(boxes), parse, LABELS):
+        targets.setdefault(patient, set()).add(target)
     return targets
 
 
-def _study(
-    row: int,
-    group: Rows,
-    *,
-    intake: Intake,
-    targets: Mapping[str, set[str]],
-    films: Mapping[str, Path],
-    splits: Mapping[str, str],
-) -> Study | None:
-    """One patient: a row for each box, all of one class."""
-    patient, kind = group[0][1]["patientId"], group[0][1]["class"]
-    for number, cells in group:
-        if cells["class"] not in MEANING:
-            raise Unusable("class", f"{cells['class']!r} is not one of {', '.join(MEANING)}", row=number)
-        if cells["class"] != kind:
-            raise Unusable("class", f"{patient} is {kind!r} in row {row} and {cells['class']!r} here", row=number)
+def _labels(group: Rows, targets: Mapping[str, set[str]]) -> Labels:
+    """Of the rows of a patient, one for each box, all of one class."""
+    first, cells = group[0]
+    patient, kind = cells["patientId"], cells["class"]
+    for row, cells in group:
+        other = one_of(MEANING, f"one of {', '.join(MEANING)}", cells, "class", row)
+        if other != kind:
+            raise Unusable("class", f"{patient} is {kind!r} in row {first} and {other!r} here", row=row)
     if patient not in targets:
         raise Unusable("patientId", f"{patient!r} has no usable row in {LABELS}")
     if targets[patient] != {"1" if kind == "Lung Opacity" else "0"}:
         raise Unusable("class", f"{patient} is {kind!r}, which its Target in {LABELS} contradicts")
-    if patient not in films:
-        intake.tally("not_downloaded")
-        return None
-    positive, negative = MEANING[kind]
-    return Study(row=row, study_id=patient, patient_id=patient, split=splits[patient], positive=positive,
-                 negative=negative, **film_of(films[patient], intake))
+    return MEANING[kind]

@@ -11,22 +11,23 @@ positive films have several rows, so this leak raises the score, and such films 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from cxrclip.data.sources.dicom import film_of, find_films
-from cxrclip.data.sources.prepare import Intake, Source, Study
+from cxrclip.data.sources.dicom import Labels, find_films, take_films
+from cxrclip.data.sources.prepare import Intake, Source
 from cxrclip.data.sources.splits import gloria_split, split_sizes
-from cxrclip.data.sources.tables import Rows, Unusable, find_one, grouped, need_columns, read_table
-from cxrclip.errors import InputError
+from cxrclip.data.sources.tables import Rows, Unusable, find_one, read_table
 
 TABLES = ("train-rle.csv", "stage_2_train.csv")
-COLUMNS = ["ImageId", "EncodedPixels"]
+COLUMNS = ("ImageId", "EncodedPixels")
 PNEUMOTHORAX = "Pneumothorax"
 NO_MASK = "-1"
+MASK = re.compile(r"-1|\d+\s+\d+(\s+\d+\s+\d+)*")  # or pairs "start length" in run-length encoding
 EXPECTED = {
     "rows": 12_954, "images listed": 12_047, "images": 12_047, "rows without mask": 9_378, "split train": 8_432,
     "split valid": 1_808, "split test": 1_807,
@@ -45,29 +46,18 @@ def read(intake: Intake, *, file: str | None = None) -> None:
             lists fewer films: it counts as partial.)
     """
     path = intake.root / file if file else find_one(intake.root, *TABLES)
-    if path is None:
-        raise InputError(f"{intake.root}: neither {TABLES[0]} nor {TABLES[1]}; give the folder of the SIIM download")
-    table = read_masks(path)
-    films = find_films(intake.root)
-    if not films.keys() & set(table["ImageId"]):
-        listed = table["ImageId"].nunique()
-        raise InputError(f"{intake.root}: none of the {listed:,} listed films is here; download them")
+    intake.need(path, f"neither {TABLES[0]} nor {TABLES[1]}; give the folder of the SIIM download")
+    table = read_table(path, COLUMNS)
+    films, listed = find_films(intake.root), set(table["ImageId"])
+    intake.need(films.keys() & listed, f"none of the {len(listed):,} listed films is here; download them")
     splits = gloria_split(table["ImageId"])
     intake.file = path.name
     intake.count(EXPECTED, counts(table, films, splits))
-    intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
-    intake.take(grouped(table, "ImageId"), partial(_study, intake=intake, films=films, splits=splits))
+    take_films(intake, table, "ImageId", partial(_labels, intake=intake), films, splits)
 
 
 SOURCE = Source("siim", f"the SIIM download, with {TABLES[0]} or {TABLES[1]}", read,
                 "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation, competition rules")
-
-
-def read_masks(path: Path) -> pd.DataFrame:
-    """The table of masks, with `COLUMNS`. (The header of train-rle.csv is "ImageId, EncodedPixels", with a space.)"""
-    table = read_table(path, COLUMNS[:1]).rename(columns=str.strip)
-    need_columns(path, table.columns, COLUMNS)
-    return table[COLUMNS]
 
 
 def counts(table: pd.DataFrame, films: Mapping[str, Path], splits: Mapping[str, str]) -> dict[str, int]:
@@ -77,31 +67,15 @@ def counts(table: pd.DataFrame, films: Mapping[str, Path], splits: Mapping[str, 
     return measured | {"rows without mask": int((table["EncodedPixels"] == NO_MASK).sum())} | split_sizes(splits)
 
 
-def _study(
-    row: int, group: Rows, *, intake: Intake, films: Mapping[str, Path], splits: Mapping[str, str]
-) -> Study | None:
-    """One film: a row with -1, or a row for each of its masks."""
-    image = group[0][1]["ImageId"]
-    if not image:
-        raise Unusable("ImageId", "is empty")
+def _labels(group: Rows, intake: Intake) -> Labels:
+    """Of the rows of a film: one with -1, or one for each of its masks."""
     first_row: dict[str, int] = {}
-    for number, cells in group:
+    for row, cells in group:
         mask = cells["EncodedPixels"]
-        if not _is_mask(mask):
-            raise Unusable("EncodedPixels", f"{mask[:40]!r} is neither -1 nor pairs of numbers", row=number)
-        if first_row.setdefault(mask, number) != number:
-            intake.set_aside(number, "EncodedPixels", f"the same as in row {first_row[mask]}; the first is kept")
+        if not MASK.fullmatch(mask):
+            raise Unusable("EncodedPixels", f"{mask[:40]!r} is neither -1 nor pairs of numbers", row=row)
+        if first_row.setdefault(mask, row) != row:
+            intake.set_aside(row, "EncodedPixels", f"the same as in row {first_row[mask]}; the first is kept")
     if NO_MASK in first_row and len(first_row) > 1:
-        raise Unusable("EncodedPixels", f"{image} has a mask and -1", row=first_row[NO_MASK])
-    if image not in films:
-        intake.tally("not_downloaded")
-        return None
-    labels = {"negative" if NO_MASK in first_row else "positive": [PNEUMOTHORAX]}
-    return Study(row=row, study_id=image, patient_id=image, split=splits[image], **labels,
-                 **film_of(films[image], intake))
-
-
-def _is_mask(cell: str) -> bool:
-    """-1, or pairs "start length" in run-length encoding."""
-    numbers = cell.split()
-    return cell == NO_MASK or (len(numbers) > 0 and len(numbers) % 2 == 0 and all(map(str.isdecimal, numbers)))
+        raise Unusable("EncodedPixels", f"{cells['ImageId']} has a mask and -1", row=first_row[NO_MASK])
+    return ([], [PNEUMOTHORAX]) if NO_MASK in first_row else ([PNEUMOTHORAX], [])

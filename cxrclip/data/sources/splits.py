@@ -17,12 +17,9 @@ Item = TypeVar("Item", str, int)
 
 
 def split_patients(patients: Iterable[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Give every patient a split. Patients are put in the order of a seeded hash and cut by `shares`.
+    """Give every patient a split: they are put in the order of a seeded hash and cut by `shares` (split -> share).
 
     So the order of the rows does not matter, and a patient seldom moves when more of a release is downloaded.
-
-    Args:
-        shares: split -> share of the patients; they sum to 1.
 
     Raises:
         InputError: an unknown split, a negative share, or shares that do not sum to 1.
@@ -43,13 +40,13 @@ def gloria_split(items: Iterable[Item]) -> dict[Item, str]:
     """
     train, rest = train_test_split(sorted(set(items)), test_size=0.3, random_state=0)
     test, valid = train_test_split(rest, test_size=0.5, random_state=0)
-    return {item: name for name, part in (("train", train), ("valid", valid), ("test", test)) for item in part}
+    return dict.fromkeys(train, "train") | dict.fromkeys(valid, "valid") | dict.fromkeys(test, "test")
 
 
 def train_valid_split(items: Iterable[str]) -> dict[str, str]:
     """Item -> split, 80 % train and 20 % valid of the sorted items with seed 0, as CXR-CLIP cuts VinDr-CXR."""
     train, valid = train_test_split(sorted(set(items)), test_size=0.2, random_state=0)
-    return {item: name for name, part in (("train", train), ("valid", valid)) for item in part}
+    return dict.fromkeys(train, "train") | dict.fromkeys(valid, "valid")
 
 
 def split_sizes(splits: Mapping[str, str]) -> dict[str, int]:

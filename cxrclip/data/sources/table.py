@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Source, Study
-from cxrclip.data.sources.report_text import parse_report, with_lines
+from cxrclip.data.sources.reports import parse_report, with_lines
 from cxrclip.data.sources.splits import SHARES, split_patients
-from cxrclip.data.sources.tables import Cells, Unusable, name_in, read_table, records, to_age, to_sex, to_text
+from cxrclip.data.sources.tables import Cells, Unusable, filled, name_in, read_table, records, to_age, to_sex, to_text
 from cxrclip.errors import InputError
 
 SPLIT_NAMES = {"train": "train", "valid": "valid", "test": "test", "training": "train", "val": "valid"}
@@ -79,36 +79,30 @@ class Columns:
 
     @property
     def images(self) -> list[str]:
+        """The columns with films."""
         return [self.image] if isinstance(self.image, str) else list(self.image)
 
     @property
     def findings_by_column(self) -> dict[str, str]:
-        if isinstance(self.label_columns, Mapping):
-            return dict(self.label_columns)
-        return {name: name for name in self.label_columns}
+        """Column -> finding, of the columns with one finding each."""
+        columns = self.label_columns
+        return dict(columns if isinstance(columns, Mapping) else zip(columns, columns, strict=True))
 
     @property
     def supervision(self) -> list[str]:
         """The columns with texts or labels."""
-        single = (self.findings, self.impression, self.report, self.labels)
-        return [*(name for name in single if name), *self.findings_by_column]
+        return [*filter(None, (self.findings, self.impression, self.report, self.labels)), *self.findings_by_column]
 
     @property
     def named(self) -> list[str]:
         """Every column the table must have."""
         single = (self.patient, self.study, self.view, self.split, self.sex, self.age)
-        return [*self.images, *(name for name in single if name), *self.supervision]
+        return [*self.images, *filter(None, single), *self.supervision]
 
 
 def read(
-    intake: Intake,
-    *,
-    file: str,
-    name: str = "table",
-    shares: Mapping[str, float] = SHARES,
-    seed: int = 0,
-    expected: Mapping[str, int] | None = None,
-    **columns: Any,
+    intake: Intake, *, file: str, name: str = "table", shares: Mapping[str, float] = SHARES, seed: int = 0,
+    expected: Mapping[str, int] | None = None, **columns: Any,
 ) -> None:
     """Read a table; a row whose film is not there is unusable, also with `allow_partial`.
 
@@ -125,10 +119,10 @@ def read(
     intake.name, intake.file = name, file
     intake.facts |= {"splits": "as given"} if chosen.split else {"seed": seed, "shares": dict(shares)}
     if expected:
-        intake.count(expected, _counts(table, chosen, intake.root, expected))
+        _count(intake, table, chosen, expected)
     if chosen.report:
         intake.facts |= {"last_paragraphs": 0, "addenda": 0}
-    intake.take(records(table), lambda row, cells: _study(row, cells, chosen, intake))
+    intake.take(records(table), partial(_study, columns=chosen, intake=intake))
     if not chosen.split:
         intake.splits = split_patients((study.patient_id for study in intake.studies), shares, seed)
 
@@ -136,85 +130,66 @@ def read(
 SOURCE = Source("table", "the table and its films", read, columns=Columns)
 
 
-def _counts(table: pd.DataFrame, columns: Columns, root: Path, expected: Mapping[str, int]) -> dict[str, int]:
-    """The counts that `expected` names, in this download."""
-    ways = {
-        "rows": lambda: len(table),
-        "images": lambda: sum((root / cell).is_file() for name in columns.images for cell in set(table[name]) - {""}),
-        "patients": lambda: table[columns.patient].nunique(),
-        "studies": lambda: table[columns.study].nunique() if columns.study else len(table),
-    }
-    if unknown := sorted(set(expected) - set(ways)):
-        raise InputError(f"table: unknown count {unknown[0]!r} in `expected`; known are {', '.join(ways)}")
-    return {what: int(ways[what]()) for what in expected}
+def _count(intake: Intake, table: pd.DataFrame, columns: Columns, expected: Mapping[str, int]) -> None:
+    """Compare what `expected` names with this download."""
+    films = [intake.root / cell for name in columns.images for cell in set(table[name]) - {""}]
+    measured = {"rows": len(table), "images": sum(path.is_file() for path in films)}
+    measured["patients"] = table[columns.patient].nunique()
+    measured["studies"] = table[columns.study].nunique() if columns.study else len(table)
+    if unknown := sorted(set(expected) - set(measured)):
+        raise InputError(f"table: unknown count {unknown[0]!r} in `expected`; known are {', '.join(measured)}")
+    intake.count(expected, {what: measured[what] for what in expected})
 
 
-def _study(row: int, cells: Cells, columns: Columns, intake: Intake) -> Study:
-    def cell(column: str | None) -> str:
-        return cells[column] if column else ""
-
-    films = _films(cells, columns, intake.root)
-    for column in (columns.patient, columns.study):
-        if column and not cells[column]:
-            raise Unusable(column, "is empty")
-    if columns.split and cells[columns.split].lower() not in SPLIT_NAMES:
+def _study(cells: Cells, columns: Columns, intake: Intake) -> Study:
+    view = (cells[columns.view] if columns.view else "") or UNKNOWN
+    views = columns.views or [view] * len(columns.images)
+    named = zip(map(cells.__getitem__, columns.images), views, strict=True)
+    films = [Film(intake.root / name, view) for name, view in named if name]
+    if not films:
+        raise Unusable(", ".join(columns.images), "names no film")
+    patient = filled(cells, columns.patient)
+    study = filled(cells, columns.study) if columns.study else name_in(intake.root, films[0].path.with_suffix(""))
+    split = SPLIT_NAMES.get(cells[columns.split].lower(), "") if columns.split else ""
+    if columns.split and not split:
         raise Unusable(columns.split, f"{cells[columns.split]!r} is not train, valid or test")
-    labels = _labels(cells, columns)
-    sections = _sections(cells, columns, intake)
-    if columns.supervision and not any(sections) and not any(labels.values()):
+    labels, sections = _labels(cells, columns), _sections(cells, columns, intake)
+    if columns.supervision and not any((*sections, *labels.values())):
         raise Unusable(", ".join(columns.supervision), "neither a text nor a label")
-    return Study(row=row, study_id=cell(columns.study) or name_in(intake.root, films[0].path.with_suffix("")),
-                 patient_id=cells[columns.patient], films=films,
-                 split=SPLIT_NAMES[cells[columns.split].lower()] if columns.split else "", findings=sections[0],
-                 impression=sections[1], **labels, sex=to_sex(str(columns.sex), cell(columns.sex)),
-                 age=to_age(str(columns.age), cell(columns.age)))
+    return Study(study, patient, films, split, *sections, **labels,
+                 sex=to_sex(cells, columns.sex), age=to_age(cells, columns.age))
 
 
 def _sections(cells: Cells, columns: Columns, intake: Intake) -> list[str | None]:
     """Findings and impression of one row, from their columns or out of its report."""
     if not columns.report:
         return [to_text(name, cells[name]) if name else None for name in (columns.findings, columns.impression)]
-    text = parse_report(with_lines(cells[columns.report]))
-    intake.tally("last_paragraphs", text.last_paragraph)
-    intake.tally("addenda", text.addenda > 0)
-    return [text.findings, text.impression]
-
-
-def _films(cells: Cells, columns: Columns, root: Path) -> list[Film]:
-    views = columns.views or [(cells[columns.view] if columns.view else "") or UNKNOWN] * len(columns.images)
-    pairs = zip(columns.images, views, strict=True)
-    films = [Film(root / cells[column], view) for column, view in pairs if cells[column]]
-    if not films:
-        raise Unusable(", ".join(columns.images), "names no film")
-    return films
+    report = intake.tallied(parse_report(with_lines(cells[columns.report])))
+    return [report.findings, report.impression]
 
 
 def _labels(cells: Cells, columns: Columns) -> dict[str, list[str]]:
     """Positive, negative and uncertain finding names of one row."""
     labels: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
-    for label in cells[columns.labels].split(columns.separator) if columns.labels else ():
-        if not (label := label.strip()):
-            continue
-        if columns.mapping is not None and label not in columns.mapping:
+    for label in map(str.strip, cells[columns.labels].split(columns.separator) if columns.labels else ()):
+        if label and columns.mapping is not None and label not in columns.mapping:
             raise Unusable(columns.labels, f"label {label!r} is not in the mapping ({', '.join(columns.mapping)})")
-        labels["positive"] += [label] if columns.mapping is None else columns.mapping[label]
+        if label:
+            labels["positive"] += [label] if columns.mapping is None else columns.mapping[label]
     for column, finding in columns.findings_by_column.items():
         if cells[column]:
-            labels[_kind(column, cells[column], columns.values)].append(finding)
+            kinds = [kind for kind, value in columns.values.items() if _plain(cells[column]) == _plain(value)]
+            if not kinds:
+                allowed = ", ".join(f"{value} ({kind})" for kind, value in columns.values.items())
+                raise Unusable(column, f"{cells[column]!r} is none of {allowed} or empty")
+            labels[kinds[0]].append(finding)
     names = [name for kind in labels.values() for name in kind]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise Unusable(columns.labels or "labels", f"finding {twice[0]!r} is named twice")
-    if unknown := [name for name in names if columns.vocabulary is not None and name not in columns.vocabulary]:
-        raise Unusable(columns.labels or "labels", f"finding {unknown[0]!r} is not in the vocabulary")
+    for name in names:
+        if names.count(name) > 1:
+            raise Unusable(columns.labels or "labels", f"finding {name!r} is named twice")
+        if columns.vocabulary is not None and name not in columns.vocabulary:
+            raise Unusable(columns.labels or "labels", f"finding {name!r} is not in the vocabulary")
     return labels
-
-
-def _kind(column: str, cell: str, values: Mapping[str, Any]) -> str:
-    for kind, value in values.items():
-        if _plain(cell) == _plain(value):
-            return kind
-    allowed = ", ".join(f"{value} ({kind})" for kind, value in values.items())
-    raise Unusable(column, f"{cell!r} is none of {allowed} or empty")
 
 
 def _plain(value: object) -> float | str:

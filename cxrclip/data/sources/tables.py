@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def name_in(root: Path, path: Path) -> str:
 def read_table(path: Path, columns: Iterable[str], *, only: bool = False) -> pd.DataFrame:
     """Read a CSV (also .gz, .zip) or Parquet table with every cell as stripped text ("" where empty).
 
-    Bytes that are no UTF-8 are kept as lone surrogates: `Intake.take` sets their rows aside.
+    Bytes that are no UTF-8 are kept as lone surrogates: `check_row` finds them.
 
     Args:
         columns: columns the table must have.
@@ -55,39 +55,27 @@ def read_table(path: Path, columns: Iterable[str], *, only: bool = False) -> pd.
     Raises:
         InputError: no such file, not a table, or a column in `columns` is missing.
     """
+    options = {"dtype": object, "index_col": False, "encoding": "utf-8-sig", "encoding_errors": "surrogateescape"}
     columns = list(columns)
     try:
-        names, table = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path, columns, only)
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path).map(lambda cell: "" if pd.isna(cell) else str(cell))
+        else:
+            table = pd.read_csv(path, nrows=0, **options)
+            ",".join(table.columns).encode()  # the header itself must be UTF-8
+            wanted = [name for name in table.columns if not only or name.strip() in columns]
+            if set(columns) <= set(map(str.strip, wanted)):
+                table = pd.read_csv(path, keep_default_na=False, usecols=wanted if only else None, **options)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such table; check the folder and the file name") from error
     except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas, pyarrow, gzip: parser and format errors
         reason = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"{path}: not a readable table ({reason}); export it again as CSV in UTF-8") from error
-    need_columns(path, names, columns)
+    table.columns = [str(name).strip() for name in table.columns]  # SIIM's header has a space after its comma
+    table = table.loc[:, ~table.columns.duplicated()]
+    if absent := [name for name in columns if name not in table.columns]:
+        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(repr, table.columns))}")
     return table.apply(lambda column: column.fillna("").str.strip())
-
-
-def need_columns(path: Path, present: Iterable[str], needed: Iterable[str]) -> None:
-    """Raise InputError, which names the columns that there are, where a needed one is missing."""
-    present = list(present)
-    if absent := [name for name in needed if name not in present]:
-        raise InputError(f"{path}: no column {absent[0]!r}; its columns are {', '.join(map(repr, present))}")
-
-
-def _read_parquet(path: Path) -> tuple[list[str], pd.DataFrame]:
-    table = pd.read_parquet(path).map(lambda cell: "" if pd.isna(cell) else str(cell))
-    return list(table.columns), table
-
-
-def _read_csv(path: Path, columns: list[str], only: bool) -> tuple[list[str], pd.DataFrame]:
-    """The names in the header, and the table (without rows where a column of `columns` is missing)."""
-    options = {"dtype": object, "index_col": False, "encoding": "utf-8-sig", "encoding_errors": "surrogateescape"}
-    header = pd.read_csv(path, nrows=0, **options)
-    ",".join(header.columns).encode()  # the header itself must be UTF-8
-    if not set(columns) <= set(header.columns):
-        return list(header.columns), header
-    table = pd.read_csv(path, keep_default_na=False, usecols=columns if only else None, **options)
-    return list(header.columns), table
 
 
 def grouped(table: pd.DataFrame, key: str) -> Iterator[tuple[int, Rows]]:
@@ -111,8 +99,14 @@ def records(table: pd.DataFrame) -> Iterator[tuple[int, Cells]]:
         yield number, dict(zip(table.columns, cells, strict=True))
 
 
-def check_encoding(row: Any) -> None:
-    """Raise `Unusable` where a cell of a row, or of a group of rows, holds bytes that could not be decoded."""
+def check_row(row: Any) -> None:
+    """Raise what is wrong with a row, or one of a group, before it is parsed: checks that all sources share go here.
+
+    Raises:
+        Unusable: it could not be read (`row` is the fault itself), or a cell holds bytes that could not be decoded.
+    """
+    if isinstance(row, Unusable):
+        raise row
     for number, cells in row if isinstance(row, list) else [(None, row)]:
         for column, cell in cells.items() if isinstance(cells, Mapping) else ():
             if isinstance(cell, str) and _is_undecodable(cell):
@@ -122,6 +116,20 @@ def check_encoding(row: Any) -> None:
 def _is_undecodable(text: str) -> bool:
     """Whether the text holds bytes that could not be decoded (lone surrogates, see `read_table`)."""
     return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def filled(cells: Cells, column: str) -> str:
+    """The cell of a column, which must not be empty."""
+    if not cells[column]:
+        raise Unusable(column, "is empty")
+    return cells[column]
+
+
+def one_of(choices: Container[str], named: str, cells: Cells, column: str, row: int | None = None) -> str:
+    """The cell of a column, which must be one of the choices; `named` says in the message which they are."""
+    if cells[column] not in choices:
+        raise Unusable(column, f"{cells[column]!r} is not {named}", row=row)
+    return cells[column]
 
 
 def to_text(column: str, cell: str) -> str | None:
@@ -134,15 +142,17 @@ def to_text(column: str, cell: str) -> str | None:
     return text or None
 
 
-def to_sex(column: str, cell: str) -> str | None:
-    """F or M, also when spelled out; None where empty or unknown."""
+def to_sex(cells: Cells, column: str | None) -> str | None:
+    """F or M, also when spelled out; None where empty or unknown, or without a column."""
+    cell = cells[column] if column else ""
     if cell.upper() not in _SEXES:
         raise Unusable(column, f"{cell!r} is not F or M")
     return _SEXES[cell.upper()]
 
 
-def to_age(column: str, cell: str) -> float | None:
-    """Years; None where empty."""
+def to_age(cells: Cells, column: str | None) -> float | None:
+    """Years; None where empty, or without a column."""
+    cell = cells[column] if column else ""
     try:
         age = float(cell) if cell else None
     except ValueError:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from cxrclip.data.sources.dicom import film_of, find_films
-from cxrclip.data.sources.prepare import Intake, Source, Study
+from cxrclip.data.sources.dicom import Labels, find_films, take_films
+from cxrclip.data.sources.prepare import Intake, Source
 from cxrclip.data.sources.splits import split_sizes, train_valid_split
-from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, grouped, read_table
+from cxrclip.data.sources.tables import Rows, Unusable, find_one, one_of, read_table
 from cxrclip.errors import InputError
 
 FINDINGS = (
@@ -30,6 +30,7 @@ FINDINGS = (
 NO_FINDING = "No finding"
 RENAMED = {"Other disease": "Other diseases"}  # written so in some copies
 READERS = 3
+_VALUES = ("0", "1", "0.0", "1.0")
 TRAIN, TEST = "image_labels_train.csv", "image_labels_test.csv"
 EXPECTED = {
     f"rows of {TRAIN}": 45_000, f"rows of {TEST}": 3_000, "train films listed": 15_000, "images": 18_000,
@@ -49,27 +50,24 @@ def read(intake: Intake) -> None:
     """
     root = intake.root
     paths = {name: path for name in (TRAIN, TEST) if (path := find_one(root, f"annotations/{name}"))}
-    if not paths:
-        raise InputError(f"{root}: no annotations/{TRAIN} nor {TEST}; give the folder of the VinDr-CXR download")
-    tables = {name: _labels(path, ["rad_id"] if name == TRAIN else []) for name, path in paths.items()}
+    intake.need(paths, f"no annotations/{TRAIN} nor {TEST}; give the folder of the VinDr-CXR download")
+    tables = {name: _read(path, ["rad_id"] if name == TRAIN else []) for name, path in paths.items()}
     films = {name: find_films(path.parents[1] / ("train" if name == TRAIN else "test")) for name, path in paths.items()}
-    if not any(films.values()):
-        raise InputError(f"{root}: no film is in train/ or test/; unpack the DICOM files there")
+    intake.need(any(films.values()), "no film is in train/ or test/; unpack the DICOM files there")
     splits = train_valid_split(tables[TRAIN]["image_id"]) if TRAIN in tables else {}
     splits |= dict.fromkeys(tables[TEST]["image_id"], "test") if TEST in tables else {}
     intake.file = next(iter(paths))
     intake.count(EXPECTED, _counts(tables, films, splits))
-    intake.facts |= {"not_downloaded": 0, "odd_headers": 0}
     for name, table in tables.items():
-        parse = partial(_study, intake=intake, file=name, films=films[name], splits=splits)
-        intake.take(grouped(table, "image_id"), parse, name)
+        labels = partial(_labels, readers=READERS if name == TRAIN else 1)
+        take_films(intake, table, "image_id", labels, films[name], splits, view="PA", file=name)
 
 
 SOURCE = Source("vindr-cxr", "the VinDr-CXR download, with annotations/, train/ and test/", read,
                 "https://physionet.org/content/vindr-cxr/1.0.0/, PhysioNet Credentialed Health Data License")
 
 
-def _labels(path: Path, extra: list[str]) -> pd.DataFrame:
+def _read(path: Path, extra: list[str]) -> pd.DataFrame:
     """A table of labels, with the columns of FINDINGS whatever the copy calls them."""
     table = read_table(path, ("image_id", *extra)).rename(columns=RENAMED)
     if "class_name" in table.columns:
@@ -89,31 +87,14 @@ def _counts(
     return measured | split_sizes(splits)
 
 
-def _study(
-    row: int, group: Rows, *, intake: Intake, file: str, films: Mapping[str, Path], splits: Mapping[str, str]
-) -> Study | None:
-    image = group[0][1]["image_id"]
-    if not image:
-        raise Unusable("image_id", "is empty")
-    if file == TRAIN:
-        readers = [cells["rad_id"] for _, cells in group]
-        if len(set(readers)) != READERS or len(readers) != READERS:
-            raise Unusable("rad_id", f"{image} has the readers {', '.join(readers)}, not {READERS} different ones")
-    elif len(group) > 1:
+def _labels(group: Rows, readers: int) -> Labels:
+    """Positive is what any of the readers saw, a row each."""
+    image, names = group[0][1]["image_id"], [cells.get("rad_id") for _, cells in group]
+    if readers == 1 and len(group) > 1:
         raise Unusable("image_id", f"{image} stands in {len(group)} rows, not one", row=group[1][0])
-    names = (*FINDINGS, NO_FINDING)
-    seen = {name: sum(_is_positive(number, name, cells) for number, cells in group) > 0 for name in names}
-    if image not in films:
-        intake.tally("not_downloaded")
-        return None
+    if len(set(names)) != readers or len(names) != readers:
+        raise Unusable("rad_id", f"{image} has the readers {', '.join(names)}, not {readers} different ones")
+    seen = {name: "1" in {one_of(_VALUES, "0 or 1", cells, name, row)[0] for row, cells in group}
+            for name in (*FINDINGS, NO_FINDING)}
     positive = [name for name in FINDINGS if seen[name]]
-    return Study(row=row, study_id=image, patient_id=image, split=splits[image],
-                 positive=positive or [NO_FINDING] * seen[NO_FINDING],
-                 negative=[name for name in FINDINGS if not seen[name]], **film_of(films[image], intake, view="PA"),
-                 file=file)
-
-
-def _is_positive(row: int, name: str, cells: Cells) -> bool:
-    if cells[name] not in ("0", "1", "0.0", "1.0"):
-        raise Unusable(name, f"{cells[name]!r} is not 0 or 1", row=row)
-    return cells[name] in ("1", "1.0")
+    return positive or [NO_FINDING] * seen[NO_FINDING], [name for name in FINDINGS if not seen[name]]

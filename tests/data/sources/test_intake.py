@@ -49,7 +49,7 @@ def release(root, n=60, progress=False):
     for row in range(1, 2 * n // 3 + 1):
         names = [next(films) for _ in range(2 if row % 2 == 0 else 1)]
         pair = [Film(root / f"{i}.png", "PA") for i in names]
-        taken.studies.append(Study(row, f"s{row}", f"p{row // 2}", pair, "train", f"Text {row}."))
+        taken.studies.append(Study(f"s{row}", f"p{row // 2}", pair, "train", f"Text {row}.", row=row))
     return taken
 
 
@@ -122,8 +122,8 @@ driver.SHARD = 8
 real = ResumableStudies.add
 def add(self, number, *rest):
     if number == 2:
-        (self.partial / "studies-00002.part").write_bytes(b"half of a sha")
-        (self.partial / "studies-00003.parquet").write_bytes(b"without a note")
+        (self.table / "studies-00002.part").write_bytes(b"half of a sha")
+        (self.table / "studies-00003.parquet").write_bytes(b"without a note")
         print("ready", flush=True)
         time.sleep(600)
     real(self, number, *rest)
@@ -274,7 +274,7 @@ def test_a_decoder_that_aborts_panics_or_hangs_costs_one_film_of_four(root, tmp_
     monkeypatch.setattr(driver, "DECODING_SECONDS", 1)
     taken = Intake("here", root, "list.csv", progress=False)
     for i in range(4):
-        taken.studies.append(Study(i + 1, f"s{i}", f"p{i}", [Film(root / f"{i}.png", "PA")], "train", f"Text {i}."))
+        taken.studies.append(Study(f"s{i}", f"p{i}", [Film(root / f"{i}.png", "PA")], "train", f"Text {i}.", row=i + 1))
     table = taken.write(tmp_path / "out", image_size=16, max_rejected=0.5)
     assert (table["studies"].sum(), table["rejected"].sum()) == (3, 1)
     assert [row["study_id"] for row in studies.open_studies(tmp_path / "out")] == ["s0", "s1", "s3"]

@@ -511,7 +511,7 @@ def test_a_bad_film_leaves_the_other_films_of_its_study(films, tmp_path):
         ({"label_columns": ["Edema"]}, "no column 'Edema'"),
         ({"file": "u.csv"}, r"u\.csv: no such table"),
         ({"patient": None}, "option 'patient' is needed"),
-        ({"colour": "red"}, "unknown option 'colour'; it has age, allow_partial"),
+        ({"colour": "red"}, "option 'colour': table has no such option; it has age, allow_partial"),
         ({"views": ["PA", "AP"]}, "2 `views` for 1 `image` columns"),
         ({"image": ["f", "f"], "view": "who"}, "one `view` column"),
         ({"values": {"maybe": 2}}, "unknown key 'maybe'"),
