@@ -31,9 +31,9 @@ NORMAL_SAID = 0.45  # share of the unaffected organs that are called normal; tho
 # sentences falls: fitted to Open-I (calibration.py).
 STOCK_IMPRESSION, READERS, ZIPF = 0.95, 6, 1.5
 # CheXpert's labels are those of impressions: share of these that deny anything, and share of the denials they keep.
-IMPRESSION_DENIES, DENIED_KEPT = 0.5, 0.55
+IMPRESSION_DENIES, DENIED_KEPT = 0.53, 0.55
 LISTED = 5  # at most so many absent findings are listed in a sentence
-MINOR = 3.2  # above this weight (see `impression_section`) a finding is not worth a line of the impression
+MINOR = 3.0  # above this weight (see `impression_section`) a finding is not worth a line of the impression
 # Where one of a group is present, none of the group is denied: they are names for much the same shadow.
 AIRSPACE = ("Consolidation", "Pneumonia", "Infiltration", "Tuberculosis")
 ROUND = ("Mass", "Nodule", "Calcification")
@@ -174,13 +174,13 @@ def plan_impression(case: Case, habit: str, rng: np.random.Generator, views: Seq
     said = [item for k, (weight, item) in enumerate(weighed[:4]) if k == 0 or weight < MINOR]
     if not said:
         said.append(Statement("stock", words["normal_impressions"]))
-    elif len(said) == len(items) and rng.random() < 0.2:
+    elif len(said) == len(items) and rng.random() < 0.15:
         said.append(Statement("stock", words["closings"]))
-    if reading.denied and rng.random() < 0.12:
+    if reading.denied and rng.random() < 0.08:
         said.append(Statement("denied", list(rng.permutation(reading.denied)[:2])))
-    if rng.random() < (0.15 if items else 0.45):
+    if rng.random() < (0.1 if items else 0.22):
         said += [Statement("stock", remark) for remark in _remarks(case, style, rng, views)[:1]]
-    if items and rng.random() < 0.15:
+    if items and rng.random() < 0.1:
         said.append(Statement("stock", words["advice"]))
     if follow_up and rng.random() < 0.5 * style["comparison"]:
         said.insert(0, Statement("stock", words["comparison"]))
@@ -192,11 +192,17 @@ def word(plan: Plan, habit: str, rng: np.random.Generator) -> str:
     style = lexicon()["habits"][habit]
     if plan.reader is not None:
         rng = np.random.default_rng([zlib.crc32(habit.encode()), plan.reader, 2])
-    parts = []
+    parts, statements = [], plan.statements
+    if style["headings"]:
+        statements = tuple(part for s in statements for part in (_apart(s) if s.organ and s.kind == "denied" else (s,)))
     for organ in ("", *style["order"]):
-        sentences = [_say(s, habit, rng) for s in plan.statements if s.organ == organ]
-        if sentences and organ and style["headings"]:
-            sentences[0] = f"{favourite(rng, lexicon()['organs'][organ]['heading'])}: {sentences[0]}"
+        said = [s for s in statements if s.organ == organ]
+        sentences = [_say(s, habit, rng) for s in said]
+        if said and organ and style["headings"]:
+            heading = favourite(rng, lexicon()["organs"][organ]["heading"])
+            if said[0].kind == "stock":  # "Lungs: Clear.", not "Lungs: Lungs clear."
+                sentences[0] = _sentence(sentences[0].removeprefix(f"{heading} "), {}, rng)
+            sentences[0] = f"{heading}: {sentences[0]}"
         parts += sentences
     if plan.impression and style["numbered"] and len(parts) > 1:
         parts = [f"{n}. {text}" for n, text in enumerate(parts, 1)]
@@ -246,6 +252,13 @@ def report_labels(case: Case, rng: np.random.Generator, slips: float = 0.03) -> 
 def chexpert_names(finding: Finding) -> list[str]:
     """The names CheXpert has for a finding: its own and the umbrella terms; may be empty (emphysema)."""
     return [n for n in CHEXPERT if n == finding.name or (n in DERIVED and DERIVED[n](finding))]
+
+
+def _apart(denied: Statement) -> list[Statement]:
+    """What is denied of several organs at once, organ by organ."""
+    organs = {key: lexicon()["findings"][key]["organ"] for key in denied.about}
+    return [Statement("denied", [key for key in denied.about if organs[key] == organ], organ)
+            for organ in dict.fromkeys(organs.values())]  # fmt: skip
 
 
 def _detail(rng: np.random.Generator, plain: float) -> str:
@@ -310,20 +323,22 @@ def _slots(finding: Finding, rng: np.random.Generator) -> dict[str, str]:
     side, zone, both = finding.side, finding.zone, finding.side == "both"
     own_zones, degrees = entry.get("zones"), entry.get("degrees", words["degrees"])
     adjective = pick(rng, words["sides"][side]["adjective"]) if side else ""
+    plain = {None: "", "both": "bilateral"}.get(side, side)
     place, noun = "", "lung"
     if zone:
         place = pick(rng, own_zones[zone] if own_zones else words["zones"][zone]["adjective"])
         noun = pick(rng, words["zones"][zone]["noun"])
     elif side and not both and entry["organ"] == "lungs":
         place = "lung"
-    area, grade = f"{adjective} {place}".strip(), pick(rng, degrees[finding.severity])
+    area, grade = f"{plain} {place}".strip(), pick(rng, degrees[finding.severity])
     slots = {
         "degree": grade if rng.random() < 0.85 else "", "grade": grade,
         "adverb": pick(rng, words["adverbs"][finding.severity]),
         "side": adjective, "area": words["contracted"].get(area, area),
         "on": "" if not side else "on both sides" if both else f"on the {pick(rng, words['sides'][side]['noun'])}",
         "at": "" if not side else f"in both {noun}s" if both else f"in the {side} {noun}",
-        "s": "s" if both else "",
+        "the_side": "each" if both else f"the {side}",
+        "s": "s" if both else "", "a": "" if both else "a",
     }  # fmt: skip
     text = pick(rng, entry["phrases"] + entry.get("by_degree", {}).get(finding.severity, []) * 2)
     plural = text.startswith("+") or ("{s}" in text and both)
