@@ -18,6 +18,7 @@ from cxrclip.data.phantom.world import record, visit
 from cxrclip.data.sources import public
 
 STUDIES = 3927  # of each institution: as many as Open-I has reports that hold a section
+SENTENCE_END = re.compile(r"[A-Za-z)]\.(?!\S)")
 USUAL = 5  # a word that occurs so often belongs to the vocabulary
 SECTIONS = ("findings", "impression")
 TABLES: Mapping[str, str] = {"chestxray14": "C14", "chexpert": "C", "rsna": "rsna", "siim": "siim", "openi": "openi"}
@@ -28,7 +29,7 @@ def comparison(studies: int = STUDIES, seed: int = 0) -> pd.DataFrame:
     """The phantom's numbers beside the public ones: columns statistic, table, public, phantom, ratio.
 
     Args:
-        studies: how many of each institution are drawn (without their films: about ten seconds for all).
+        studies: how many of each institution are drawn (without their films: about twenty seconds for all).
         seed: of the world.
     """
     published, measured = settings("public.yaml"), phantom_numbers(studies, seed)
@@ -102,7 +103,7 @@ def report_numbers(reports: pd.DataFrame) -> dict[str, float]:
     for section in SECTIONS:
         texts = reports.loc[reports[section] != "", section]
         numbers |= {
-            f"sentences of {section}": float(texts.map(lambda text: len(re.findall(r"[A-Za-z)]\.(?!\S)", text))).mean()),
+            f"sentences of {section}": float(texts.map(lambda text: len(SENTENCE_END.findall(text))).mean()),
             f"words of {section}": float(texts.map(lambda text: len(_words(text))).mean()),
         }
     return numbers

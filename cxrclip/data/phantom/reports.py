@@ -230,8 +230,8 @@ def report_labels(case: Case, rng: np.random.Generator, slips: float = 0.03) -> 
     """CheXpert-style (positive, negative, uncertain) from the hidden report of a case, in CheXpert's names.
 
     What is hedged, and the rival named with it, is uncertain; some of what the report denies, or means by "normal",
-    is negative, for the labeller reads impressions; the rest is unmentioned. `slips` is the share of mentions the labeller overlooks.
-    "No Finding" is positive where nothing but support devices is mentioned.
+    is negative, for the labeller reads impressions; the rest is unmentioned. `slips` is the share of mentions the
+    labeller overlooks. "No Finding" is positive where nothing but support devices is mentioned.
     """
     reading = read(case)
     positive = {n for f in reading.sure for n in chexpert_names(f)}

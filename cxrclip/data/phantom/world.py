@@ -28,7 +28,7 @@ from cxrclip.data.settings import checked
 from cxrclip.data.workers import Failure, in_order
 from cxrclip.errors import InputError
 
-VERSION = 1  # of the phantom world: raised by hand when it draws other films or reports (experiments/cache.py)
+VERSION = 2  # of the phantom world: raised by hand when it draws other films or reports (experiments/cache.py)
 
 POPULATIONS = ("hospital", "archive", "clinic", "screening")
 Shares = tuple[float, float, float]

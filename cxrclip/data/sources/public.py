@@ -59,7 +59,7 @@ def chexpert() -> pd.DataFrame:
 
 @cache
 def rsna() -> pd.DataFrame:
-    """RSNA Pneumonia 2018, one row a film, which is a patient: image, rows (of the table), pneumonia, patient_id, split."""
+    """RSNA Pneumonia 2018, one row a film, i.e. a patient: image, patient_id, rows (of the table), pneumonia, split."""
     boxes = read_table(data_folder() / "kaggle_stage_2_train_labels.csv.zip", ("patientId", "Target"))
     ill = boxes.assign(ill=boxes["Target"] == "1").groupby("patientId")["ill"]
     films = ill.agg(rows="size", pneumonia="any").rename_axis("image").reset_index()
@@ -96,9 +96,9 @@ def vindr() -> pd.DataFrame:
 
 @cache
 def open_i() -> pd.DataFrame:
-    """The Open-I reports, read by the code that reads a download: uid, findings, impression ("" if absent), images, normal.
+    """The Open-I reports, read by the code that reads a download.
 
-    normal: its indexers found nothing; the only major MeSH code is "normal".
+    Columns uid, findings, impression ("" if absent), images, normal (its only major MeSH code is "normal").
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder, tarfile.open(data_folder() / "NLMCXR_reports.tgz") as archive:
