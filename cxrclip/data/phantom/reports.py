@@ -33,7 +33,7 @@ STOCK_IMPRESSION, READERS, ZIPF = 0.95, 6, 1.5
 # CheXpert's labels are those of impressions: share of these that deny anything, and share of the denials they keep.
 IMPRESSION_DENIES, DENIED_KEPT = 0.53, 0.55
 LISTED = 5  # at most so many absent findings are listed in a sentence
-MINOR = 3.0  # above this weight (see `impression_section`) a finding is not worth a line of the impression
+MINOR = 3.0  # above this weight (see `plan_impression`) a finding is not worth a line of the impression
 # Where one of a group is present, none of the group is denied: they are names for much the same shadow.
 AIRSPACE = ("Consolidation", "Pneumonia", "Infiltration", "Tuberculosis")
 ROUND = ("Mass", "Nodule", "Calcification")
