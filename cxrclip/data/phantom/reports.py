@@ -181,7 +181,7 @@ def plan_impression(case: Case, habit: str, rng: np.random.Generator, views: Seq
     if rng.random() < (0.1 if items else 0.22):
         said += [Statement("stock", remark) for remark in _remarks(case, style, rng, views)[:1]]
     if items and rng.random() < 0.1:
-        said.append(Statement("stock", words["advice"]))
+        said.append(Statement("stock", favourite(rng, words["advice"])))
     if follow_up and rng.random() < 0.5 * style["comparison"]:
         said.insert(0, Statement("stock", words["comparison"]))
     return Plan(tuple(said), impression=True)
