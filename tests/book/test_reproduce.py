@@ -206,11 +206,12 @@ def interrupted(call, children):
 def test_killed_then_interrupted_in_training_it_goes_on_where_it_stopped(tiny_mix, tmp_path, pages):
     steps, logs = 120, lambda: sorted(tmp_path.glob("build/runs/*/log.jsonl"))  # a run is kept every 100 steps
     call = start(tiny_mix, tmp_path / "build", pages, steps)
-    children = children_once(call, lambda: any(tmp_path.glob("build/runs/*/state")))
+    children = children_once(call, lambda: any(tmp_path.glob("build/runs/*/state.safetensors")))
     call.kill()
     call.communicate()
     assert psutil.wait_procs(children, timeout=10)[1] == [], "the workers end with their parent"
-    first = {log.parent.name: log.read_text().splitlines()[:100] for log in logs() if (log.parent / "state").exists()}
+    first = {log.parent.name: log.read_text().splitlines()[:100] for log in logs()
+             if (log.parent / "state.safetensors").exists()}
     assert first
     assert len(list(tmp_path.glob("build/runs/*/run.json"))) < 2
 

@@ -99,13 +99,15 @@ def share_of_pairs_won(scores, truth) -> float:
     return sum(won) / len(won)
 
 
-def place_of_first_right(query, candidates, right) -> int:
-    """Sort the candidates by cosine, the highest first, and count down to the first right one."""
-    order = sorted(range(len(candidates)), key=lambda j: -cosine(query, candidates[j]))
-    return 1 + [bool(right[j]) for j in order].index(True)
+def place_of_first_right(query, candidates, right) -> float:
+    """How far down the first right candidate stands, the highest cosine first; ties in float32 stand in any order."""
+    scores = [np.float32(cosine(query, candidate)) for candidate in candidates]
+    best = max(score for score, is_right in zip(scores, right, strict=True) if is_right)
+    tied = [bool(is_right) for score, is_right in zip(scores, right, strict=True) if score == best]
+    return 1 + sum(score > best for score in scores) + tied.count(False) / (tied.count(True) + 1)
 
 
-def places(images, text_embeds, texts, direction: str) -> list[int]:
+def places(images, text_embeds, texts, direction: str) -> list[float]:
     """The place of every image's text among the distinct texts, or of every distinct text's best image."""
     distinct = []
     for text in texts:
@@ -146,9 +148,9 @@ def alone(projection: nn.Linear, feature: torch.Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def text_alone(model: CXRCLIPModel, tokenizer, text: str) -> np.ndarray:
-    """One text, without padding: BERT, its last token, projection, length one."""
-    ids = torch.tensor([tokenizer(text)["input_ids"]])
+def text_alone(model: CXRCLIPModel, tokenizer, text: str, max_tokens: int = 256) -> np.ndarray:
+    """One text, without padding, cut at max_tokens: BERT, its last token, projection, length one."""
+    ids = torch.tensor([tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]])
     return alone(model.text_projection, model.text_encoder.network(ids).last_hidden_state[0, -1])
 
 
@@ -445,10 +447,11 @@ def test_the_book_retrieves_by_this_arithmetic(tiny_experiment, tiny_bench):
             told.append(row)
             texts.append(impression if len(impression) > len(findings) else findings)
             images.append(image)
-    text_embeds = evaluation.embed_texts(run.model, run.tokenizer, texts)
+    text_embeds = run.embed_texts(texts)
     for row, text, image, text_embed in zip(told, texts, images, text_embeds, strict=True):
         assert image == pytest.approx(alone(run.model.image_projection, feature_alone(run.model, row)), abs=1e-5)
-        assert text_embed == pytest.approx(text_alone(run.model, run.tokenizer, text), abs=1e-5)
+        assert text_embed == pytest.approx(text_alone(run.model, run.tokenizer, text,
+                                                     run.experiment.max_tokens), abs=1e-5)
     for direction in evaluation.DIRECTIONS:
         slow = places(images, text_embeds, texts, direction)
         recalls = {f"R@{k}": share_within(slow, k) for k in (1, 5, 10)}
