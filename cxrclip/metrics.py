@@ -6,7 +6,7 @@ N samples, K classes, D embedding dimensions. Tensors are accepted wherever arra
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -203,15 +203,15 @@ def accuracy(scores: ArrayLike | Tensor, targets: ArrayLike | Tensor) -> float:
 # ---- texts that say the same ----------------------------------------------------------------------------------------
 
 
-def collision_probability(contents: Sequence[Hashable]) -> float:
+def collision_probability(contents: Iterable[Hashable]) -> float:
     """Probability that two random studies carry the same content: sum_k n_k (n_k - 1) / (N (N - 1))."""
-    n = len(contents)
-    if n < 2:
+    counts = Counter(contents)
+    if (n := counts.total()) < 2:
         raise InputError(f"collision_probability: {n} contents: give at least two")
-    return sum(count * (count - 1) for count in Counter(contents).values()) / (n * (n - 1))
+    return sum(count * (count - 1) for count in counts.values()) / (n * (n - 1))
 
 
-def false_negatives_per_batch(contents: Sequence[Hashable], batch_size: int) -> float:
+def false_negatives_per_batch(contents: Iterable[Hashable], batch_size: int) -> float:
     """Expected number of the B - 1 negatives of a row that carry the row's own content, in a batch drawn at random."""
     return (batch_size - 1) * collision_probability(contents)
 

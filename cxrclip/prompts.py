@@ -196,6 +196,7 @@ class _Class(BaseModel, extra="forbid"):
     uncertain: Sentences | None = None
 
     def texts(self) -> dict[str, Texts]:
+        """State -> its sentences; a state without any is left out."""
         return {state: tuple(texts) for state in STATES if (texts := getattr(self, state))}
 
     @model_validator(mode="after")
@@ -212,6 +213,7 @@ class _Official(BaseModel, extra="forbid"):
     unc: list[str] = []
 
     def states(self) -> dict[str, list[str]]:
+        """State -> its sentences, as in our own layout."""
         return {"positive": self.pos, "negative": self.neg} | ({"uncertain": self.unc} if self.unc else {})
 
 
@@ -231,6 +233,7 @@ class _Combined(BaseModel, extra="forbid"):
     location: Words
 
     def texts(self) -> Texts:
+        """Every combination of the three lists, joined by spaces; an empty word leaves no gap."""
         products = itertools.product(self.severity, self.subtype, self.location)
         return tuple(" ".join(filter(None, product)) for product in products)
 

@@ -86,7 +86,7 @@ def open_studies(
     if split is not None and split not in SPLITS:
         raise InputError(f"open_studies: unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     if streaming:
-        files = [str(shard) for path in paths for shard in _shards(path)]
+        files = [str(shard) for path in paths for shard in shard_files(path)]
         return datasets.IterableDataset.from_parquet(files, filters=[("split", "==", split)] if split else None)
     whole = datasets.concatenate_datasets([_open_folder(path, split) for path in paths])
     if not len(whole):
@@ -96,7 +96,7 @@ def open_studies(
 
 def _open_folder(folder: Path, split: str | None) -> datasets.Dataset:
     root = folder / ".cache" if os.access(folder, os.W_OK) else Path(datasets.config.HF_DATASETS_CACHE) / "cxrclip"
-    files = [str(shard) for shard in _shards(folder)]
+    files = [str(shard) for shard in shard_files(folder)]
     bars = not datasets.are_progress_bars_disabled()
     try:  # not datasets.load_dataset: it reports its use over the network
         datasets.disable_progress_bars()
@@ -134,7 +134,8 @@ def facts_of(folder: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error}); prepare the folder again") from error
 
 
-def _shards(folder: Path) -> list[Path]:
+def shard_files(folder: Path) -> list[Path]:
+    """The Parquet files of a study folder, in order. Raises InputError where it is none, or not whole."""
     shards = sorted(folder.glob("studies-*.parquet"))
     if len(shards) != (expected := facts_of(folder)["shards"]):
         raise InputError(f"{folder}: {len(shards)} of {expected} Parquet shards are here; prepare the folder again")
@@ -147,7 +148,7 @@ def read_shards(folder: str | Path, rows: int | None = None) -> Iterator[list[di
     Raises:
         InputError: the folder is no study table or not whole, or a shard is damaged.
     """
-    for shard in _shards(Path(folder)):
+    for shard in shard_files(Path(folder)):
         try:
             with pq.ParquetFile(shard) as file:
                 if not file.schema_arrow.equals(SCHEMA):
@@ -279,7 +280,7 @@ def summary(folders: Mapping[str, str | Path]) -> pd.DataFrame:
     """
     tables = []
     for name, folder in folders.items():
-        by_split = pd.concat([_shape(shard) for shard in _shards(Path(folder))]).groupby("split")
+        by_split = pd.concat([_shape(shard) for shard in shard_files(Path(folder))]).groupby("split")
         table = by_split.sum(numeric_only=True).astype(int)
         table.insert(1, "patients", by_split["patient"].nunique())
         table["rejected"] = 0

@@ -217,10 +217,9 @@ def cached_backward(accelerator: Accelerator, model: nn.Module, criterion: CXRCL
 
 def read_lines(lines: list[Line], step: int) -> list[dict[str, float]]:
     """The lines of the steps before `step` as numbers. FloatingPointError names the first step of no finite loss."""
-    names = [name for name, value in lines[0].items() if isinstance(value, Tensor)]
-    values = torch.stack([torch.stack([value for value in line.values() if isinstance(value, Tensor)])
-                          for line in lines]).tolist()
-    read = [line | dict(zip(names, row, strict=True)) for line, row in zip(lines, values, strict=True)]
+    measured = [{name: value for name, value in line.items() if isinstance(value, Tensor)} for line in lines]
+    numbers = torch.stack([torch.stack(list(tensors.values())) for tensors in measured]).tolist()
+    read = [line | dict(zip(measured[0], row, strict=True)) for line, row in zip(lines, numbers, strict=True)]
     for number, line in enumerate(read, step - len(lines)):
         if not math.isfinite(line["total"]):
             raise FloatingPointError(f"the loss is {line['total']} at step {number}: lower the learning rate")

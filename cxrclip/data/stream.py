@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxrclip.errors import InputError
-from cxrclip.studies import SPLITS, facts_of
+from cxrclip.studies import SPLITS, shard_files
 from cxrclip.views import Study, generator
 
 
@@ -48,9 +48,7 @@ class StreamedBatches:
     @cached_property
     def shards(self) -> list[tuple[str, int]]:
         """Each file with its number of studies of the split; only that column is read."""
-        for folder in self.folders:
-            facts_of(folder)
-        files = [str(file) for folder in self.folders for file in sorted(Path(folder).glob("studies-*.parquet"))]
+        files = [str(file) for folder in self.folders for file in shard_files(Path(folder))]
         splits = (pq.read_table(file, columns=["split"])["split"] for file in files)
         return [(file, pc.sum(pc.equal(names, self.split)).as_py() or 0) for file, names in zip(files, splits,
                                                                                                strict=True)]

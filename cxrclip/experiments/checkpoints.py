@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class FolderStore:
 
     def finished_steps(self) -> int:
         """Steps after which the stored state was written; 0 without one."""
-        return load_state(self.path("state"))[1]["step"] if self.path("state").is_file() else 0
+        return load_info(self.path("state"))["step"] if self.path("state").is_file() else 0
 
 
 def save_state(path: str | Path, tensors: Mapping[str, Tensor], info: Mapping) -> Path:
@@ -74,9 +75,22 @@ def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 
     Raises InputError naming a file that is missing, damaged or not from save_state.
     """
+    info = load_info(path)
+    with _readable(path):
+        return load_file(path), info
+
+
+def load_info(path: str | Path) -> dict:
+    """What save_state wrote beside the tensors, which are not read. Raises as load_state does."""
+    with _readable(path), safe_open(path, "pt") as file:
+        return dict(json.loads(file.metadata()[INFO]))
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """InputError in place of what a missing or damaged file raises."""
     try:
-        with safe_open(path, "pt") as file:
-            return load_file(path), dict(json.loads(file.metadata()[INFO]))
+        yield
     except FileNotFoundError as fault:
         raise InputError(f"{path}: no such file: start anew or choose another folder") from fault
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as fault:

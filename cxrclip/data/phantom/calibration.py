@@ -16,11 +16,13 @@ from cxrclip.data.phantom.anatomy import VOCABULARIES, settings
 from cxrclip.data.phantom.reports import CHEXPERT
 from cxrclip.data.phantom.world import record, visit
 from cxrclip.data.sources import public
+from cxrclip.metrics import collision_probability
+from cxrclip.prompts import STATES
+from cxrclip.views import SECTIONS
 
 STUDIES = 3927  # of each institution: as many as Open-I has reports that hold a section
 SENTENCE_END = re.compile(r"[A-Za-z)]\.(?!\S)")
 USUAL = 5  # a word that occurs so often belongs to the vocabulary
-SECTIONS = ("findings", "impression")
 TABLES: Mapping[str, str] = {"chestxray14": "C14", "chexpert": "C", "rsna": "rsna", "siim": "siim", "openi": "openi"}
 """Public table -> the institution made after it."""
 
@@ -69,13 +71,13 @@ def label_numbers(states: pd.DataFrame) -> dict[str, float]:
     """Statistics of labels: a row a study, a column a name with "positive", "negative", "uncertain" or ""."""
     positive, findings = states == "positive", states.drop(columns="No Finding")
     numbers = {
-        "chance of equal positive labels": public.collision(row.tobytes() for row in positive.to_numpy()),
+        "chance of equal positive labels": collision_probability(row.tobytes() for row in positive.to_numpy()),
         "share of normals": float(positive["No Finding"].mean()),
         "findings per study": float((findings == "positive").sum(axis=1).mean()),
     }
     if (findings == "uncertain").any(axis=None):
         numbers |= {
-            "chance of equal labels": public.collision(states.itertuples(index=False, name=None)),
+            "chance of equal labels": collision_probability(states.itertuples(index=False, name=None)),
             "uncertain labels per study": float((findings == "uncertain").sum(axis=1).mean()),
             "share with an uncertain label": float((findings == "uncertain").any(axis=1).mean()),
             "denied labels per study": float((findings == "negative").sum(axis=1).mean()),
@@ -93,8 +95,8 @@ def report_numbers(reports: pd.DataFrame) -> dict[str, float]:
     both = reports[(reports["findings"] != "") & (reports["impression"] != "")]
     words = Counter(word for section in SECTIONS for text in reports[section] for word in _words(text))
     numbers = {
-        "chance of equal impressions": public.collision(both["impression"]),
-        "chance of equal longest sections": public.collision(
+        "chance of equal impressions": collision_probability(both["impression"]),
+        "chance of equal longest sections": collision_probability(
             max(pair, key=len) for pair in zip(both["findings"], both["impression"], strict=True)),
         "share of normals": float(reports["normal"].mean()),
         "missing sections per report": float((reports[list(SECTIONS)] == "").sum(axis=1).mean()),
@@ -111,8 +113,7 @@ def report_numbers(reports: pd.DataFrame) -> dict[str, float]:
 
 def _states(rows: Iterable[Mapping], names: Iterable[str]) -> pd.DataFrame:
     """The labels of records as `label_numbers` wants them."""
-    kinds = ("positive", "negative", "uncertain")
-    return pd.DataFrame([{name: kind for kind in kinds for name in row[kind]} for row in rows],
+    return pd.DataFrame([{name: state for state in STATES for name in row[state]} for row in rows],
                         columns=list(names)).fillna("")  # fmt: skip
 
 

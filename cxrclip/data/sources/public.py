@@ -14,7 +14,6 @@ import tarfile
 import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Hashable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from cxrclip.data.sources.chexpert_format import STATES, patients_of
 from cxrclip.data.sources.splits import gloria_split, train_valid_split
 from cxrclip.data.sources.tables import Unusable, read_table, to_text
 from cxrclip.errors import InputError
+from cxrclip.metrics import collision_probability
 from cxrclip.studies import SPLITS
 
 
@@ -176,12 +176,5 @@ def collisions() -> pd.DataFrame:
         ("openi", "impression"): [impression for _, impression in _pairs()],
         ("openi", "longest section"): [max(pair, key=len) for pair in _pairs()],
     }
-    lines = [(table, what, collision(items), len(items)) for (table, what), items in contents.items()]
+    lines = [(table, what, collision_probability(items), len(items)) for (table, what), items in contents.items()]
     return pd.DataFrame(lines, columns=["table", "content", "probability", "n"])
-
-
-def collision(items: Iterable[Hashable]) -> float:
-    """The probability that two different items, of two or more, are equal."""
-    counts = Counter(items)
-    n = counts.total()
-    return sum(count * (count - 1) for count in counts.values()) / (n * (n - 1))

@@ -8,7 +8,7 @@ import pytest
 
 from cxrclip.data.phantom import reports
 from cxrclip.data.phantom.anatomy import DEVICE_KINDS, FINDINGS, FRACTURE_KINDS, Case, Finding, sample_body
-from cxrclip.data.sources.public import collision
+from cxrclip.metrics import collision_probability as collision
 
 # What a sentence must contain to be about a finding.
 TERMS = {

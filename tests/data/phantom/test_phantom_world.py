@@ -18,8 +18,8 @@ from cxrclip.data import images, shards
 from cxrclip.data.phantom import reports, world
 from cxrclip.data.phantom.anatomy import DEVICE_KINDS, FINDINGS, Case, Finding, sample_body
 from cxrclip.data.phantom.render import Film
-from cxrclip.data.sources.public import collision
 from cxrclip.errors import InputError
+from cxrclip.metrics import collision_probability as collision
 
 N = 1500
 LASTING = ("pacemaker", "sternal wires")
