@@ -26,7 +26,7 @@ from cxrclip.data.images import MIN_SIDE, store_film
 from cxrclip.data.progress import progress_bar
 from cxrclip.data.shards import Rejected, ResumableStudies, refuse_many, resumable_studies
 from cxrclip.data.sources.reports import Sections
-from cxrclip.data.sources.tables import Cells, Rows, Unusable, check_row, name_in
+from cxrclip.data.sources.tables import Cells, Rows, Unusable, check_row, name_in, read_table
 from cxrclip.data.workers import Failure, in_order
 from cxrclip.errors import InputError
 from cxrclip.studies import SCHEMA, summary
@@ -163,6 +163,10 @@ class Intake:
         """Raise InputError, which names the root, where a part of the download is not `present`."""
         if not present:
             raise InputError(f"{self.root}: {message}")
+
+    def read_table(self, path: Path, columns: Iterable[str]) -> pd.DataFrame:
+        """These columns of a table; rows that do not fit its header are set aside."""
+        return read_table(path, columns, only=True, aside=partial(self.set_aside, file=path.name))
 
     def count(self, published: Mapping[str, int], measured: Mapping[str, int]) -> None:
         """Compare what this download holds with the published counts of its release, before any film is read.

@@ -15,7 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from cxrclip.data.sources.tables import Unusable, read_table, records, to_text
+import pandas as pd
+
+from cxrclip.data.sources.tables import Unusable, records, to_text
 from cxrclip.errors import InputError
 
 _RULE = re.compile(r"^[ \t]*_{10,}[ \t]*$", re.MULTILINE)
@@ -139,12 +141,15 @@ class Reports(NamedTuple):
     read: Callable[[str, str], Sections]
 
 
-def open_reports(places: Sequence[Path], reports: str | None) -> Reports:
+def open_reports(
+    places: Sequence[Path], reports: str | None, read_table: Callable[[Path, Sequence[str]], pd.DataFrame]
+) -> Reports:
     """Reports from a table of sections, from the zip file of the release, or from its folder of texts.
 
     Args:
         places: folders in which they may lie; the last is where texts are looked for in the end.
         reports: path of one of the three, absolute or relative to the first place. None takes what lies in a place.
+        read_table: reads the columns of a table (`Intake.read_table`).
 
     Raises:
         InputError: `reports` names nothing, a damaged zip file, or a table that lacks a column.
@@ -159,7 +164,7 @@ def open_reports(places: Sequence[Path], reports: str | None) -> Reports:
     if path.is_dir():
         return _texts(path.name, lambda name: (path / name).is_file(), lambda name: (path / name).read_bytes())
     if path.suffix != ".zip":
-        return _table(path)
+        return _table(path, read_table)
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
@@ -185,9 +190,9 @@ def _texts(where: str, has: Callable[[str], bool], read_bytes: Callable[[str], b
     return Reports(where, lambda subject, study: has(file_name(subject, study)), read)
 
 
-def _table(path: Path) -> Reports:
+def _table(path: Path, read_table: Callable[[Path, Sequence[str]], pd.DataFrame]) -> Reports:
     names = ("findings", "impression", "last_paragraph")
-    table = read_table(path, ("study", *names), only=True)
+    table = read_table(path, ("study", *names))
     rows = {cells["study"]: (row, cells) for row, cells in records(table)}
 
     def read(_: str, study: str) -> Sections:

@@ -25,6 +25,7 @@ from cxrclip.data.sources import (
 )
 from cxrclip.data.sources.chexpert_format import COLUMNS, FINDINGS, label_tables, patients_of
 from cxrclip.data.sources.dicom import read_header
+from cxrclip.data.sources.prepare import Intake
 from cxrclip.data.sources.reports import parse_report
 from cxrclip.data.sources.splits import gloria_split, train_valid_split
 from cxrclip.data.sources.tables import grouped, read_table
@@ -771,7 +772,7 @@ def test_siim_bad_films_and_missing_tables(siim_root, tmp_path):
 def test_the_public_table_of_chexpert_has_the_known_counts(tmp_path):
     data = gzip.decompress(public_table("chexpert_train.csv.gz").read_bytes())
     (tmp_path / "train.csv").write_bytes(data)
-    ((path, rows),) = label_tables(tmp_path)
+    ((path, rows),) = label_tables(Intake("chexpert", tmp_path))
     drawn = chexpert5x200.mgca_list(path, rows)  # raises where its counts differ
     patients = patients_of(drawn["Path"])
     found = chexpert.counts([(path, rows)], ~patients_of(rows["Path"]).isin(patients), True)
