@@ -53,9 +53,9 @@ def labels_of(cells: Cells) -> dict[str, tuple[str, ...]]:
     """Positive, negative and uncertain names of one row of CheXpert's label columns."""
     labels: dict[str, tuple[str, ...]] = {"positive": (), "negative": (), "uncertain": ()}
     for name in FINDINGS:
-        cell = cells[name].removesuffix(".0")
+        cell = cells[name]
         if cell not in STATES:
-            raise Unusable(name, f"{cells[name]!r} is none of 1 (positive), 0 (negative), -1 (uncertain) or empty")
+            raise Unusable(name, f"{cell!r} is none of 1 (positive), 0 (negative), -1 (uncertain) or empty")
         if cell:
             labels[STATES[cell]] += (name,)
     return labels

@@ -53,7 +53,7 @@ def read(intake: Intake, *, reports: str | None = None, labels: str | None = "ch
     for kind, path in (("metadata", meta), ("split", split)):
         intake.need(path, f"no mimic-cxr-2.0.0-{kind}.csv.gz; give the folder of the MIMIC-CXR-JPG download")
     table = intake.read_table(meta, COLUMNS)
-    texts = open_reports((intake.root, meta.parent), reports, intake.read_table)
+    texts = open_reports((intake.root, meta.parent), reports, intake)
     intake.file = meta.name
     intake.facts |= {"reports": texts.where, "labels": labels}
     intake.facts |= dict.fromkeys(("not_downloaded", "without_report", "last_paragraphs", "addenda"), 0)
@@ -113,7 +113,7 @@ def _labels(labels: str | None, known: set[str], intake: Intake) -> dict[str, La
         return one_of(known, f"in {intake.file}", cells, "study_id"), labels_of(cells)
 
     table = intake.read_table(path, ("study_id", *FINDINGS))
-    return dict(labelled for _, labelled in intake.usable(records(table), parse, path.name))
+    return intake.first_of(intake.usable(records(table), parse, path.name), "study_id", path.name)
 
 
 def _film(cells: Cells) -> tuple[str, Film | None]:

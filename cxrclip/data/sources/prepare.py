@@ -209,6 +209,14 @@ class Intake:
             except Unusable as fault:
                 self.set_aside(fault.row or number, fault.column, fault.reason, fault.file or file)
 
+    def first_of(self, rows: Iterable[tuple[int, tuple[str, T]]], column: str, file: str) -> dict[str, T]:
+        """Key -> value of the first row of each key; rows that name it again are set aside."""
+        first: dict[str, tuple[int, T]] = {}
+        for number, (key, value) in rows:
+            if first.setdefault(key, (number, value))[0] != number:
+                self.set_aside(number, column, f"{key} stands already in row {first[key][0]}; the first is kept", file)
+        return {key: value for key, (_, value) in first.items()}
+
     def take(self, rows: Iterable[tuple[int, Any]], parse: Callable[[Any], Study | None], file: str = "") -> None:
         """Keep the study that `parse` makes of each row or group of rows; skip None, set doubles aside.
 

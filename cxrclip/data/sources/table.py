@@ -27,6 +27,7 @@ from cxrclip.data.sources.tables import (
     filled,
     film_at,
     name_in,
+    plain_cell,
     read_table,
     records,
     to_age,
@@ -183,11 +184,12 @@ def _sections(cells: Cells, columns: Columns, intake: Intake) -> list[str | None
 def _labels(cells: Cells, columns: Columns) -> dict[str, list[str]]:
     """Positive, negative and uncertain finding names of one row."""
     labels: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
+    mapping = None if columns.mapping is None else {plain_cell(str(k)): v for k, v in columns.mapping.items()}
     for label in map(str.strip, cells[columns.labels].split(columns.separator) if columns.labels else ()):
-        if label and columns.mapping is not None and label not in columns.mapping:
+        if label and mapping is not None and label not in mapping:
             raise Unusable(columns.labels, f"label {label!r} is not in the mapping ({', '.join(columns.mapping)})")
         if label:
-            labels["positive"] += [label] if columns.mapping is None else columns.mapping[label]
+            labels["positive"] += [label] if mapping is None else mapping[label]
     for column, finding in columns.findings_by_column.items():
         if cells[column]:
             kinds = [kind for kind, value in columns.values.items() if _plain(cells[column]) == _plain(value)]

@@ -70,7 +70,7 @@ def film_at(path: str) -> str:
 def read_table(
     path: Path, columns: Iterable[str], *, only: bool = False, aside: Callable[[int, str, str], None] | None = None
 ) -> pd.DataFrame:
-    """Read a CSV (also .gz, .zip) or Parquet table with every cell as stripped text ("" where empty, see `_plain`).
+    """Read a CSV (also .gz, .zip) or Parquet table with every cell as stripped text ("" where empty, see `plain_cell`).
 
     Bytes that are no UTF-8 are kept as lone surrogates: `check_row` finds them. The index counts the rows from 0.
 
@@ -94,12 +94,12 @@ def read_table(
         reason = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"{path}: not a readable table ({reason}); export it again as CSV in UTF-8") from error
     for name, column in cells.items():
-        plain = {cell: _plain(cell) for cell in set(column)}
+        plain = {cell: plain_cell(cell) for cell in set(column)}
         cells[name] = list(map(plain.__getitem__, column))
     return pd.DataFrame(cells, index=numbers, dtype=object)
 
 
-def _plain(cell: str) -> str:
+def plain_cell(cell: str) -> str:
     """A stripped cell: "" where a program wrote that it is empty; whole numbers that became floats are whole again."""
     cell = cell.strip()
     if cell in _EMPTY:
@@ -125,8 +125,7 @@ def _read_csv(
 
     Rows may all end in commas that the header does not have, as NIH's do; one row alone that does has lost its quotes.
     """
-    rows: list[tuple[int, int, list[str]]] = []  # line, number of fields, the cells to read
-    line = 1
+    lines, widths, rows, line = [], [], [], 1  # of each row: where it starts, how many fields it has, the cells to read
     with _opened(path) as text:
         reader = csv.reader(text, strict=True)
         try:
@@ -137,25 +136,30 @@ def _read_csv(
             if not header:
                 raise ValueError("it has no header")
             places, line = _places(path, header, columns, only), reader.line_num + 1
+            need = len(header)
             for row in reader:
-                if len(row) > 1 or (row and row[0].strip()):  # a blank line is no row
-                    fits = len(row) >= len(header) and not "".join(row[len(header) :]).strip()
-                    rows.append((line, len(row), [row[i] for i in places.values()] if fits else []))
+                width = len(row)
+                if width > 1 or (row and row[0].strip()):  # a blank line is no row
+                    if width != need and (width < need or "".join(row[need:]).strip()):
+                        width = -width  # it cannot be read
+                    lines.append(line)
+                    widths.append(width)
+                    rows.append([row[i] for i in places.values()] if width > 0 else row)
                 line = reader.line_num + 1
         except csv.Error as error:
             raise InputError(f"{path}: line {line}: a quote is not closed or not doubled ({error}); mend that row, or "
                              "export the table again") from error
-    width, many = max(Counter(n for _, n, cells in rows if cells).items(), key=itemgetter(1), default=(0, 0))
-    width = width if 2 * many > len(rows) else len(header)
-    faults = [(number, f"line {line} has {n} fields, not {width}; put quotes around cells with commas, or export again")
-              for number, (line, n, cells) in enumerate(rows, 1) if n != width or not cells]
+    width, many = max(Counter(widths).items(), key=itemgetter(1), default=(0, 0))
+    width = width if width > 0 and 2 * many > len(rows) else need
+    faults = [i for i, n in enumerate(widths) if n != width]
+    reasons = [f"line {lines[i]} has {abs(widths[i])} fields, not {width}; put quotes around cells with commas, or export "
+               "the table again" for i in faults]
     if faults and (aside is None or len(faults) == len(rows)):
-        raise InputError(f"{path}: {faults[0][1]}")
-    for number, reason in faults:
-        aside(number, "", reason)
-    numbers = [i for i, (_, n, cells) in enumerate(rows) if n == width and cells]
-    cells = [[rows[i][2][place] for i in numbers] for place in range(len(places))]
-    return numbers, dict(zip(places, cells, strict=True))
+        raise InputError(f"{path}: {reasons[0]}")
+    for i, reason in zip(faults, reasons, strict=True):
+        aside(i + 1, "", reason)
+    numbers = [i for i, n in enumerate(widths) if n == width]
+    return numbers, {name: [rows[i][place] for i in numbers] for place, name in enumerate(places)}
 
 
 @contextmanager
@@ -168,7 +172,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
                 raise ValueError(f"{len(archive.namelist())} files in it, not one")
             binary = stack.enter_context(archive.open(archive.namelist()[0]))
         else:
-            binary = stack.enter_context(gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
+            binary = stack.enter_context((gzip.open if path.suffix == ".gz" else open)(path, "rb"))
         yield io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="")
 
 

@@ -1,4 +1,4 @@
-"""cxrclip.data.sources.tables: rows that do not fit, quotes, cells that changed type, tables without a header, films."""
+"""cxrclip.data.sources.tables: rows that do not fit, quotes, changed types, tables without a header, films."""
 
 import gzip
 import zipfile
