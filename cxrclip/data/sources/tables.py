@@ -12,6 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import compress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
@@ -125,7 +126,7 @@ def _read_csv(
 
     Rows may all end in commas that the header does not have, as NIH's do; one row alone that does has lost its quotes.
     """
-    lines, widths, rows, line = [], [], [], 1  # of each row: where it starts, how many fields it has, the cells to read
+    lines, widths, flat, line = [], [], [], 1  # of each row: where it starts, its number of fields, the cells to read
     with _opened(path) as text:
         reader = csv.reader(text, strict=True)
         try:
@@ -136,7 +137,7 @@ def _read_csv(
             if not header:
                 raise ValueError("it has no header")
             places, line = _places(path, header, columns, only), reader.line_num + 1
-            need = len(header)
+            need, wanted = len(header), list(places.values())
             for row in reader:
                 width = len(row)
                 if width > 1 or (row and row[0].strip()):  # a blank line is no row
@@ -144,22 +145,23 @@ def _read_csv(
                         width = -width  # it cannot be read
                     lines.append(line)
                     widths.append(width)
-                    rows.append([row[i] for i in places.values()] if width > 0 else row)
+                    flat += [row[i] for i in wanted] if width > 0 else [""] * len(wanted)
                 line = reader.line_num + 1
         except csv.Error as error:
             raise InputError(f"{path}: line {line}: a quote is not closed or not doubled ({error}); mend that row, or "
                              "export the table again") from error
     width, many = max(Counter(widths).items(), key=itemgetter(1), default=(0, 0))
-    width = width if width > 0 and 2 * many > len(rows) else need
+    width = width if width > 0 and 2 * many > len(widths) else need
     faults = [i for i, n in enumerate(widths) if n != width]
-    reasons = [f"line {lines[i]} has {abs(widths[i])} fields, not {width}; put quotes around cells with commas, or export "
-               "the table again" for i in faults]
-    if faults and (aside is None or len(faults) == len(rows)):
+    reasons = [f"line {lines[i]} has {abs(widths[i])} fields, not {width}; quote cells with commas, or export it again"
+               for i in faults]
+    if faults and (aside is None or len(faults) == len(widths)):
         raise InputError(f"{path}: {reasons[0]}")
     for i, reason in zip(faults, reasons, strict=True):
         aside(i + 1, "", reason)
-    numbers = [i for i, n in enumerate(widths) if n == width]
-    return numbers, {name: [rows[i][place] for i in numbers] for place, name in enumerate(places)}
+    good = [n == width for n in widths]
+    cells = {name: list(compress(flat[place :: len(places)], good)) for place, name in enumerate(places)}
+    return list(compress(range(len(good)), good)), cells
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from downloads import film, partial, rejections, studies_of
 
+from cxrclip.data.sources.splits import gloria_split, train_valid_split
 from cxrclip.data.sources.tables import Unusable, film_at, read_table, records, to_age
 from cxrclip.errors import InputError
 
@@ -129,3 +130,11 @@ def test_tables_and_films_converted_by_hand_in_each_source(tmp_path):
     written(nih, "ImageId,EncodedPixels\n0_000,-1\n1_000,1 2, 3 4\n", "train-rle.csv")
     with pytest.raises(InputError, match=r"train-rle\.csv: line 3 has 3 fields, not 2"):
         partial("siim", nih, tmp_path / "no")
+
+
+def test_a_rule_of_a_split_needs_some_films():
+    assert len(gloria_split("abcd")) == 4
+    assert len(train_valid_split("ab")) == 2
+    for rule, items in ((gloria_split, "abc"), (gloria_split, ""), (train_valid_split, "a")):
+        with pytest.raises(InputError, match="the rule of the split needs"):
+            rule(items)
