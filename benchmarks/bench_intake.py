@@ -4,7 +4,7 @@ The plain loops read a film, apply the official steps (DICOM: modality LUT, VOI 
 it to a shorter side of 512 with a Lanczos filter and save it, one row after the other. Ours averages areas, in
 steps where the film is large, and decodes JPEG small: what that changes in the pixels is printed, too.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/bench_intake.py            (throughput, then 2,000 8,000 16,000 studies)
+Run: OMP_NUM_THREADS=1 python benchmarks/bench_intake.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import psutil
 import pydicom
 from PIL import Image
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from timing import compare, median_seconds
+from timing import interleaved, table, write_section
 
 from cxrclip.data.images import decode_gray, encode_gray, read_gray, resize_shorter, store_film
 from cxrclip.data.sources.prepare import Film, Intake, Study
@@ -91,29 +91,28 @@ def dicom_loop(table, out):
 
 
 def throughput(folder):
+    """A row for each kind of film and plain loop."""
     cv2.setNumThreads(1)
-    kinds = {
-        "JPEG 2544 x 3056": (lambda p: encode_gray(p), (3056, 2544), {"Pillow": pillow_loop, "OpenCV": opencv_loop}),
-        "PNG 1024 x 1024": (
-            lambda p: encode_gray(p, "png"), (1024, 1024), {"Pillow": pillow_loop, "OpenCV": opencv_loop}),
-        "DICOM 2544 x 3056": (dicom, (3056, 2544), {"pydicom": dicom_loop}),
-    }  # fmt: skip
-    for name, (encode, shape, loops) in kinds.items():
-        suffix = name.split()[0].lower().replace("dicom", "dcm")
+    both = {"Pillow": pillow_loop, "OpenCV": opencv_loop}
+    kinds = {"JPEG 2544 x 3056": ("jpg", encode_gray, (3056, 2544), both),
+             "PNG 1024 x 1024": ("png", lambda pixels: encode_gray(pixels, "png"), (1024, 1024), both),
+             "DICOM 2544 x 3056": ("dcm", dicom, (3056, 2544), {"pydicom": dicom_loop})}
+    rows = []
+    for name, (suffix, encode, shape, loops) in kinds.items():
         paths = [folder / f"{i}.{suffix}" for i in range(FILMS)]
         for i, path in enumerate(paths):
             path.write_bytes(encode(film(*shape, seed=i)))
         films = [(path, path.name) for path in paths]
-        ours = median_seconds(lambda films=films: [store_film(*film, SIZE) for film in films], 3) / FILMS
-        table = pd.DataFrame({"path": [str(path) for path in paths]})
-        for title, loop in loops.items():
-            plain = median_seconds(lambda loop=loop, table=table: loop(table, folder), 3) / FILMS
-            compare(f"{name}, CPU a film ({1 / ours:.0f} films/s a core)", ours, f"plain loop, {title}", plain)
         exact = [resize_shorter(read_gray(path, "film"), SIZE) for path in paths]
         stored = [decode_gray(encode_gray(image), "film") for image in exact]
         prepared = [decode_gray(store_film(*film, SIZE), "film") for film in films]
-        print(f"  off an exact area average, in gray levels: {difference(exact, prepared)}, "
-              f"of which storing as JPEG {difference(exact, stored)}")  # fmt: skip
+        listed = pd.DataFrame({"path": [str(path) for path in paths]})
+        for title, loop in loops.items():
+            ratio = interleaved(lambda films=films: [store_film(*film, SIZE) for film in films],
+                                lambda loop=loop, listed=listed: loop(listed, folder), 3)
+            rows.append([name, f"{FILMS / ratio.ours:.0f}", title, ratio.text(), difference(exact, prepared),
+                         difference(exact, stored)])
+    return rows
 
 
 def difference(first, second):
@@ -131,8 +130,7 @@ def prepare(folder, studies, workers):
     peak, start = Peak(), time.perf_counter()
     taken.write(folder / "out", image_size=64, max_rejected=0, workers=workers)
     seconds = time.perf_counter() - start
-    print(f"{studies:>7,} studies: {seconds:6.1f} s; most memory {peak.megabytes[0]:.0f} MB, "
-          f"with its workers {peak.megabytes[1]:.0f} MB", flush=True)  # fmt: skip
+    print("|".join([f"{studies:,}", f"{seconds:.1f}", *(f"{size:.0f}" for size in peak.megabytes)]))
 
 
 class Peak(Thread):
@@ -158,13 +156,19 @@ class Peak(Thread):
 
 def main():
     with tempfile.TemporaryDirectory() as name:
-        throughput(Path(name))
+        rows = throughput(Path(name))
+    write_section("Films into study tables, one core", table(
+        ["films", "ours, films a CPU second", "plain loop", "CPU time of the loop against ours",
+         "gray levels off an exact area average", "of which by storing as JPEG"], rows))
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, rows = Path(name), []
         for i in range(200):
             (folder / f"{i}.jpg").write_bytes(encode_gray(film(80, 96, i)))
         for studies in (2_000, 8_000, 16_000):
-            subprocess.run([sys.executable, __file__, name, str(studies), "2"], check=True)
+            command = [sys.executable, __file__, name, str(studies), "2"]
+            rows.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().split("|"))
+    write_section("Preparation of small films in two processes", table(
+        ["studies", "wall seconds", "MiB at most", "with its workers"], rows))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
@@ -50,6 +52,17 @@ class TestNotebook:
         assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
         assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
         assert not [output for cell in code for output in cell.outputs if output.get("name") == "stderr"]
+
+    def test_every_name_of_the_library_exists(self, path):
+        tree, modules = ast.parse(source(path)), {}
+        for node in ast.walk(tree):
+            for alias in node.names if isinstance(node, ast.ImportFrom) and node.module.startswith("cxrclip") else ():
+                modules[alias.asname or alias.name] = pkgutil.resolve_name(f"{node.module}.{alias.name}")
+        assert modules
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+                owner = modules[node.value.id]
+                assert hasattr(owner, node.attr) or not isinstance(owner, ModuleType), f"{node.value.id}.{node.attr}"
 
     def test_functions_have_at_most_five_lines(self, path):
         for node in ast.walk(ast.parse(source(path))):

@@ -66,7 +66,8 @@ def training_curves(log: pd.DataFrame, axes: Axes, columns: Sequence[str] | None
         smooth = curve[name].rolling(max(1, len(curve) // 25), center=True, min_periods=1).mean()
         axes.plot(curve["step"], curve[name], color=colour, linewidth=0.6, alpha=0.3)
         axes.plot(curve["step"], smooth, color=colour, linewidth=2, label=label)
-    return _above(_finish(axes, "optimisation step", unit))
+    axes.legend(loc="best", frameon=False, fontsize=9)
+    return _finish(axes, "optimisation step", unit)
 
 
 def similarity_matrix(matrix: np.ndarray, axes: Axes, rows: Sequence[str] = (), columns: Sequence[str] = (),
@@ -130,7 +131,8 @@ def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction", up_to: 
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 100)
-    return _above(_finish(axes, "k (candidates looked at)", "R@k (%)"))
+    axes.legend(loc="upper left", frameon=False, fontsize=9)  # no curve comes there
+    return _finish(axes, "k (candidates looked at)", "R@k (%)")
 
 
 def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,

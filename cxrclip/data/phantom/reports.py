@@ -1,14 +1,15 @@
 """What a radiologist writes about a case: findings, impression, and the labels one would take from them.
 
-A case is read once (`read`): what is asserted, hedged and denied. Both sections and the labels put that one reading
-into words. The sentences are in `reports.yaml`; five habits of writing (`HABITS`) choose among them. A report never
-asserts what is not in the case; only a hedge may name something that is not there.
+A case is read once (`read`): what is asserted, hedged and denied. A `Plan` chooses what a section says of the reading,
+and `word` puts it into sentences of `reports.yaml` in one of five habits (`HABITS`): another habit's wording of the
+same plan is a paraphrase. A report never asserts what is not there; only a hedge may name it.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,19 @@ from cxrclip.data.phantom.anatomy import DERIVED, VOCABULARIES, Case, Finding, s
 HABITS: tuple[str, ...] = ("telegraphic", "narrative", "systematic", "verbose", "numbered")
 
 # A mild finding is often only suspected, a severe one never.
-HEDGED: Mapping[int, float] = {1: 0.35, 2: 0.12, 3: 0.0}
+HEDGED: Mapping[int, float] = {1: 0.5, 2: 0.26, 3: 0.0}
+RIVALS = 0.7  # share of the hedges that name what it might be instead
 # How often a finding is only named ("Right pneumothorax."): otherwise bare names would occur only after "no".
 PLAIN_IN_FINDINGS, PLAIN_IN_IMPRESSION = 0.12, 0.30
-NORMAL_SAID = 0.5  # share of the unaffected organs that are called normal; thorough habits name them all
-MINOR = 3.2  # above this weight (see `impression_section`) a finding is not worth a line of the impression
+OWN_SENTENCE = 0.4  # share of the other sentences that only this finding can have; the rest are frames of the habit
+NORMAL_SAID = 0.45  # share of the unaffected organs that are called normal; thorough habits name them all
+# Share of normal studies with a stock impression, how many readers a habit has, and how fast the popularity of stock
+# sentences falls: fitted to Open-I (calibration.py).
+STOCK_IMPRESSION, READERS, ZIPF = 0.95, 6, 1.5
+# CheXpert's labels are those of impressions: share of these that deny anything, and share of the denials they keep.
+IMPRESSION_DENIES, DENIED_KEPT = 0.53, 0.55
+LISTED = 5  # at most so many absent findings are listed in a sentence
+MINOR = 3.0  # above this weight (see `plan_impression`) a finding is not worth a line of the impression
 # Where one of a group is present, none of the group is denied: they are names for much the same shadow.
 AIRSPACE = ("Consolidation", "Pneumonia", "Infiltration", "Tuberculosis")
 ROUND = ("Mass", "Nodule", "Calcification")
@@ -65,7 +74,7 @@ def read(case: Case) -> Reading:
         if finding.name != "Support Devices" and rng.random() < HEDGED[finding.severity]:
             entry = _entry(finding)
             rivals = [r for r in entry["alternatives"] if r not in names] + entry.get("mimics", [])
-            hedged.append((finding, pick(rng, rivals) if rivals and rng.random() < 0.6 else None))
+            hedged.append((finding, pick(rng, rivals) if rivals and rng.random() < RIVALS else None))
         else:
             sure.append(finding)
     spared = names | {rival for _, rival in hedged if rival}
@@ -81,78 +90,148 @@ def read(case: Case) -> Reading:
     return Reading(tuple(sure), tuple(hedged), denied, normal)
 
 
-def findings_section(case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",),
-                     follow_up: bool = False) -> str:  # fmt: skip
-    """The findings section: organ by organ, in the order of the habit (one of HABITS), with negatives and remarks.
+@dataclass(frozen=True)
+class Statement:
+    """One thing that a section says, of an organ or ("") of none.
+
+    kind: "sure" or just "named" (about: a finding), "hedged" (a finding and its rival), "denied" (lexicon entries), or
+    "stock" (an entry with sentences in two registers).
+    """
+
+    kind: str
+    about: Any
+    organ: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a section says, before a habit puts it into words. reader: whose fixed wording it takes, None: no one's."""
+
+    statements: tuple[Statement, ...]
+    impression: bool = False
+    reader: int | None = None
+
+
+def plan_findings(case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",),
+                  follow_up: bool = False) -> Plan:  # fmt: skip
+    """What the findings section says: every finding, normal organs, negatives and remarks, as often as the habit does.
 
     views: the study's films, for the remark on technique.  follow_up: there is an earlier study to compare with.
     """
     reading, words = read(case), lexicon()
     style = words["habits"][habit]
-    register = style["register"]
-    remarks = _remarks(case, style, rng, views)
-    parts = []
+    if not case.findings and rng.random() < style["stock"]:
+        return _stock_findings(habit, 1 + int(rng.choice(READERS, p=_popularity(READERS))))
+    said = []
     if rng.random() < style["technique"]:
         film = "ap" if "AP" in views else "pair" if len(views) > 1 else "pa"
-        parts.append(pick(rng, words["technique"][film][register]))
+        said.append(Statement("stock", words["technique"][film]))
     if follow_up and rng.random() < style["comparison"]:
-        parts.append(pick(rng, words["comparison"][register]))
-    for organ in style["order"]:
-        present = [f for f in case.findings if _entry(f)["organ"] == organ]
-        sentences = [_assert(f, habit, rng, PLAIN_IN_FINDINGS) for f in reading.sure if f in present]
-        sentences += [_hedge(f, rival, rng) for f, rival in reading.hedged if f in present]
-        passing = [text for where, text in remarks if where == organ]
-        replaced = organ == "heart" and passing
+        said.append(Statement("stock", words["comparison"]))
+    remarks, apart = _remarks(case, style, rng, views), style["headings"] or rng.random() < style["apart"]
+    for organ, entry in words["organs"].items():
+        said += [Statement(_detail(rng, PLAIN_IN_FINDINGS), f, organ) for f in reading.sure
+                 if _entry(f)["organ"] == organ]  # fmt: skip
+        said += [Statement("hedged", pair, organ) for pair in reading.hedged if _entry(pair[0])["organ"] == organ]
+        passing = [remark for remark in remarks if remark["organ"] == organ]
+        replaced = organ in ("heart", "mediastinum") and passing
         if organ in reading.normal and not replaced and (style["thorough"] or rng.random() < NORMAL_SAID):
-            sentences.append(pick(rng, words["organs"][organ][register]))
-        denied = [k for k in reading.denied if words["findings"][k]["organ"] == organ]
-        if denied:
-            sentences.append(_deny(denied, register, rng))
-        sentences += passing
-        if sentences and style["headings"]:
-            sentences[0] = f"{pick(rng, words['organs'][organ]['heading'])}: {sentences[0]}"
-        parts += sentences
-    return " ".join(parts) if parts else pick(rng, words["normal_impressions"][register])
+            said.append(Statement("stock", entry, organ))
+        if denied := [k for k in reading.denied if (words["findings"][k]["organ"] if apart else "pleura") == organ]:
+            said.append(Statement("denied", denied[:LISTED], organ))
+        said += [Statement("stock", remark, organ) for remark in passing]
+    return Plan(tuple(said) or (Statement("stock", words["normal_impressions"]),))
 
 
-def impression_section(case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",),
-                       follow_up: bool = False) -> str:  # fmt: skip
-    """The impression: what matters, most important first, at most four statements.
+def _stock_findings(habit: str, reader: int) -> Plan:
+    """The findings that a reader dictates for every normal study."""
+    words, rng = lexicon(), np.random.default_rng([zlib.crc32(habit.encode()), reader, 1])
+    routine = pick(rng, words["routine"])
+    said = []
+    for organ, entry in words["organs"].items():
+        if "full" in entry and rng.random() < 0.8:
+            said.append(Statement("stock", entry, organ))
+        if organ == words["findings"][routine[0]]["organ"]:
+            said.append(Statement("denied", routine, organ))
+    return Plan(tuple(said), reader=reader)
 
-    Arguments as for `findings_section`. A finding weighs its importance (1 most) less its severity.
+
+def plan_impression(case: Case, habit: str, rng: np.random.Generator, views: Sequence[str] = ("PA",),
+                    follow_up: bool = False) -> Plan:  # fmt: skip
+    """What the impression says: what matters, most important first, at most four findings.
+
+    Arguments as for `plan_findings`. A finding weighs its importance (1 most) less its severity.
     """
     reading, words = read(case), lexicon()
     style = words["habits"][habit]
-    register = style["register"]
-    items = [(f, None, True) for f in reading.sure] + [(f, rival, False) for f, rival in reading.hedged]
-    weights = [_entry(f)["importance"] - 0.7 * f.severity + rng.random() for f, _, _ in items]
+    items = [Statement(_detail(rng, PLAIN_IN_IMPRESSION), f) for f in reading.sure]
+    items += [Statement("hedged", pair) for pair in reading.hedged]
+    if not items and rng.random() < STOCK_IMPRESSION:
+        return Plan((Statement("stock", words["normal_impressions"]),), impression=True)
+    findings = [*reading.sure, *(f for f, _ in reading.hedged)]
+    weights = [_entry(f)["importance"] - 0.7 * f.severity + rng.random() for f in findings]
     weighed = sorted(zip(weights, items, strict=True), key=lambda pair: pair[0])
-    kept = [item for k, (weight, item) in enumerate(weighed[:4]) if k == 0 or weight < MINOR]
-    sentences = [_assert(finding, habit, rng, PLAIN_IN_IMPRESSION) if sure else _hedge(finding, rival, rng)
-            for finding, rival, sure in kept]  # fmt: skip
-    if style["numbered"] and len(sentences) > 1:
-        sentences = [f"{n}. {text}" for n, text in enumerate(sentences, 1)]
-    if not sentences:
-        sentences.append(pick(rng, words["normal_impressions"][register]))
-    elif len(kept) == len(items) and rng.random() < 0.25:
-        sentences.append(pick(rng, words["closings"][register]))
-    if reading.denied and rng.random() < 0.3:
-        sentences.append(_deny(list(rng.permutation(reading.denied)[:2]), register, rng))
-    if rng.random() < (0.15 if items else 0.45):
-        sentences += [text for _, text in _remarks(case, style, rng, views)[:1]]
-    if items and rng.random() < 0.15:
-        sentences.append(pick(rng, words["advice"][register]))
+    said = [item for k, (weight, item) in enumerate(weighed[:4]) if k == 0 or weight < MINOR]
+    if not said:
+        said.append(Statement("stock", words["normal_impressions"]))
+    elif len(said) == len(items) and rng.random() < 0.15:
+        said.append(Statement("stock", words["closings"]))
+    if reading.denied and rng.random() < 0.08:
+        said.append(Statement("denied", list(rng.permutation(reading.denied)[:2])))
+    if rng.random() < (0.1 if items else 0.22):
+        said += [Statement("stock", remark) for remark in _remarks(case, style, rng, views)[:1]]
+    if items and rng.random() < 0.1:
+        said.append(Statement("stock", favourite(rng, words["advice"])))
     if follow_up and rng.random() < 0.5 * style["comparison"]:
-        sentences.insert(0, pick(rng, words["comparison"][register]))
-    return " ".join(sentences)
+        said.insert(0, Statement("stock", words["comparison"]))
+    return Plan(tuple(said), impression=True)
+
+
+def word(plan: Plan, habit: str, rng: np.random.Generator) -> str:
+    """The text of a section in the words of a habit; organ by organ in its order, or numbered, as the habit does."""
+    style = lexicon()["habits"][habit]
+    if plan.reader is not None:
+        rng = np.random.default_rng([zlib.crc32(habit.encode()), plan.reader, 2])
+    parts, statements = [], plan.statements
+    if style["headings"]:
+        statements = tuple(part for s in statements for part in (_apart(s) if s.organ and s.kind == "denied" else (s,)))
+    for organ in ("", *style["order"]):
+        said = [s for s in statements if s.organ == organ]
+        sentences = [_say(s, habit, rng) for s in said]
+        if said and organ and style["headings"]:
+            heading = favourite(rng, lexicon()["organs"][organ]["heading"])
+            if said[0].kind == "stock":  # "Lungs: Clear.", not "Lungs: Lungs clear."
+                sentences[0] = _sentence(sentences[0].removeprefix(f"{heading} "), {}, rng)
+            sentences[0] = f"{heading}: {sentences[0]}"
+        parts += sentences
+    if plan.impression and style["numbered"] and len(parts) > 1:
+        parts = [f"{n}. {text}" for n, text in enumerate(parts, 1)]
+    return " ".join(parts)
+
+
+def paraphrase(plan: Plan, habit: str, rng: np.random.Generator) -> str:
+    """The same content as another habit would word it, one that writes in the other register."""
+    habits = lexicon()["habits"]
+    others = [other for other, style in habits.items() if style["register"] != habits[habit]["register"]]
+    return word(plan, pick(rng, others), rng)
+
+
+def findings_section(case: Case, habit: str, rng: np.random.Generator, *context: Any) -> str:
+    """The findings section of a case in a habit (one of HABITS); context as for `plan_findings`."""
+    return word(plan_findings(case, habit, rng, *context), habit, rng)
+
+
+def impression_section(case: Case, habit: str, rng: np.random.Generator, *context: Any) -> str:
+    """The impression of a case in a habit (one of HABITS); context as for `plan_impression`."""
+    return word(plan_impression(case, habit, rng, *context), habit, rng)
 
 
 def report_labels(case: Case, rng: np.random.Generator, slips: float = 0.03) -> tuple[list[str], list[str], list[str]]:
     """CheXpert-style (positive, negative, uncertain) from the hidden report of a case, in CheXpert's names.
 
-    What is hedged, and the rival named with it, is uncertain; what the report denies, or means by "normal",
-    is negative; the rest is unmentioned. `slips` is the share of mentions the labeller overlooks.
-    "No Finding" is positive where nothing but support devices is mentioned.
+    What is hedged, and the rival named with it, is uncertain; some of what the report denies, or means by "normal",
+    is negative, for the labeller reads impressions; the rest is unmentioned. `slips` is the share of mentions the
+    labeller overlooks. "No Finding" is positive where nothing but support devices is mentioned.
     """
     reading = read(case)
     positive = {n for f in reading.sure for n in chexpert_names(f)}
@@ -160,6 +239,8 @@ def report_labels(case: Case, rng: np.random.Generator, slips: float = 0.03) -> 
     uncertain = suspected.union(rival for _, rival in reading.hedged if rival) - positive
     denied = {key.split("/")[0] for key in reading.denied}
     denied |= {n for organ, n in MEANT.items() if organ in reading.normal and rng.random() < NORMAL_SAID}
+    kept = DENIED_KEPT if rng.random() < IMPRESSION_DENIES else 0
+    denied = {n for n in CHEXPERT if n in denied and rng.random() < kept}
     negative = denied - positive - uncertain
     groups = (positive, negative, uncertain)
     mentioned = [[n for n in CHEXPERT if n in group and rng.random() >= slips] for group in groups]
@@ -173,54 +254,58 @@ def chexpert_names(finding: Finding) -> list[str]:
     return [n for n in CHEXPERT if n == finding.name or (n in DERIVED and DERIVED[n](finding))]
 
 
-def retranslate(text: str, rng: np.random.Generator) -> str:
-    """The text as if translated into another language and back: half of the known words change."""
-    for old, new in lexicon()["synonyms"].items():
-        if old in text.lower() and rng.random() < 0.5:
-            text = re.sub(rf"\b{old}\b", pick(rng, new), text, flags=re.IGNORECASE)
-    return " ".join(_sentence(s) for s in re.split(r"(?<=[.:]) ", text))
+def _apart(denied: Statement) -> list[Statement]:
+    """What is denied of several organs at once, organ by organ."""
+    organs = {key: lexicon()["findings"][key]["organ"] for key in denied.about}
+    return [Statement("denied", [key for key in denied.about if organs[key] == organ], organ)
+            for organ in dict.fromkeys(organs.values())]  # fmt: skip
 
 
-def _assert(finding: Finding, habit: str, rng: np.random.Generator, plain: float) -> str:
-    """A sentence that says the finding is there."""
-    words, entry = lexicon(), _entry(finding)
-    draw = rng.random()
-    if draw < plain:
-        umbrella = [t for name, texts in words["derived"].items() if DERIVED[name](finding) for t in texts]
-        if umbrella and rng.random() < 0.2:
-            return _sentence(f"{pick(rng, umbrella)}.")
-        sided = entry["organ"] != "devices" and rng.random() < 0.6
-        return _sentence(f"{_slots(finding, rng)['side'] if sided else ''} {pick(rng, entry['names'])}.")
-    if draw < plain + 0.3:
-        return _sentence(pick(rng, entry["sentences"]).format_map(_slots(finding, rng)))
-    return _sentence(pick(rng, words["frames"][habit]).format_map(_phrase(finding, rng)))
+def _detail(rng: np.random.Generator, plain: float) -> str:
+    return "named" if rng.random() < plain else "sure"
+
+
+def _say(statement: Statement, habit: str, rng: np.random.Generator) -> str:
+    """One statement as a sentence."""
+    about, register = statement.about, lexicon()["habits"][habit]["register"]
+    if statement.kind == "hedged":
+        return _hedge(*about, rng)
+    if statement.kind == "denied":
+        names = [pick(rng, lexicon()["findings"][key]["names"]) for key in about]
+        listed = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        return _sentence(pick(rng, lexicon()["negatives"][register]), {"list": listed}, rng)
+    if statement.kind == "stock":
+        return _sentence(favourite(rng, about[register]), {}, rng)
+    slots = _slots(about, rng)
+    if statement.kind == "named":
+        return _sentence(_name(about, slots, rng), slots, rng)
+    own = rng.random() < OWN_SENTENCE
+    return _sentence(pick(rng, _entry(about)["sentences"] if own else lexicon()["frames"][habit]), slots, rng)
+
+
+def _name(finding: Finding, slots: Mapping[str, str], rng: np.random.Generator) -> str:
+    """The bare name of a finding or of what covers it, perhaps with its side."""
+    umbrella = [t for name, texts in lexicon()["derived"].items() if DERIVED[name](finding) for t in texts]
+    if umbrella and rng.random() < 0.2:
+        return f"{pick(rng, umbrella)}."
+    side = slots["side"] if finding.name != "Support Devices" and rng.random() < 0.6 else ""
+    return f"{side} {pick(rng, _entry(finding)['names'])}."
 
 
 def _hedge(finding: Finding, rival: str | None, rng: np.random.Generator) -> str:
     """A sentence that only suspects the finding, with the rival where there is one."""
-    hedges = lexicon()["hedges"]
-    slots = _slots(finding, rng) | _phrase(finding, rng)
+    hedges, keys, slots = lexicon()["hedges"], lexicon()["findings"], _slots(finding, rng)
     if rival is None:
-        return _sentence(pick(rng, hedges["plain"]).format_map(slots))
-    keys = lexicon()["findings"]
-    slots["other"] = keys[rival]["names"][0] if rival in keys else rival
+        return _sentence(pick(rng, hedges["plain"]), slots, rng)
+    slots["other"] = _with_article(keys[rival]["names"][0], keys[rival]) if rival in keys else rival
     kind = "rival" if rival in keys and _entry(finding)["organ"] == "lungs" else "differential"
-    return _sentence(pick(rng, hedges[kind]).format_map(slots))
+    return _sentence(pick(rng, hedges[kind]), slots, rng)
 
 
-def _deny(keys: Sequence[str], register: str, rng: np.random.Generator) -> str:
-    """One sentence for all that is absent: "No pleural effusion or pneumothorax."."""
-    findings = lexicon()["findings"]
-    names = [pick(rng, findings[k]["names"]) for k in keys]
-    listed = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    return _sentence(pick(rng, lexicon()["negatives"][register]).format(list=listed))
-
-
-def _remarks(case: Case, style: Mapping[str, Any], rng: np.random.Generator, views: Sequence[str]) -> list[tuple]:
-    """Up to two (organ, sentence) about the body itself, all of them true."""
+def _remarks(case: Case, style: Mapping[str, Any], rng: np.random.Generator, views: Sequence[str]) -> list[Mapping]:
+    """Up to two entries of remarks about the body itself, all of them true."""
     true = [entry for entry in lexicon()["remarks"].values() if _holds(entry, case, "AP" in views)]
-    chosen = sorted((entry for entry in true if rng.random() < style["remarks"]), key=lambda _: rng.random())[:2]
-    return [(entry["organ"], pick(rng, entry[style["register"]])) for entry in chosen]
+    return sorted((entry for entry in true if rng.random() < style["remarks"]), key=lambda _: rng.random())[:2]
 
 
 def _holds(remark: Mapping[str, Any], case: Case, bedside: bool) -> bool:
@@ -232,46 +317,41 @@ def _holds(remark: Mapping[str, Any], case: Case, bedside: bool) -> bool:
     return all(low < getattr(case.body, part) < high for part, (low, high) in remark["when"].items())
 
 
-def _phrase(finding: Finding, rng: np.random.Generator) -> dict[str, str]:
-    """The finding as a noun phrase, with what a frame needs around it."""
-    entry, slots = _entry(finding), _slots(finding, rng)
-    options = entry["phrases"] + entry.get("by_degree", {}).get(finding.severity, []) * 2
-    text = pick(rng, options)
-    plural = text.startswith("+") or ("{s}" in text and finding.side == "both")
-    text = " ".join(text.lstrip("+").format_map(slots).split())
-    article = "" if plural or entry.get("mass") else "an " if text[0] in "aeiou" else "a "
-    return {
-        "phrase": text,
-        "a_phrase": article + text,
-        "is": "are" if plural else "is",
-        "name": entry["names"][0],
-        "area": slots["area"],
-        "where": slots["at"] or slots["on"],
-    }
-
-
 def _slots(finding: Finding, rng: np.random.Generator) -> dict[str, str]:
-    """Words for side, zone and severity (see the head of `reports.yaml`); "" where the finding has none."""
+    """Words for a finding's side, zone, severity and noun phrase (see the head of `reports.yaml`)."""
     words, entry = lexicon(), _entry(finding)
     side, zone, both = finding.side, finding.zone, finding.side == "both"
     own_zones, degrees = entry.get("zones"), entry.get("degrees", words["degrees"])
     adjective = pick(rng, words["sides"][side]["adjective"]) if side else ""
+    plain = {None: "", "both": "bilateral"}.get(side, side)
     place, noun = "", "lung"
     if zone:
         place = pick(rng, own_zones[zone] if own_zones else words["zones"][zone]["adjective"])
         noun = pick(rng, words["zones"][zone]["noun"])
     elif side and not both and entry["organ"] == "lungs":
         place = "lung"
-    on = f"on the {pick(rng, words['sides'][side]['noun'])}" if side else ""
-    return {
-        "degree": pick(rng, degrees[finding.severity]) if rng.random() < 0.85 else "",
+    area, grade = f"{plain} {place}".strip(), pick(rng, degrees[finding.severity])
+    slots = {
+        "degree": grade if rng.random() < 0.85 else "", "grade": grade,
         "adverb": pick(rng, words["adverbs"][finding.severity]),
-        "side": adjective,
-        "on": "on both sides" if both else on,
-        "area": f"{adjective} {place}",
+        "side": adjective, "area": words["contracted"].get(area, area),
+        "on": "" if not side else "on both sides" if both else f"on the {pick(rng, words['sides'][side]['noun'])}",
         "at": "" if not side else f"in both {noun}s" if both else f"in the {side} {noun}",
-        "s": "s" if both else "",
-    }
+        "the_side": "each" if both else f"the {side}",
+        "s": "s" if both else "", "a": "" if both else "a",
+    }  # fmt: skip
+    text = pick(rng, entry["phrases"] + entry.get("by_degree", {}).get(finding.severity, []) * 2)
+    plural = text.startswith("+") or ("{s}" in text and both)
+    phrase = " ".join(text.lstrip("+").format_map(slots).split())
+    return slots | {
+        "phrase": phrase, "a_phrase": phrase if plural else _with_article(phrase, entry),
+        "is": "are" if plural else "is", "a_name": _with_article(entry["names"][0], entry),
+        "where": slots["at"] or slots["on"],
+    }  # fmt: skip
+
+
+def _with_article(noun: str, entry: Mapping[str, Any]) -> str:
+    return noun if entry.get("mass") else f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _entry(finding: Finding) -> dict[str, Any]:
@@ -279,8 +359,9 @@ def _entry(finding: Finding) -> dict[str, Any]:
     return lexicon()["findings"][f"{finding.name}/{finding.kind}" if finding.kind else finding.name]
 
 
-def _sentence(text: str) -> str:
-    """Single spaces, no stray comma, "an" before a vowel, a capital first."""
+def _sentence(text: str, slots: Mapping[str, str], rng: np.random.Generator) -> str:
+    """A pattern filled in: one of each [a|b], single spaces, no stray comma, "an" before a vowel, a capital first."""
+    text = re.sub(r"\[([^]]*)\]", lambda options: pick(rng, options[1].split("|")), text).format_map(slots)
     text = re.sub(r"[\s,]*([.,;:])", r"\1", " ".join(text.split())).lstrip(" ,")
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     return text[:1].upper() + text[1:]
@@ -289,3 +370,15 @@ def _sentence(text: str) -> str:
 def pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
     """One of the options, each as likely."""
     return options[int(rng.integers(len(options)))]
+
+
+def favourite(rng: np.random.Generator, options: Sequence[Any]) -> Any:
+    """One of the options, of which the first are the most popular."""
+    return options[int(rng.choice(len(options), p=_popularity(len(options))))]
+
+
+@functools.cache
+def _popularity(n: int) -> np.ndarray:
+    """Shares of n wordings by Zipf's law."""
+    weights = 1 / np.arange(1, n + 1) ** ZIPF
+    return weights / weights.sum()

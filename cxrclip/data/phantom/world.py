@@ -28,7 +28,7 @@ from cxrclip.data.settings import checked
 from cxrclip.data.workers import Failure, in_order
 from cxrclip.errors import InputError
 
-VERSION = 1  # of the phantom world: raised by hand when it draws other films or reports (experiments/cache.py)
+VERSION = 2  # of the phantom world: raised by hand when it draws other films or reports (experiments/cache.py)
 
 POPULATIONS = ("hospital", "archive", "clinic", "screening")
 Shares = tuple[float, float, float]
@@ -310,36 +310,39 @@ def _draw(name: str, places: Sequence[tuple[str, int]], seed: int, size: int) ->
 
 def study(name: str, split: str, i: int, *, seed: int = 0, image_size: int = 128) -> tuple[dict, dict]:
     """One study: its row of the study table and its row of `truth.parquet`."""
-    institution, seen = INSTITUTIONS[name], visit(name, split, i, seed)
-    films = render_study(seen.case, seen.views, SCANNERS[institution.scanner], image_size, masks=True)
-    rng = _rng(seed, name, split, i, 3)
+    seen = visit(name, split, i, seed)
+    films = render_study(seen.case, seen.views, SCANNERS[INSTITUTIONS[name].scanner], image_size, masks=True)
+    pixels = [{"bytes": images.encode_gray(film.pixels), "path": None} for film in films]
+    masks = [{"finding_index": k, "view": film.view, "png": images.encode_gray(mask.astype(np.uint8) * 255, "png")}
+             for film in films for k, mask in film.masks.items()]  # fmt: skip
+    truth = {"study_id": seen.study_id, "findings": [asdict(f) for f in seen.case.findings], "masks": masks}
+    return record(name, split, i, seed) | {"images": pixels}, truth
+
+
+def record(name: str, split: str, i: int, seed: int = 0) -> dict[str, Any]:
+    """A study's row of the study table without its films, which take nearly all of the time."""
+    institution, seen, rng = INSTITUTIONS[name], visit(name, split, i, seed), _rng(seed, name, split, i, 3)
     positive, negative, uncertain = given_labels(institution, seen.case, rng)
-    row = {
+    return {
         "study_id": seen.study_id, "patient_id": seen.patient_id, "source": name, "split": split,
-        "images": [{"bytes": images.encode_gray(film.pixels), "path": None} for film in films],
         "views": list(seen.views), **_texts(institution, seen, rng),
         "positive": positive, "negative": negative, "uncertain": uncertain,
         "sex": seen.case.body.sex, "age": round(seen.case.body.age),
     }  # fmt: skip
-    masks = [{"finding_index": k, "view": film.view, "png": images.encode_gray(mask.astype(np.uint8) * 255, "png")}
-             for film in films for k, mask in film.masks.items()]  # fmt: skip
-    return row, {"study_id": seen.study_id, "findings": [asdict(f) for f in seen.case.findings], "masks": masks}
 
 
 def _texts(institution: Institution, seen: Visit, rng: np.random.Generator) -> dict[str, Any]:
-    """The report sections that reached the archive, each with one text that went through a translation."""
+    """The report sections that reached the archive, each with a paraphrase."""
     if institution.sections is None:
         return {}
     habits, parts = zip(*institution.habits.items(), strict=True)
     habit = habits[int(rng.choice(len(habits), p=parts))]
     lost = int(rng.choice(3, p=institution.sections))
-    context = (habit, rng, seen.views, seen.follow_up)
-    findings = reports.findings_section(seen.case, *context)
-    impression = reports.impression_section(seen.case, *context)
     texts = {}
-    for section, text, missing in (("findings", findings, 2), ("impression", impression, 1)):
-        if lost != missing:
-            texts |= {section: text, f"{section}_aug": [reports.retranslate(text, rng)]}
+    for section, plan, missing in (("findings", reports.plan_findings, 2), ("impression", reports.plan_impression, 1)):
+        content = plan(seen.case, habit, rng, seen.views, seen.follow_up)
+        text, other = reports.word(content, habit, rng), reports.paraphrase(content, habit, rng)
+        texts |= {section: text, f"{section}_aug": [other]} if lost != missing else {}
     return texts
 
 

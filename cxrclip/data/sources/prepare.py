@@ -31,7 +31,7 @@ from cxrclip.data.workers import Failure, in_order
 from cxrclip.errors import InputError
 from cxrclip.studies import SCHEMA, summary
 
-VERSION = 1  # of stored rows: raise it when films or studies are stored otherwise, and finished shards are made again
+VERSION = 2  # of stored rows: raise it when films or studies are stored otherwise, and finished shards are made again
 FRONTAL, LATERAL, UNKNOWN = "FRONTAL", "LATERAL", "UNKNOWN"  # views of films of which no more, or nothing, is said
 SHARD = 1024  # studies a file, and the step in which an interrupted preparation goes on
 WORTH_IT = 64  # films that repay the start of one more process

@@ -12,7 +12,9 @@ from __future__ import annotations
 import importlib.util
 import tarfile
 import tempfile
+import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Hashable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -57,9 +59,10 @@ def chexpert() -> pd.DataFrame:
 
 @cache
 def rsna() -> pd.DataFrame:
-    """RSNA Pneumonia 2018, one row a film, which is a patient: image, patient_id, rows (of the table), split."""
-    boxes = read_table(data_folder() / "kaggle_stage_2_train_labels.csv.zip", ("patientId",))
-    films = boxes.groupby("patientId").size().rename_axis("image").reset_index(name="rows")
+    """RSNA Pneumonia 2018, one row a film, i.e. a patient: image, patient_id, rows (of the table), pneumonia, split."""
+    boxes = read_table(data_folder() / "kaggle_stage_2_train_labels.csv.zip", ("patientId", "Target"))
+    ill = boxes.assign(ill=boxes["Target"] == "1").groupby("patientId")["ill"]
+    films = ill.agg(rows="size", pneumonia="any").rename_axis("image").reset_index()
     return films.assign(patient_id=films["image"], split=films["image"].map(gloria_split(films["image"])))
 
 
@@ -93,7 +96,10 @@ def vindr() -> pd.DataFrame:
 
 @cache
 def open_i() -> pd.DataFrame:
-    """The Open-I reports, read by the code that reads a download: uid, findings, impression ("" if absent), images."""
+    """The Open-I reports, read by the code that reads a download.
+
+    Columns uid, findings, impression ("" if absent), images, normal (its only major MeSH code is "normal").
+    """
     rows = []
     with tempfile.TemporaryDirectory() as folder, tarfile.open(data_folder() / "NLMCXR_reports.tgz") as archive:
         archive.extractall(folder, filter="data")
@@ -101,8 +107,9 @@ def open_i() -> pd.DataFrame:
             if isinstance(report, Unusable):
                 raise InputError(f"NLMCXR_reports.tgz: {report}")
             sections = (to_text(name, getattr(report, name)) or "" for name in ("findings", "impression"))
-            rows.append((report.uid, *sections, len(report.films)))
-    return pd.DataFrame(rows, columns=["uid", "findings", "impression", "images"])
+            codes = {code.text for code in ET.parse(Path(folder) / openi.XML / f"{report.uid}.xml").iter("major")}
+            rows.append((report.uid, *sections, len(report.films), codes == {"normal"}))
+    return pd.DataFrame(rows, columns=["uid", "findings", "impression", "images", "normal"])
 
 
 def sizes() -> pd.DataFrame:
@@ -169,8 +176,12 @@ def collisions() -> pd.DataFrame:
         ("openi", "impression"): [impression for _, impression in _pairs()],
         ("openi", "longest section"): [max(pair, key=len) for pair in _pairs()],
     }
-    lines = []
-    for (table, what), texts in contents.items():
-        pairs = sum(count * (count - 1) for count in Counter(texts).values())
-        lines.append((table, what, pairs / (len(texts) * (len(texts) - 1)), len(texts)))
+    lines = [(table, what, collision(items), len(items)) for (table, what), items in contents.items()]
     return pd.DataFrame(lines, columns=["table", "content", "probability", "n"])
+
+
+def collision(items: Iterable[Hashable]) -> float:
+    """The probability that two different items, of two or more, are equal."""
+    counts = Counter(items)
+    n = counts.total()
+    return sum(count * (count - 1) for count in counts.values()) / (n * (n - 1))

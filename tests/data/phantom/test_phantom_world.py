@@ -18,6 +18,7 @@ from cxrclip.data import images, shards
 from cxrclip.data.phantom import reports, world
 from cxrclip.data.phantom.anatomy import DEVICE_KINDS, FINDINGS, Case, Finding, sample_body
 from cxrclip.data.phantom.render import Film
+from cxrclip.data.sources.public import collision
 from cxrclip.errors import InputError
 
 N = 1500
@@ -48,12 +49,6 @@ def visits(name, n=N):
 
 def share(flags):
     return float(np.mean(list(flags)))
-
-
-def collision(items):
-    """Probability that two different items are equal."""
-    n = len(items)
-    return sum(k * (k - 1) for k in collections.Counter(items).values()) / n / (n - 1)
 
 
 def case_with(*findings):
@@ -304,7 +299,7 @@ def test_test_sets_are_labelled_with_the_truth(rows, name, vocabulary):
 
 def test_c14_is_mostly_normal_and_mined_at_the_stated_rates(rows):
     table, seen = rows("C14", 3000), visits("C14", 3000)
-    assert 0.60 <= share(row["positive"] == ["No Finding"] for row in table) <= 0.65
+    assert 0.51 <= share(row["positive"] == ["No Finding"] for row in table) <= 0.57
     true = [set(world.true_labels(v.case, "chestxray14")) - {"No Finding"} for v in seen]
     found = [set(row["positive"]) - {"No Finding"} for row in table]
     misses = sum(len(t - f) for t, f in zip(true, found, strict=True)) / sum(map(len, true))
@@ -355,11 +350,13 @@ def test_sections_go_missing_at_the_stated_rates(rows):
         assert row["positive"] == row["negative"] == row["uncertain"] == []
 
 
-def test_reports_are_rarely_alike(rows):
+def test_reports_are_rarely_alike_but_for_stock_sentences(rows):
     for name in ("M", "openi"):
         table = rows(name)
-        assert collision([row["findings"] for row in table if row.get("findings")]) < 0.001
-        assert collision([row["impression"] for row in table if row.get("impression")]) < 0.01
+        assert collision(row["findings"] for row in table if row.get("findings")) < 0.003
+        assert collision(row["impression"] for row in table if row.get("impression")) < 0.02
+        ill = [row for row, v in zip(table, visits(name), strict=True) if v.case.findings]
+        assert collision(row["findings"] for row in ill if row.get("findings")) < 0.0005
 
 
 def test_reports_have_a_usual_length(rows):
