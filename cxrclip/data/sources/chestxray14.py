@@ -18,7 +18,7 @@ import pandas as pd
 
 from cxrclip.data.sources.prepare import Film, Intake, Source, Study
 from cxrclip.data.sources.splits import SHARES, split_patients
-from cxrclip.data.sources.tables import Cells, Unusable, filled, one_of, read_table, records, to_age, to_sex
+from cxrclip.data.sources.tables import SUFFIXES, Cells, Unusable, filled, one_of, records, to_age, to_sex
 from cxrclip.errors import InputError
 
 FINDINGS = (
@@ -56,9 +56,10 @@ def read(
     """
     tables = sorted(intake.root.glob("Data_Entry_2017*.csv"))
     intake.need(tables, "no Data_Entry_2017_v2020.csv; download it from the NIH release")
-    table = read_table(tables[-1], COLUMNS)
+    table = intake.read_table(tables[-1], COLUMNS)
     films, repeated = _find_films(intake.root, images)
-    present = table["Image Index"].isin(films.keys())
+    names = table["Image Index"].str.removesuffix(".png")
+    present = names.isin(films.keys())
     intake.need(present.any(), f"none of the {len(table):,} listed films is in its image folders; download some")
     lists = _official_lists(intake.root)
     intake.file = tables[-1].name
@@ -67,7 +68,7 @@ def read(
     intake.facts |= {"seed": seed, "shares": dict(shares)}
     intake.facts |= {"splits": "official lists" if by_list else "seeded by patient", "folders": list(images or ["all"])}
     intake.facts |= {"not_downloaded": int((~present).sum()), "in_two_folders": repeated}
-    intake.facts["without_row"] = len(films.keys() - set(table["Image Index"]))
+    intake.facts["without_row"] = len(films.keys() - set(names))
     intake.take(records(table), partial(_study, films=films))
     intake.splits = _official_splits(intake.studies, lists) if by_list else {}
     rest = {study.patient_id for study in intake.studies if intake.splits.get(study.patient_id) != "test"}
@@ -89,17 +90,19 @@ def counts(table: pd.DataFrame, present: pd.Series, lists: Mapping[str, str]) ->
 
 
 def _find_films(root: Path, folders: Sequence[str] | None) -> tuple[dict[str, Path], int]:
-    """File name -> path over the image folders, and how many files stand in a second folder."""
+    """File name without suffix -> path over the image folders, and how many files stand in a second folder."""
     places = sorted(filter(Path.is_dir, root.glob("images*"))) if folders is None else [root / name for name in folders]
     if folders is not None and (absent := [place for place in places if not place.is_dir()]):
         raise InputError(f"{absent[0]}: no such folder; give folders of images in images={list(folders)}")
-    files = [path for place in places for path in sorted(place.rglob("*.png"))]
-    films = {path.name: path for path in reversed(files)}
+    files = [path for place in places
+             for path in sorted(place.rglob("*"), key=lambda path: (path.suffix != ".png", path))
+             if path.suffix.lower() in SUFFIXES]
+    films = {path.stem: path for path in reversed(files)}
     return films, len(files) - len(films)
 
 
 def _study(cells: Cells, films: Mapping[str, Path]) -> Study | None:
-    image = cells["Image Index"]
+    image = cells["Image Index"].removesuffix(".png")
     if image not in films:
         return None
     names = [RENAMED.get(name, name) for name in cells["Finding Labels"].split("|")]
@@ -107,7 +110,7 @@ def _study(cells: Cells, films: Mapping[str, Path]) -> Study | None:
     if unknown or len(set(names)) < len(names) or (NO_FINDING in names and len(names) > 1):
         raise Unusable("Finding Labels", f"{cells['Finding Labels']!r} is not a list of the 14 findings")
     patient, view = filled(cells, "Patient ID"), one_of(("PA", "AP"), "PA or AP", cells, "View Position")
-    return Study(image.removesuffix(".png"), patient, [Film(films[image], view)], positive=names,
+    return Study(image, patient, [Film(films[image], view)], positive=names,
                  negative=[name for name in FINDINGS if name not in names], sex=to_sex(cells, "Patient Gender"),
                  age=to_age(cells, "Patient Age"))
 

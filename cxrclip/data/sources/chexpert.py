@@ -46,7 +46,7 @@ def read(intake: Intake, *, test_list: str | None = None, reports: str | None = 
             are added. None leaves them out: the paper uses CheXpert as label data, and a study with a report is
             trained on its report.
     """
-    tables = chex.label_tables(intake.root, "valid.csv")
+    tables = chex.label_tables(intake, "valid.csv")
     path, train = tables[0]
     present = any((table["film"] != "").any() for _, table in tables)
     intake.need(present, f"none of the {len(train):,} listed films is here; unpack train/ and valid/")

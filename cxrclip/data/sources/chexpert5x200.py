@@ -48,7 +48,7 @@ def read_mgca(intake: Intake, *, reports: str | None = None) -> None:
         reports: CheXpert Plus' table (absolute, relative to `root`, or "auto"): its sections become the texts. None
             gives no texts, and so no retrieval.
     """
-    ((path, train),) = chex.label_tables(intake.root)
+    ((path, train),) = chex.label_tables(intake)
     table = mgca_list(path, train)
     intake.file = path.name
     if reports:

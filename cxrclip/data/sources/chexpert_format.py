@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from cxrclip.data.sources.prepare import FRONTAL, Film, Intake
-from cxrclip.data.sources.tables import Cells, Unusable, one_of, read_table, records, to_age, to_sex, to_text
+from cxrclip.data.sources.tables import Cells, Unusable, film_at, one_of, records, to_age, to_sex, to_text
 from cxrclip.errors import InputError
 
 RELEASE = "https://stanfordmlgroup.github.io/competitions/chexpert, Stanford research use agreement"
@@ -24,7 +23,8 @@ PLUS = "df_chexpert_plus*.csv"
 STATES = {"1": "positive", "0": "negative", "-1": "uncertain", "": ""}
 Sections = tuple[str | None, str | None]
 """Findings and impression of a report."""
-_PLACE = re.compile(r"(?:^|/)(train|valid)/((patient\d+)/study\d+)/(view\d+_(?:frontal|lateral))\.(?:jpg|png)$")
+_PLACE = re.compile(
+    r"(?:^|/)(train|valid)/((patient\d+)/study\d+)/(view\d+_(?:frontal|lateral))\.(?:jpe?g|png|dcm|dicom)$")
 
 
 class Place(NamedTuple):
@@ -53,9 +53,9 @@ def labels_of(cells: Cells) -> dict[str, tuple[str, ...]]:
     """Positive, negative and uncertain names of one row of CheXpert's label columns."""
     labels: dict[str, tuple[str, ...]] = {"positive": (), "negative": (), "uncertain": ()}
     for name in FINDINGS:
-        cell = cells[name].removesuffix(".0")
+        cell = cells[name]
         if cell not in STATES:
-            raise Unusable(name, f"{cells[name]!r} is none of 1 (positive), 0 (negative), -1 (uncertain) or empty")
+            raise Unusable(name, f"{cell!r} is none of 1 (positive), 0 (negative), -1 (uncertain) or empty")
         if cell:
             labels[STATES[cell]] += (name,)
     return labels
@@ -80,7 +80,7 @@ def homes(root: Path) -> list[Path]:
     return [root, *sorted(path for path in root.glob("CheXpert-v1.0*") if path.is_dir())]
 
 
-def label_tables(root: Path, *names: str) -> list[tuple[Path, pd.DataFrame]]:
+def label_tables(intake: Intake, *names: str) -> list[tuple[Path, pd.DataFrame]]:
     """Path and rows of train.csv, and of the other tables named that are there.
 
     The column "film" is added (path, "" where it is not there), and "study" (patient00001/study1).
@@ -88,13 +88,13 @@ def label_tables(root: Path, *names: str) -> list[tuple[Path, pd.DataFrame]]:
     Raises:
         InputError: there is no train.csv.
     """
-    paths = {name: home / name for name in ("train.csv", *names) for home in reversed(homes(root))
+    paths = {name: home / name for name in ("train.csv", *names) for home in reversed(homes(intake.root))
              if (home / name).is_file()}
     if "train.csv" not in paths:
-        raise InputError(f"{root}: no train.csv here nor in CheXpert-v1.0*/; give the folder of the download")
-    tables = [(path, read_table(path, COLUMNS, only=True)) for path in paths.values()]
+        raise InputError(f"{intake.root}: no train.csv here nor in CheXpert-v1.0*/; give the folder of the download")
+    tables = [(path, intake.read_table(path, COLUMNS)) for path in paths.values()]
     for _, table in tables:
-        table["film"] = films_of(root, table["Path"])
+        table["film"] = films_of(intake.root, table["Path"])
         table["study"] = ["/".join(path.split("/")[-3:-1]) for path in table["Path"]]
     return tables
 
@@ -110,7 +110,7 @@ def films_of(root: Path, paths: pd.Series) -> list[str]:
         match = _PLACE.search(cell)
         end = cell[match.start(1) :] if match else ""
         names = (f"{base}/{part}" for base in bases for part in (end, end.partition("/")[2]) if match)
-        films.append(next(filter(os.path.isfile, names), ""))
+        films.append(next(filter(None, map(film_at, names)), ""))
     return films
 
 
@@ -128,7 +128,7 @@ def plus_reports(intake: Intake, reports: str, known: Iterable[str]) -> dict[str
     if not paths:
         raise InputError(f"{intake.root}: no {PLUS}; download CheXpert Plus, or leave the reports out")
     columns = ("section_findings", "section_impression")
-    table, known = read_table(paths[-1], ("path_to_image", *columns), only=True), set(known)
+    table, known = intake.read_table(paths[-1], ("path_to_image", *columns)), set(known)
 
     def sections(cells: Cells) -> tuple[str, Sections]:
         study = place_of("path_to_image", cells["path_to_image"]).study_id

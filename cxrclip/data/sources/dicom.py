@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,15 +11,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Study
-from cxrclip.data.sources.tables import Rows, filled, grouped
+from cxrclip.data.sources.tables import SUFFIXES, Rows, filled, grouped, years_of
 from cxrclip.studies import MAX_AGE, SEXES
 
-SUFFIXES = (".dicom", ".dcm", ".png", ".jpg")  # the release's own first, then films converted by hand
 Labels = tuple[Sequence[str], Sequence[str]]
 """Positive and negative findings."""
 _FIELDS = ("ViewPosition", "PatientSex", "PatientAge")
-_YEARS = {"Y": 1.0, "": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-_AGE = re.compile(r"(\d{1,3})([YMWD]?)")
 # What pydicom raises on damaged files.
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, RuntimeError, struct.error)
 
@@ -57,16 +53,10 @@ def read_header(path: Path) -> Header:
             view, sex, age = (str(data.get(name) or "").strip().upper() for name in _FIELDS)
     except (InvalidDicomError, *_DAMAGE):
         return Header()
-    years = _years(age)
+    years = years_of(age)
+    years = years if years is not None and years <= MAX_AGE else None
     odd = (age != "" and years is None) + (sex not in (*SEXES, "O", ""))
     return Header(view, sex if sex in SEXES else None, years, odd)
-
-
-def _years(age: str) -> float | None:
-    """"061Y" -> 61.0; also months, weeks, days, and a bare number. None where it makes no sense."""
-    parts = _AGE.fullmatch(age)
-    years = int(parts[1]) * _YEARS[parts[2]] if parts else None
-    return years if years is not None and years <= MAX_AGE else None
 
 
 def take_films(

@@ -9,7 +9,6 @@ One study is one row, with all its films, its report and, where the table is the
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -20,7 +19,7 @@ import pandas as pd
 from cxrclip.data.sources.chexpert_format import FINDINGS, labels_of
 from cxrclip.data.sources.prepare import LATERAL, UNKNOWN, Film, Intake, Source, Study
 from cxrclip.data.sources.reports import Reports, open_reports
-from cxrclip.data.sources.tables import Cells, Rows, Unusable, find_one, grouped, one_of, read_table, records
+from cxrclip.data.sources.tables import Cells, Rows, Unusable, film_at, find_one, grouped, one_of, records
 from cxrclip.errors import InputError
 
 EXPECTED = {
@@ -53,13 +52,14 @@ def read(intake: Intake, *, reports: str | None = None, labels: str | None = "ch
     meta, split = (find_one(intake.root, f"mimic-cxr-*-{kind}.csv*") for kind in ("metadata", "split"))
     for kind, path in (("metadata", meta), ("split", split)):
         intake.need(path, f"no mimic-cxr-2.0.0-{kind}.csv.gz; give the folder of the MIMIC-CXR-JPG download")
-    table, texts = read_table(meta, COLUMNS, only=True), open_reports((intake.root, meta.parent), reports)
+    table = intake.read_table(meta, COLUMNS)
+    texts = open_reports((intake.root, meta.parent), reports, intake)
     intake.file = meta.name
     intake.facts |= {"reports": texts.where, "labels": labels}
     intake.facts |= dict.fromkeys(("not_downloaded", "without_report", "last_paragraphs", "addenda"), 0)
     table["split"] = _splits(table["dicom_id"], split, intake)
     films = [f"{meta.parent}/{film_name(*ids)}" for ids in zip(*(table[name] for name in COLUMNS[:3]), strict=True)]
-    table["film"] = [film if os.path.isfile(film) else "" for film in films]
+    table["film"] = list(map(film_at, films))
     measured = _counts(table, texts)
     intake.need(measured["images"], f"none of the {len(table):,} listed films is here; download them into files/")
     intake.need(measured["reports"], f"no report of the {measured['studies']:,} listed studies is here; download them, "
@@ -91,7 +91,7 @@ def _counts(table: pd.DataFrame, texts: Reports) -> dict[str, int]:
 
 def _splits(films: pd.Series, path: Path, intake: Intake) -> list[str]:
     """The official split of each film, "" where it has none; rows that name no film, or one again, are set aside."""
-    table, listed, split_of = read_table(path, ("dicom_id", "split"), only=True), set(films), {}
+    table, listed, split_of = intake.read_table(path, ("dicom_id", "split")), set(films), {}
 
     def parse(cells: Cells) -> tuple[str, str]:
         return one_of(listed, f"in {intake.file}", cells, "dicom_id"), cells["split"]
@@ -112,8 +112,8 @@ def _labels(labels: str | None, known: set[str], intake: Intake) -> dict[str, La
     def parse(cells: Cells) -> tuple[str, Labels]:
         return one_of(known, f"in {intake.file}", cells, "study_id"), labels_of(cells)
 
-    table = read_table(path, ("study_id", *FINDINGS), only=True)
-    return dict(labelled for _, labelled in intake.usable(records(table), parse, path.name))
+    table = intake.read_table(path, ("study_id", *FINDINGS))
+    return intake.first_of(intake.usable(records(table), parse, path.name), "study_id", path.name)
 
 
 def _film(cells: Cells) -> tuple[str, Film | None]:

@@ -20,7 +20,7 @@ import pandas as pd
 
 from cxrclip.data.sources.prepare import FRONTAL, LATERAL, UNKNOWN, Film, Intake, Source, Study
 from cxrclip.data.sources.splits import SHARES, split_patients
-from cxrclip.data.sources.tables import Unusable, read_table, records, to_text
+from cxrclip.data.sources.tables import Unusable, records, to_text
 from cxrclip.errors import InputError
 from cxrclip.studies import SPLITS
 
@@ -67,7 +67,7 @@ def read(
     root = intake.root
     if split is not None and split not in SPLITS:
         raise InputError(f"openi: unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    named = read_table(root / PROJECTIONS, COLUMNS) if (root / PROJECTIONS).is_file() else None
+    named = intake.read_table(root / PROJECTIONS, COLUMNS) if (root / PROJECTIONS).is_file() else None
     listed = () if named is None else zip(named["filename"].map(_key), named["projection"].str.lower(), strict=True)
     views = {name: VIEWS.get(view, UNKNOWN) for name, view in listed}
     paths = [path for kind in KINDS for path in sorted(root.rglob(kind))]
@@ -160,5 +160,5 @@ def _csv_reports(intake: Intake, named: pd.DataFrame | None) -> Iterator[Report]
     intake.need(path.is_file(), f"neither {XML}/ nor {REPORTS}; give the folder of an Open-I download")
     intake.need(named is not None, f"{REPORTS} without {PROJECTIONS}, which names the films; download it too")
     films = named["filename"].map(_key).groupby(named["uid"]).agg(list)
-    for _, cells in records(read_table(path, ("uid", "findings", "impression"))):
+    for _, cells in records(intake.read_table(path, ("uid", "findings", "impression"))):
         yield Report(cells["uid"], cells["findings"], cells["impression"], films.get(cells["uid"], []))

@@ -26,7 +26,7 @@ from cxrclip.data.images import MIN_SIDE, store_film
 from cxrclip.data.progress import progress_bar
 from cxrclip.data.shards import Rejected, ResumableStudies, refuse_many, resumable_studies
 from cxrclip.data.sources.reports import Sections
-from cxrclip.data.sources.tables import Cells, Rows, Unusable, check_row, name_in
+from cxrclip.data.sources.tables import Cells, Rows, Unusable, check_row, name_in, read_table
 from cxrclip.data.workers import Failure, in_order
 from cxrclip.errors import InputError
 from cxrclip.studies import SCHEMA, summary
@@ -164,6 +164,10 @@ class Intake:
         if not present:
             raise InputError(f"{self.root}: {message}")
 
+    def read_table(self, path: Path, columns: Iterable[str]) -> pd.DataFrame:
+        """These columns of a table; rows that do not fit its header are set aside."""
+        return read_table(path, columns, only=True, aside=partial(self.set_aside, file=path.name))
+
     def count(self, published: Mapping[str, int], measured: Mapping[str, int]) -> None:
         """Compare what this download holds with the published counts of its release, before any film is read.
 
@@ -204,6 +208,14 @@ class Intake:
                 yield number, parse(row)
             except Unusable as fault:
                 self.set_aside(fault.row or number, fault.column, fault.reason, fault.file or file)
+
+    def first_of(self, rows: Iterable[tuple[int, tuple[str, T]]], column: str, file: str) -> dict[str, T]:
+        """Key -> value of the first row of each key; rows that name it again are set aside."""
+        first: dict[str, tuple[int, T]] = {}
+        for number, (key, value) in rows:
+            if first.setdefault(key, (number, value))[0] != number:
+                self.set_aside(number, column, f"{key} stands already in row {first[key][0]}; the first is kept", file)
+        return {key: value for key, (_, value) in first.items()}
 
     def take(self, rows: Iterable[tuple[int, Any]], parse: Callable[[Any], Study | None], file: str = "") -> None:
         """Keep the study that `parse` makes of each row or group of rows; skip None, set doubles aside.

@@ -13,10 +13,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cxrclip.data.sources.tables import Unusable, read_table, records, to_text
+from cxrclip.data.sources.tables import Unusable, records, to_text
 from cxrclip.errors import InputError
+
+if TYPE_CHECKING:
+    from cxrclip.data.sources.prepare import Intake
 
 _RULE = re.compile(r"^[ \t]*_{10,}[ \t]*$", re.MULTILINE)
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
@@ -139,12 +142,13 @@ class Reports(NamedTuple):
     read: Callable[[str, str], Sections]
 
 
-def open_reports(places: Sequence[Path], reports: str | None) -> Reports:
+def open_reports(places: Sequence[Path], reports: str | None, intake: Intake) -> Reports:
     """Reports from a table of sections, from the zip file of the release, or from its folder of texts.
 
     Args:
         places: folders in which they may lie; the last is where texts are looked for in the end.
         reports: path of one of the three, absolute or relative to the first place. None takes what lies in a place.
+        intake: where rows of a table that cannot be used are set aside.
 
     Raises:
         InputError: `reports` names nothing, a damaged zip file, or a table that lacks a column.
@@ -159,7 +163,7 @@ def open_reports(places: Sequence[Path], reports: str | None) -> Reports:
     if path.is_dir():
         return _texts(path.name, lambda name: (path / name).is_file(), lambda name: (path / name).read_bytes())
     if path.suffix != ".zip":
-        return _table(path)
+        return _table(path, intake)
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
@@ -185,10 +189,10 @@ def _texts(where: str, has: Callable[[str], bool], read_bytes: Callable[[str], b
     return Reports(where, lambda subject, study: has(file_name(subject, study)), read)
 
 
-def _table(path: Path) -> Reports:
+def _table(path: Path, intake: Intake) -> Reports:
     names = ("findings", "impression", "last_paragraph")
-    table = read_table(path, ("study", *names), only=True)
-    rows = {cells["study"]: (row, cells) for row, cells in records(table)}
+    table = intake.read_table(path, ("study", *names))
+    rows = intake.first_of(((row, (cells["study"], (row, cells))) for row, cells in records(table)), "study", path.name)
 
     def read(_: str, study: str) -> Sections:
         row, cells = rows[f"s{study}"]

@@ -38,15 +38,22 @@ def gloria_split(items: Iterable[Item]) -> dict[Item, str]:
     Items are sorted, 30 % are drawn with seed 0, and of these one half with seed 0 again, which is valid. The
     halves round so that 26,684 RSNA patients give 18,678 / 4,003 / 4,003.
     """
-    train, rest = train_test_split(sorted(set(items)), test_size=0.3, random_state=0)
+    train, rest = train_test_split(_at_least(4, items), test_size=0.3, random_state=0)
     test, valid = train_test_split(rest, test_size=0.5, random_state=0)
     return dict.fromkeys(train, "train") | dict.fromkeys(valid, "valid") | dict.fromkeys(test, "test")
 
 
 def train_valid_split(items: Iterable[str]) -> dict[str, str]:
     """Item -> split, 80 % train and 20 % valid of the sorted items with seed 0, as CXR-CLIP cuts VinDr-CXR."""
-    train, valid = train_test_split(sorted(set(items)), test_size=0.2, random_state=0)
+    train, valid = train_test_split(_at_least(2, items), test_size=0.2, random_state=0)
     return dict.fromkeys(train, "train") | dict.fromkeys(valid, "valid")
+
+
+def _at_least(number: int, items: Iterable[Item]) -> list[Item]:
+    """The sorted items, of which the rule of a split needs a number."""
+    if len(ordered := sorted(set(items))) < number:
+        raise InputError(f"{len(ordered)} films are listed, the rule of the split needs {number}; check the table")
+    return ordered
 
 
 def split_sizes(splits: Mapping[str, str]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,19 @@ import pandas as pd
 from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Source, Study
 from cxrclip.data.sources.reports import parse_report, with_lines
 from cxrclip.data.sources.splits import SHARES, split_patients
-from cxrclip.data.sources.tables import Cells, Unusable, filled, name_in, read_table, records, to_age, to_sex, to_text
+from cxrclip.data.sources.tables import (
+    Cells,
+    Unusable,
+    filled,
+    film_at,
+    name_in,
+    plain_cell,
+    read_table,
+    records,
+    to_age,
+    to_sex,
+    to_text,
+)
 from cxrclip.errors import InputError
 
 SPLIT_NAMES = {"train": "train", "valid": "valid", "test": "test", "training": "train", "val": "valid"}
@@ -115,7 +128,7 @@ def read(
         **columns: the fields of `Columns`.
     """
     chosen = Columns(**columns)
-    table = read_table(intake.root / file, chosen.named)
+    table = read_table(intake.root / file, chosen.named, only=True, aside=partial(intake.set_aside, file=file))
     intake.name, intake.file = name, file
     intake.facts |= {"splits": "as given"} if chosen.split else {"seed": seed, "shares": dict(shares)}
     if expected:
@@ -132,8 +145,8 @@ SOURCE = Source("table", "the table and its films", read, columns=Columns)
 
 def _count(intake: Intake, table: pd.DataFrame, columns: Columns, expected: Mapping[str, int]) -> None:
     """Compare what `expected` names with this download."""
-    films = [intake.root / cell for name in columns.images for cell in set(table[name]) - {""}]
-    measured = {"rows": len(table), "images": sum(path.is_file() for path in films)}
+    films = [film_at(str(intake.root / cell)) for name in columns.images for cell in set(table[name]) - {""}]
+    measured = {"rows": len(table), "images": sum(map(bool, films))}
     measured["patients"] = table[columns.patient].nunique()
     measured["studies"] = table[columns.study].nunique() if columns.study else len(table)
     if unknown := sorted(set(expected) - set(measured)):
@@ -145,7 +158,7 @@ def _study(cells: Cells, columns: Columns, intake: Intake) -> Study:
     view = (cells[columns.view] if columns.view else "") or UNKNOWN
     views = columns.views or [view] * len(columns.images)
     named = zip(map(cells.__getitem__, columns.images), views, strict=True)
-    films = [Film(intake.root / name, view) for name, view in named if name]
+    films = [Film(Path(film_at(str(intake.root / name)) or intake.root / name), view) for name, view in named if name]
     if not films:
         raise Unusable(", ".join(columns.images), "names no film")
     patient = filled(cells, columns.patient)
@@ -171,11 +184,12 @@ def _sections(cells: Cells, columns: Columns, intake: Intake) -> list[str | None
 def _labels(cells: Cells, columns: Columns) -> dict[str, list[str]]:
     """Positive, negative and uncertain finding names of one row."""
     labels: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
+    mapping = None if columns.mapping is None else {plain_cell(str(k)): v for k, v in columns.mapping.items()}
     for label in map(str.strip, cells[columns.labels].split(columns.separator) if columns.labels else ()):
-        if label and columns.mapping is not None and label not in columns.mapping:
+        if label and mapping is not None and label not in mapping:
             raise Unusable(columns.labels, f"label {label!r} is not in the mapping ({', '.join(columns.mapping)})")
         if label:
-            labels["positive"] += [label] if columns.mapping is None else columns.mapping[label]
+            labels["positive"] += [label] if mapping is None else mapping[label]
     for column, finding in columns.findings_by_column.items():
         if cells[column]:
             kinds = [kind for kind, value in columns.values.items() if _plain(cells[column]) == _plain(value)]

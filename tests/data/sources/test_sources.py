@@ -589,7 +589,7 @@ def test_an_empty_or_ragged_table_is_refused(films, tmp_path):
     for text, message in (
         ("f,who\n", "no usable study"),
         ("", "not a readable table"),
-        ("f,who\nf0.png,a\nf1.png,a,b,c\n", "not a readable table"),
+        ("f,who\nf0.png,a\nf1.png,a,b,c\n", "1 of 2 rows are unusable"),
     ):
         (films / "t.csv").write_text(text)
         with pytest.raises(InputError, match=message) as caught:

@@ -25,6 +25,7 @@ from cxrclip.data.sources import (
 )
 from cxrclip.data.sources.chexpert_format import COLUMNS, FINDINGS, label_tables, patients_of
 from cxrclip.data.sources.dicom import read_header
+from cxrclip.data.sources.prepare import Intake
 from cxrclip.data.sources.reports import parse_report
 from cxrclip.data.sources.splits import gloria_split, train_valid_split
 from cxrclip.data.sources.tables import grouped, read_table
@@ -208,7 +209,7 @@ A, B = dicom_id(30), dicom_id(31)  # the films of patient 3, rows 5 and 6
         (SPLIT, f"{B},50000003,10000003,train", f"{B},50000003,10000003,dev", (META, "6", "split", "'dev' is not"), 10),
         (SPLIT, f"{B},50000003,10000003,train", f"{B},50000003,10000003,test", (META, "6", "split", "differs"), 10),
         (CHEX, "10000003,50000003", "10000003,59999999", (CHEX, "3", "study_id", "'59999999' is not in mimic"), 10),
-        (CHEX, "10000003,50000003,1.0", "10000003,50000003,2.0", (CHEX, "3", "Edema", "'2.0' is none of 1"), 10),
+        (CHEX, "10000003,50000003,1.0", "10000003,50000003,2.0", (CHEX, "3", "Edema", "'2' is none of 1"), 10),
         ("s50000003.txt", "The heart", b"The h\xe9art", ("s50000003.txt", "5", "report", "byte 132 is no UTF-8"), 9),
         ("s50000003.txt", REPORT.format(3), " INDICATION: pain", (META, "5", "report", "has no FINDINGS, no IMPR"), 9),
     ],
@@ -395,7 +396,7 @@ def test_chexpert_takes_the_reports_of_chexpert_plus_only_when_asked(five, tmp_p
 @pytest.mark.parametrize(
     ("change", "column", "reason", "studies"),
     [
-        ({"Edema": "2.0"}, "Edema", "'2.0' is none of 1 (positive), 0 (negative), -1 (uncertain) or empty", 12),
+        ({"Edema": "2.0"}, "Edema", "'2' is none of 1 (positive), 0 (negative), -1 (uncertain) or empty", 12),
         ({"Path": "CheXpert-v1.0/train/p5/study1/view1_frontal.jpg"}, "Path", "does not end in train/patient", 12),
         ({"Path": CHEXPERT[4]["Path"].replace("train", "valid")}, "Path", "stands in train.csv", 12),
         ({"Sex": "X"}, "Sex", "'X' is not F or M", 12),
@@ -771,7 +772,7 @@ def test_siim_bad_films_and_missing_tables(siim_root, tmp_path):
 def test_the_public_table_of_chexpert_has_the_known_counts(tmp_path):
     data = gzip.decompress(public_table("chexpert_train.csv.gz").read_bytes())
     (tmp_path / "train.csv").write_bytes(data)
-    ((path, rows),) = label_tables(tmp_path)
+    ((path, rows),) = label_tables(Intake("chexpert", tmp_path))
     drawn = chexpert5x200.mgca_list(path, rows)  # raises where its counts differ
     patients = patients_of(drawn["Path"])
     found = chexpert.counts([(path, rows)], ~patients_of(rows["Path"]).isin(patients), True)
