@@ -88,14 +88,14 @@ def comparison_rows(seeds: int) -> Iterator[dict]:
                             retrieval=-0.03 * abs(weight - {"ICL": 0.3, "TCL": 1.0}[loss]))
     for row, up, down in (("m", 0.0, 0.0), ("m_c_c14", 0.1, -0.06), ("reports_75", 0.08, -0.02),
                           ("reports_last", 0.09, -0.04), ("mask", 0.08, -0.07)):
-        yield from run_rows(seeds, data="M,C,C14", comparison="remedies", row=row, budget="steps", classification=up,
+        yield from run_rows(seeds, data="M,C,C14", comparison="remedies", row=row, budget="epochs", classification=up,
                             retrieval=down)
 
 
 def coarse_text_rows(seeds: int) -> list[dict]:
     """Accuracy of side, zone and severity against the share of label studies."""
     return [COMMON | {"run": "CXR-CLIP resnet-small", "model": "CXR-CLIP", "comparison": "label growth",
-                      "row": share, "budget": "steps", "dataset": "mimic-cxr", "task": "coarse-text",
+                      "row": share, "budget": "epochs", "dataset": "mimic-cxr", "task": "coarse-text",
                       "metric": "accuracy", "class": name, "value": base - 0.03 * i, "low": base - 0.05 - 0.03 * i,
                       "high": base + 0.05 - 0.03 * i, "chance": chance, "n": 500, "seeds": str(seed)}
             for i, share in enumerate(SHARES) for seed in range(seeds)

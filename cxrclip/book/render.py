@@ -177,7 +177,7 @@ def drawings() -> dict[str, Drawing]:
     def task(name: str, reference: bool = False) -> Callable[[pd.DataFrame], pd.DataFrame]:
         """Rows of a task, and the published ones beside them if there is such a `reference`."""
         def select(results: pd.DataFrame) -> pd.DataFrame:
-            rows = over_seeds(results[(results["task"] == name) & results["budget"].isin(["", "steps"])])
+            rows = over_seeds(results[(results["task"] == name) & results["budget"].isin(["", "epochs"])])
             paper = published().query("task == @name") if reference and len(rows) else rows.iloc[:0]
             return pd.concat([rows, paper], ignore_index=True) if len(paper) else rows
         return select
@@ -189,9 +189,9 @@ def drawings() -> dict[str, Drawing]:
     found = {
         "tradeoff": Drawing(comparison("label growth"), figures.pareto, 5,
                             "Retrieval against zero-shot classification as label data join, at equal steps and epochs"),
-        "loss_weights": Drawing(comparison("loss weights", "steps", ""), figures.weights_curve, 4.5,
+        "loss_weights": Drawing(comparison("loss weights"), figures.weights_curve, 4.5,
                                 "Retrieval against the weights of the losses ICL and TCL"),
-        "remedies": Drawing(comparison("remedies", "steps", ""), figures.remedies_plot, 4.5,
+        "remedies": Drawing(comparison("remedies", "epochs"), figures.remedies_plot, 4.5,
                             "Retrieval against zero-shot classification of each remedy, and of the paper's recipe"),
         "coarse_text": Drawing(task("coarse-text"), figures.coarse_text, 4.5,
                                "Share of nearest reports with the right side, zone and severity as label data join"),

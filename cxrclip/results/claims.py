@@ -48,12 +48,16 @@ class Comparison(BaseModel, extra="forbid"):
 
 
 class Claim(BaseModel, extra="forbid"):
-    """A claim of the paper, how it is read here, and what is compared. limit: why it cannot be tested as it stands."""
+    """A claim of the paper, how it is read here, and what is compared.
+
+    also: further readings, told beside the verdict without deciding it. limit: why it cannot be tested as it stands.
+    """
 
     claim: int
     text: str
     reading: str
     compare: list[Comparison]
+    also: list[Comparison] = []
     limit: str = ""
 
 
@@ -66,7 +70,7 @@ class Claims(BaseModel, extra="forbid"):
     @model_validator(mode="after")
     def _measures_are_known(self) -> Claims:
         for claim in self.claims:
-            if unknown := {item.measure for item in claim.compare} - set(self.measures):
+            if unknown := {item.measure for item in (*claim.compare, *claim.also)} - set(self.measures):
                 raise ValueError(f"claim {claim.claim}: measure {min(unknown)!r} is none of {', '.join(self.measures)}")
         return self
 
@@ -77,7 +81,7 @@ def load_claims(path: str | Path = CLAIMS) -> Claims:
 
 
 def verdicts(results: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
-    """One line a claim: claim, text, rule, rows (values and keys of the runs compared), verdict, why.
+    """One line a claim: claim, text, rule, rows (values and keys of the runs compared), verdict, why, also.
 
     results: tidy rows of one mix and profile, one row a seed. A paired difference in the results is used
     where there is one; else the interval is made of the two rows' own (`unpaired`). Raises InputError if the
@@ -88,14 +92,15 @@ def verdicts(results: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
     table = _over_seeds_of(results, content.measures.values())
     lines = []
     for claim in content.claims:
-        outcomes = [_compare(table, item, content.measures[item.measure], f"claim {claim.claim}")
-                    for item in claim.compare]
+        outcomes, also = ([_compare(table, item, content.measures[item.measure], f"claim {claim.claim}")
+                           for item in items] for items in (claim.compare, claim.also))
         best = VERDICTS[1] if claim.limit else VERDICTS[0]
         verdict = max(best, *(outcome.verdict for outcome in outcomes), key=VERDICTS.index)
         why = "; ".join(outcome.why for outcome in outcomes)
         lines.append({"claim": claim.claim, "text": claim.text, "rule": claim.reading,
                       "rows": "; ".join(outcome.rows for outcome in outcomes), "verdict": verdict,
-                      "why": ". ".join(filter(None, [why, claim.limit.rstrip(".")])) + "."})
+                      "why": ". ".join(filter(None, [why, claim.limit.rstrip(".")])) + ".",
+                      "also": "; ".join(f"{outcome.why}: {outcome.verdict}" for outcome in also)})
     return pd.DataFrame(lines)
 
 
@@ -136,9 +141,10 @@ def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, 
 
 
 def markdown(table: pd.DataFrame, results: pd.DataFrame, rows: bool = False) -> str:
-    """The verdicts for the first page; `rows` adds the column of values and keys."""
-    columns = ["claim", "text", "rule", "verdict", "why", *(["rows"] if rows else [])]
-    heads = ["#", "the paper says", "our rule", "verdict", "why", *(["rows compared"] if rows else [])]
+    """The verdicts for the first page; `rows` adds further readings, and the values and keys of the rows compared."""
+    columns = ["claim", "text", "rule", "verdict", "why", *(["also", "rows"] if rows else [])]
+    heads = ["#", "the paper says", "our rule", "verdict", "why"]
+    heads += ["further readings, which do not decide", "rows compared"] if rows else []
     mix, profile = one_mix(results, "claims")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for line in table[columns].astype(str).to_numpy():
@@ -175,8 +181,9 @@ def _compare(table: pd.DataFrame, item: Comparison, measure: Mapping[str, str], 
     if toward and abs(value) > item.at_most * b["value"]:
         doubts.append(f"a change of {abs(value) / b['value']:.0%}, more than {item.at_most:.0%}")
     verdict = "not reproduced" if not toward else "direction only" if doubts else "reproduced"
+    notes = [f"{paired}, ± {50 * (high - low):.1f}", *doubts]
     why = (f"{label}{budget}: {names[0]} against {names[1]} {100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-           f" ({paired})" + (f" ({', '.join(doubts)})" if doubts else ""))
+           f" ({', '.join(notes)})")
     rows = "; ".join(f"{label}{budget}, {name}: {100 * row['value']:.1f} [{100 * row['low']:.1f}, "
                      f"{100 * row['high']:.1f}], seeds {row['seeds']}, runs {row['key']}"
                      for name, row in zip(names, (a, b), strict=True))

@@ -20,7 +20,7 @@ def folders(tmp_path_factory):
 
 
 def ids(batches):
-    return [[row["study_id"] for row in rows] for _, rows in batches]
+    return [[row["study_id"] for _, row in rows] for _, rows in batches]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])

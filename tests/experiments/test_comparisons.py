@@ -35,8 +35,9 @@ STUDIES = {"M": 200, "C": 100, "C14": 61}
 GRIDS = {name: rows_of(name, BASE, STUDIES) for name in COMPARISONS if name != "ledger"}  # test_ledger.py has that
 
 
-def of(rows, budget="steps"):
-    return {row.row: row.experiment for row in rows if row.budget == budget}
+def of(rows, budget=None):
+    """The experiments at a budget, at the first one if none is given."""
+    return {row.row: row.experiment for row in rows if row.budget == (budget or rows[0].budget)}
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -45,7 +46,7 @@ def test_names_are_unique_and_the_base_is_among_the_rows(name):
     assert {row.comparison for row in rows} == {name}
     assert max(Counter((row.row, row.budget) for row in rows).values()) == 1
     assert BASE in of(rows).values()
-    assert {row.row for row in rows} == set(of(rows)), "every row stands there at equal steps"
+    assert {row.row for row in rows} == set(of(rows)), "every row stands there at the first budget"
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -95,13 +96,13 @@ def test_loss_weights_vary_one_at_a_time():
 
 def test_label_growth_by_hand():
     rows = rows_of("label growth", BASE, STUDIES)
-    assert of(rows) == label_growth(BASE)
+    assert of(rows, "steps") == label_growth(BASE)
     shares = {name: (item.pretraining, item.shares) for name, item in of(rows).items()}
     assert shares == {
         "m": (("M",), None), "m_c25": (("M", "C"), (1.0, 0.25)), "m_c50": (("M", "C"), (1.0, 0.5)),
         "m_c": (("M", "C"), None), "m_c_c14_25": (("M", "C", "C14"), (1.0, 1.0, 0.25)),
         "m_c_c14_50": (("M", "C", "C14"), (1.0, 1.0, 0.5)), "m_c_c14": (("M", "C", "C14"), None)}
-    assert {item.steps for item in of(rows).values()} == {100}
+    assert {item.steps for item in of(rows, "steps").values()} == {100}
     # Studies: 200; 225, 250, 300; 300 + 15, 300 + 30, 361. Steps: 100 * studies / 200, rounded (.5 to even).
     assert [item.steps for item in of(rows, "epochs").values()] == [100, 112, 125, 150, 158, 165, 180]
     assert of(rows, "epochs")["m"] == BASE
@@ -116,7 +117,7 @@ def test_equal_epochs_hold_the_exposure_of_m():
 
 
 @pytest.mark.parametrize(("profile", "seeds", "budgets"),
-                         [("quick", 1, {"steps"}), ("standard", 3, {"steps", "compute"})])
+                         [("quick", 1, {"steps"}), ("standard", 5, {"steps", "compute"})])
 def test_planned_rows_are_those_of_the_plan_that_can_be_trained(profile, seeds, budgets, tiny_experiment, tiny_bench,
                                                                 monkeypatch):
     data = tiny_bench.prepared(tiny_experiment.mix, "quick")
@@ -129,6 +130,13 @@ def test_planned_rows_are_those_of_the_plan_that_can_be_trained(profile, seeds, 
     assert {row.comparison for row in rows} == {"ablation"}, "remedies need C"
     assert {row.budget for row in rows} == budgets
     assert {row.experiment.seed for row in rows} == set(range(seeds))
+
+
+def test_verdicts_rest_on_more_seeds_and_a_swin_has_fewer():
+    resnet, swin = (Experiment.at("standard", image_encoder=name) for name in ("resnet", "swin"))
+    assert comparisons.seeds_of(resnet, COMPARISONS[MAIN].seeds) == 5
+    assert comparisons.seeds_of(swin, COMPARISONS[MAIN].seeds) == 3
+    assert comparisons.seeds_of(resnet, COMPARISONS["loss weights"].seeds) == 3
 
 
 def test_studies_used_are_those_drawn():

@@ -429,7 +429,7 @@ def test_d4_and_b14_effects(official, monkeypatch):
 
 
 def test_training_rows_and_their_references():
-    rows = comparisons.rows_of("ledger", Experiment.at("quick", steps=10), {})
+    rows = comparisons.rows_of("ledger", Experiment.at("quick", steps=10), {"M": 20, "C": 10, "C14": 10})
     names = [row.row for row in rows]
     rules = {row.row: row.experiment.rules for row in rows}
     assert all(rules[name] == ("intended" if name.startswith("intended") or name == "D1" else name) for name in names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,13 +16,11 @@ from cxrclip.experiments import Experiment, comparisons
 from cxrclip.results import claims, tables
 from cxrclip.results import rows as results_rows
 
-STEPS = {"comparison": "label growth", "budget": "steps"}
-
-
-def growth(classification: float, retrieval: float, seeds: int = 3) -> pd.DataFrame:
-    """M and M,C,C14 at equal steps, with these effects."""
-    return tidy(*run_rows(seeds, row="m", **STEPS), *run_rows(
-        seeds, data="M,C,C14", row="m_c_c14", classification=classification, retrieval=retrieval, **STEPS))
+def growth(classification: float, retrieval: float, seeds: int = 3, **stamps: str) -> pd.DataFrame:
+    """M and M,C,C14, with these effects: rows of the main tables, or of a comparison by `stamps`."""
+    m, all_three = ({"row": row} if stamps else {} for row in ("m", "m_c_c14"))
+    return tidy(*run_rows(seeds, **stamps, **m), *run_rows(
+        seeds, data="M,C,C14", classification=classification, retrieval=retrieval, **stamps, **all_three))
 
 
 def verdict(frame: pd.DataFrame, claim: int) -> pd.Series:
@@ -47,11 +47,27 @@ def test_one_seed_reproduces_nothing():
 
 def test_a_verdict_names_the_values_and_the_runs_behind_it():
     line = verdict(growth(0.1, -0.03), 5)
-    assert "zero-shot AUROC at equal steps, M,C,C14: 80.0 [" in line["rows"]
+    assert "zero-shot AUROC, CXR-CLIP on M,C,C14: 80.0 [" in line["rows"]
     assert "seeds 0 1 2" in line["rows"]
     for seed in range(3):
-        assert f"synthetic-CXR-CLIP-M,C,C14-m_c_c14-label_growth-steps-{seed}" in line["rows"]
-    assert "M,C,C14 against M +10.0 [" in line["why"]
+        assert f"synthetic-CXR-CLIP-M,C,C14--{seed}" in line["rows"]
+    assert "CXR-CLIP on M,C,C14 against CXR-CLIP on M +10.0 [" in line["why"]
+
+
+def test_further_readings_are_told_and_do_not_decide():
+    """At equal steps retrieval falls by a third: told beside the verdict at equal epochs, which stands."""
+    steps = growth(0.1, -0.10, comparison="label growth", budget="steps")
+    line = verdict(results.merge_results(growth(0.1, -0.03), steps), 5)
+    assert line["verdict"] == "reproduced"
+    assert "RSUM at equal steps: M,C,C14 against M -" in line["also"]
+    assert line["also"].endswith("more than 15%): direction only")
+    assert "no row for" in verdict(growth(0.1, -0.03), 5)["also"]
+
+
+def test_a_verdict_tells_the_half_width_of_its_interval():
+    line = verdict(growth(0.1, -0.03), 5)
+    low, high = re.search(r"\[\+([\d.]+), \+([\d.]+)\] \(unpaired, ± ", line["why"]).groups()
+    assert f"± {(float(high) - float(low)) / 2:.1f}" in line["why"]
 
 
 def test_without_its_rows_a_claim_is_not_run_and_says_what_is_lacking():
@@ -73,13 +89,13 @@ def test_the_state_of_the_art_is_only_compared_with_plain_clip():
 
 def test_a_paired_difference_is_preferred_to_the_rows_own_intervals():
     frame = growth(0.005, -0.03)
-    assert "(unpaired)" in verdict(frame, 5)["why"]
+    assert "(unpaired, ±" in verdict(frame, 5)["why"]
     after = frame[frame["pretraining_data"] == "M,C,C14"].iloc[0].to_dict()
-    paired = after | {"dataset": "all", "task": "zero-shot", "metric": "auroc", "reference": "m",
+    paired = after | {"dataset": "all", "task": "zero-shot", "metric": "auroc", "reference": "CXR-CLIP resnet-small M",
                       "value": 0.005, "low": 0.001, "high": 0.009, "seeds": "0 1 2"}
     line = verdict(tidy(*frame.to_dict("records"), paired), 5)
     assert line["verdict"] == "reproduced", line["why"]
-    assert "+0.5 [+0.1, +0.9] (paired)" in line["why"]
+    assert "+0.5 [+0.1, +0.9] (paired, ± 0.4)" in line["why"]
 
 
 def test_differences_to_the_full_method_are_made_budget_by_budget():
@@ -103,10 +119,10 @@ def test_the_rows_of_claims_and_tables_are_those_that_the_comparisons_stamp():
     lines = {("ablation", budget, row) for budget in tables.BUDGETS for row in tables.ABLATION}
     assert lines == {stamp for stamp in stamped if stamp[0] == "ablation"}
     for claim in claims.load_claims().claims:
-        for side in (side for comparison in claim.compare for side in (comparison.row, comparison.against)):
+        for side in (side for comparison in (*claim.compare, *claim.also) for side in (comparison.row, comparison.against)):
             if side["comparison"]:
                 assert (side["comparison"], side["budget"], side["row"]) in stamped, claim.claim
-    assert ("remedies", "steps", "m_c_c14") in stamped                                # figures.remedies_plot
+    assert ("remedies", "epochs", "m_c_c14") in stamped                                # figures.remedies_plot
     assert ("loss combinations", "steps", "mvs_icl_tcl") in stamped                   # render.drawings
 
 
