@@ -16,7 +16,7 @@ _SMALL = {"text_encoder": "bert-small", "image_size": 64, "projection_dim": 128,
           "learning_rate": 3e-3, "max_tokens": 80}
 PROFILES: Mapping[str, Mapping] = {
     "quick": _SMALL | {"image_encoder": "resnet-small", "steps": 300},
-    "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 400},
+    "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 1200, "batch_size": 64, "text_start": 2000},
     "paper": {},
 }
 IMAGE_ENCODERS = {"resnet": {"quick": "resnet-small", "standard": "resnet-small", "paper": "resnet50"},
@@ -42,6 +42,8 @@ class Experiment:
         rich_prompts: label prompts that tell side, zone and severity, from the phantom's truth (oracle.py).
         chunk: studies that a process embeds at once, with cached gradients (training.cached_backward), for batches that
             do not fit into memory; "auto" measures how many do. BatchNorm then sees a chunk in place of a batch.
+        text_start: steps of masked-language modelling on the first role's training reports, from which a small text
+            encoder starts (start.py); 0 starts it at random.
         rules: "intended", "official" for what the released code does, or rows of the ledger, "B2,B3".
             Under B11 plain CLIP cannot be had: asking for one view and one text gives two, with ICL and TCL at 0.
     """
@@ -78,6 +80,7 @@ class Experiment:
     label_weight: float = 1.0
     rich_prompts: bool = False
     chunk: int | str | None = None
+    text_start: int = 0
     rules: str = "intended"
 
     def __post_init__(self) -> None:
