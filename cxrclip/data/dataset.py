@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from cxrclip.data.images import decode_gray
 from cxrclip.data.memory import FilmMemory, TokenMemory
 from cxrclip.errors import InputError
 from cxrclip.prompts import STATES, PromptBank
@@ -36,18 +37,51 @@ Key = int | tuple[int, int]  # an index, or (epoch, index)
 Marks = Callable[[Study], Mapping[str, float]]  # a study -> numbers that go into the batch beside images and texts
 
 
-class PretrainingDataset(Dataset):
-    """The studies of one source, each as V images and T texts.
-
-    Studies with neither a report nor a label are set aside at construction: their ids are in `set_aside`.
+class StudyItems:
+    """How the studies of one source become training items: V images and T texts each.
 
     Args:
-        studies: rows of the study table, at random access (studies.open_studies).
         transform: (image (H, W) uint8, generator) -> (C, S, S); C is 3, or 1 for a film that the model will normalise.
         max_negatives: negative sentences a prompt keeps; None keeps all. Official: 3 for ChestX-ray14.
         images, texts: which V images and T texts a study gives (views.py); the defaults are the paper's, 2 and 2.
         marks: numbers of each study that go into the batch, for losses that need them.
+    """
+
+    def __init__(self, bank: PromptBank, transform: Transform, *, seed: int, max_negatives: int | None = None,
+                 images: DrawImages = draw_images, texts: DrawTexts = draw_texts, marks: Marks | None = None) -> None:
+        if max_negatives is not None and max_negatives < 1:
+            raise InputError(f"max_negatives={max_negatives}: a normal study would say nothing; use 1 or more, or None")
+        self.transform, self.seed, self.bank = transform, seed, bank
+        self.images, self.texts, self.marks = images, texts, marks
+        self.report = partial(bank.report, max_negatives=max_negatives)
+
+    def film(self, study: Study, i: int, index: int | None) -> np.ndarray:
+        """The study's image i, decoded: (H, W) uint8. index: its place in a table, None where there is none."""
+        return decode_gray(study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
+
+    def item(self, study: Study, epoch: int, index: int | None = None) -> dict[str, Any]:
+        """{"study_id", "images": (V, C, S, S), "texts": list of T strings} of a study as it is drawn in an epoch.
+
+        Every draw follows from (seed, epoch, study id).
+        """
+        rng = generator(self.seed, epoch, study["study_id"])
+        chosen = self.images(study["views"], rng)
+        texts = self.texts(study, self.report, rng)
+        films = {i: self.film(study, i, index) for i in sorted(set(chosen))}
+        images = torch.stack([self.transform(films[i], rng) for i in chosen])       # (V, C, S, S)
+        marks = self.marks(study) if self.marks else {}
+        return {"study_id": study["study_id"], "images": images, "texts": texts, **marks}
+
+
+class PretrainingDataset(StudyItems, Dataset):
+    """The studies of one source at random access, each as V images and T texts.
+
+    Studies with neither a report nor a label are set aside at construction: their ids are in `set_aside`.
+
+    Args:
+        studies: rows of the study table (studies.open_studies).
         keep_silent: also use studies that have neither a report nor a label.
+        options: of StudyItems.
 
     Raises:
         InputError: a missing column, strings where lists belong, an unknown finding (names the study), a study
@@ -55,14 +89,10 @@ class PretrainingDataset(Dataset):
     """
 
     def __init__(self, studies: datasets.Dataset, bank: PromptBank, transform: Transform, *, seed: int,
-                 max_negatives: int | None = None, images: DrawImages = draw_images, texts: DrawTexts = draw_texts,
-                 marks: Marks | None = None, keep_silent: bool = False) -> None:
-        if max_negatives is not None and max_negatives < 1:
-            raise InputError(f"max_negatives={max_negatives}: a normal study would say nothing; use 1 or more, or None")
+                 keep_silent: bool = False, **options: Any) -> None:
+        super().__init__(bank, transform, seed=seed, **options)
         check_columns(studies)
-        self.transform, self.seed, self.epoch = transform, seed, 0
-        self.images, self.texts, self.marks = images, texts, marks
-        self.report = partial(bank.report, max_negatives=max_negatives)
+        self.epoch = 0
         studies = studies.select_columns(list(COLUMNS))
         usable, silent = split_usable(studies, bank)
         self.set_aside: list[str] = []
@@ -93,16 +123,9 @@ class PretrainingDataset(Dataset):
         columns = self.studies[[index for _, index in pairs]]
         return [self.item(row, *pair) for row, pair in zip(chunk_rows(columns), pairs, strict=True)]
 
-    def item(self, study: Study, epoch: int, index: int) -> dict[str, Any]:
-        """The study of an index as it is drawn in an epoch: every draw follows from (seed, epoch, study id)."""
-        rng = generator(self.seed, epoch, study["study_id"])
-        chosen = self.images(study["views"], rng)
-        texts = self.texts(study, self.report, rng)
-        films = {i: self.films((index, i), study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
-                 for i in sorted(set(chosen))}
-        images = torch.stack([self.transform(films[i], rng) for i in chosen])       # (V, C, S, S)
-        marks = self.marks(study) if self.marks else {}
-        return {"study_id": study["study_id"], "images": images, "texts": texts, **marks}
+    def film(self, study: Study, i: int, index: int | None) -> np.ndarray:
+        """The study's image i, decoded once while films fit into memory."""
+        return self.films((index, i), study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
 
 
 def check_columns(studies: datasets.Dataset) -> None:
@@ -247,9 +270,12 @@ def collate(items: Sequence[Mapping[str, Any]], tokens: TokenMemory) -> dict[str
     }
 
 
-def load_batches(dataset: PretrainingDataset | StudyMix, batches: Iterable[tuple[int, Sequence[int]]],
-                 tokenizer: PreTrainedTokenizerBase, max_tokens: int, workers: int = 0) -> Iterator[dict[str, Tensor]]:
-    """The collated batches of (epoch, indices), in that order; the same for any number of worker processes."""
+def load_batches(dataset: Dataset, batches: Iterable[tuple[int, Sequence]], tokenizer: PreTrainedTokenizerBase,
+                 max_tokens: int, workers: int = 0) -> Iterator[dict[str, Tensor]]:
+    """The collated batches of (epoch, indices), in that order; the same for any number of worker processes.
+
+    dataset: a PretrainingDataset, a StudyMix, or for batches of a stream its StreamedItems (stream.py).
+    """
     keys = ([(epoch, index) for index in indices] for epoch, indices in batches)
     loader = DataLoader(
         dataset, batch_sampler=keys, num_workers=workers, worker_init_fn=_one_thread,

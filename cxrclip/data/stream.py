@@ -18,15 +18,22 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from torch.utils.data import Dataset
 
+from cxrclip.data.dataset import COLUMNS, StudyItems
 from cxrclip.errors import InputError
+from cxrclip.prompts import STATES
 from cxrclip.studies import SPLITS, shard_files
-from cxrclip.views import Study, generator
+from cxrclip.views import Study, generator, sections_of
+
+ROWS = 64  # of a shard that are read together
 
 
 @dataclass(frozen=True)
 class StreamedBatches:
-    """Full batches of studies for ever, (epoch, rows of the table), from `start_step` on, for one of several processes.
+    """Full batches for ever, (epoch, studies), from `start_step` on, for one of several processes.
+
+    A study comes with the number of its folder: (part, row of the table).
 
     In an epoch the shards stand one after the other in a new order, and each of `world_size` processes reads an equal
     run of their N studies, so that none comes twice. Left out of an epoch are the last batch where it is incomplete, as
@@ -46,17 +53,17 @@ class StreamedBatches:
     buffer: int = 1000
 
     @cached_property
-    def shards(self) -> list[tuple[str, int]]:
-        """Each file with its number of studies of the split; only that column is read."""
-        files = [str(file) for folder in self.folders for file in shard_files(Path(folder))]
-        splits = (pq.read_table(file, columns=["split"])["split"] for file in files)
-        return [(file, pc.sum(pc.equal(names, self.split)).as_py() or 0) for file, names in zip(files, splits,
-                                                                                               strict=True)]
+    def shards(self) -> list[tuple[int, str, int]]:
+        """Each file: the number of its folder, its path, its studies of the split; only that column is read."""
+        files = [(part, str(file)) for part, folder in enumerate(self.folders) for file in shard_files(Path(folder))]
+        splits = (pq.read_table(file, columns=["split"])["split"] for _, file in files)
+        counts = (pc.sum(pc.equal(names, self.split)).as_py() or 0 for names in splits)
+        return [(*file, count) for file, count in zip(files, counts, strict=True)]
 
     @property
     def studies_each(self) -> int:
         """Studies of an epoch that one process reads."""
-        return sum(count for _, count in self.shards) // self.world_size
+        return sum(count for *_, count in self.shards) // self.world_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,23 +74,49 @@ class StreamedBatches:
                              f"{self.world_size} processes: choose a smaller batch, a multiple of their number")
         return self.studies_each // share
 
-    def __iter__(self) -> Iterator[tuple[int, list[Study]]]:
+    def __iter__(self) -> Iterator[tuple[int, list[tuple[int, Study]]]]:
         epoch, done = divmod(self.start_step, self.steps_per_epoch)
         while True:
             yield from self.epoch(epoch, done)
             epoch, done = epoch + 1, 0
 
-    def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[int, list[Study]]]:
+    def epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[int, list[tuple[int, Study]]]]:
         """The batches of one epoch that this process makes, after the first `done`."""
         rng, share = generator(self.seed, epoch, "order of the shards"), self.batch_size // self.world_size
-        files, counts = zip(*(self.shards[i] for i in rng.permutation(len(self.shards))), strict=True)
-        ends = np.cumsum(counts)
+        shards = [self.shards[i] for i in rng.permutation(len(self.shards))]
+        ends = np.cumsum([count for *_, count in shards])
         first, end = self.rank * self.studies_each, (self.rank + 1) * self.studies_each
         begins, stops = np.searchsorted(ends, first, side="right"), np.searchsorted(ends, end, side="left")
-        stream = datasets.IterableDataset.from_parquet(list(files[begins:stops + 1]),
-                                                       filters=[("split", "==", self.split)])
-        stream = stream.skip(int(first - (ends[begins] - counts[begins]))).take(self.studies_each)
+        stream = datasets.IterableDataset.from_generator(
+            studies_of, gen_kwargs={"shards": shards[begins:stops + 1], "split": self.split})
+        stream = stream.skip(int(first - (ends[begins] - shards[begins][2]))).take(self.studies_each)
         stream = stream.shuffle(seed=int(rng.integers(2**31)) + self.rank, buffer_size=self.buffer)
         rows = iter(stream.skip(done * share))
         for _ in range(self.steps_per_epoch - done):
-            yield epoch, list(itertools.islice(rows, share))
+            yield epoch, [(row["part"], row["study"]) for row in itertools.islice(rows, share)]
+
+
+def studies_of(shards: Sequence[tuple[int, str, int]], split: str) -> Iterator[dict[str, int | Study]]:
+    """The studies of a split, {"part", "study"}, shard after shard, a few rows in memory."""
+    for part, path, _ in shards:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS, columns=[*COLUMNS, "split"]):
+                yield from ({"part": part, "study": row} for row in batch.to_pylist() if row["split"] == split)
+
+
+class StreamedItems(Dataset):
+    """Training items of streamed studies: `parts` say for each folder how its studies become items."""
+
+    def __init__(self, parts: Sequence[StudyItems]) -> None:
+        self.parts = parts
+
+    def __getitems__(self, keys: Sequence[tuple[int, tuple[int, Study]]]) -> list[dict]:
+        """The items of (epoch, (part, study)).
+
+        Raises InputError for a study with neither a report nor a label: a stream cannot count those before it starts.
+        """
+        for _, (part, study) in keys:
+            if not (sections_of(study) or self.parts[part].bank.labelled(*(study[state] for state in STATES))):
+                raise InputError(f"study {study['study_id']}: neither a report nor a label: leave such studies out of "
+                                 "a table that is streamed")
+        return [self.parts[part].item(study, epoch) for epoch, (part, study) in keys]
