@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from cxrclip import training
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, Workbench, pretrain
 from cxrclip.experiments.checkpoints import FolderStore, load_state
-from cxrclip.experiments.train import run_folder
+from cxrclip.experiments.train import batches_for, run_folder
+from cxrclip.prompts import PromptBank
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (55, 0.5), (100, 0.0)])
@@ -93,6 +96,27 @@ def test_killed_and_resumed_ends_with_bitwise_the_same_weights(tiny_experiment, 
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     columns = ["step", "total", "mvs", "icl", "tcl", "valid_total"]
     assert whole.log()[columns].equals(resumed.log()[columns])
+
+
+def test_a_streamed_run_trains_and_its_batches_go_on_at_any_step(tiny_experiment, tiny_bench):
+    experiment = replace(tiny_experiment, batches="streamed", pretraining=("M", "C14"))
+    run = pretrain(experiment, tiny_bench)
+    assert len(run.log()) == experiment.steps
+    assert math.isfinite(run.log()["valid_total"].iloc[-1])
+    data = tiny_bench.prepared(experiment.mix, experiment.profile)
+    make, validation = batches_for(experiment, data, PromptBank.load(), run.tokenizer, run.model.config)
+    whole, rest = list(itertools.islice(make(0, 0, 1), 8)), list(itertools.islice(make(5, 0, 1), 3))
+    for one, other in zip(whole[5:], rest, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(whole[0]["pixel_values"], whole[1]["pixel_values"])
+    assert all(torch.equal(one["pixel_values"], other["pixel_values"])
+               for one, other in zip(validation(), validation(), strict=True))
+
+
+@pytest.mark.parametrize("change", [{"shares": (0.5,)}, {"reports_last": 0.5}, {"rules": "official"}])
+def test_what_needs_random_access_excludes_streaming(change):
+    with pytest.raises(InputError, match="needs studies at random access"):
+        Experiment.at("quick", batches="streamed", **change)
 
 
 def _lines(path):

@@ -22,7 +22,7 @@ PROFILES: Mapping[str, Mapping] = {
 IMAGE_ENCODERS = {"resnet": {"quick": "resnet-small", "standard": "resnet-small", "paper": "resnet50"},
                   "swin": {"quick": "swin-small", "standard": "swin-small", "paper": "swin-tiny"}}
 CHOICES: Mapping[str, tuple[str, ...]] = {"draw": ("first", "random"), "false_negatives": ("keep", "mask", "soft"),
-                                          "batches": ("mixed", "one-source")}
+                                          "batches": ("mixed", "one-source", "streamed")}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Experiment:
         shares: of each role's training studies, aligned with `pretraining`; smaller shares lie within larger ones.
         draw: with one view (text), the "first" frontal (section) or a "random" one. augment: images and texts.
         mvs: False contrasts the pair (x1, t1) alone. false_negatives: "keep", "mask" or "soft" (remedies.py).
-        batches: "mixed" or "one-source". report_share: of each batch. reports_last: share of the last steps that
+        batches: "mixed", "one-source", or "streamed", for training sets that outgrow a disk: mixed batches of the
+            shards as they come (data/stream.py), without shares, report_share, reports_last or rules.
+        report_share: of each batch. reports_last: share of the last steps that
         draw from reports only (remedies.py). label_weight: of label-only studies' rows in every term.
         rich_prompts: label prompts that tell side, zone and severity, from the phantom's truth (oracle.py).
         chunk: studies that a process embeds at once, with cached gradients (training.cached_backward), for batches that
@@ -101,6 +103,10 @@ class Experiment:
                              "a positive weight, or a chunk of 1 or more studies")
         if self.batches == "one-source" and self.report_share is not None:
             raise InputError("report_share and one-source batches exclude each other: choose one of them")
+        if self.batches == "streamed":
+            plain = {"shares": None, "report_share": None, "reports_last": 0.0, "rules": "intended"}
+            if other := [name for name, value in plain.items() if getattr(self, name) != value]:
+                raise InputError(f"{other[0]} needs studies at random access: leave it out, or batches='streamed'")
 
     @classmethod
     def at(cls, profile: str, **changes: object) -> Experiment:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,9 +22,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from cxrclip import training
 from cxrclip.data import mixes
 from cxrclip.data.batches import EpochBatches, share_of
-from cxrclip.data.dataset import Marks, PretrainingDataset, StudyMix, load_batches
+from cxrclip.data.dataset import Marks, PretrainingDataset, StudyItems, StudyMix, load_batches
 from cxrclip.data.files import atomic_folder, locked, write_text
 from cxrclip.data.progress import progress_bar
+from cxrclip.data.stream import StreamedBatches, StreamedItems
 from cxrclip.data.workers import WorkFailed
 from cxrclip.encoders import SWINS, CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
@@ -52,7 +54,7 @@ def runnable(experiment: Experiment, data: mixes.Prepared) -> str | None:
         if role not in data.mix.pretraining:
             raise InputError(f"mix {data.mix.name} has no pretraining role {role!r}: "
                              f"choose from {', '.join(data.mix.pretraining)}")
-    n = sum(len(used_studies(experiment, data, role, "train")) for role in experiment.pretraining)
+    n = count_studies(experiment, data)
     if n < experiment.batch_size:
         roles = ",".join(experiment.pretraining)
         return f"{roles} has {n} training studies, fewer than a batch of {experiment.batch_size}"
@@ -184,8 +186,14 @@ def tokenizer_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank
 
 def total_steps(experiment: Experiment, data: mixes.Prepared) -> int:
     """Optimiser updates of the experiment: `steps`, or `epochs` passes over the pretraining studies."""
-    n = sum(len(used_studies(experiment, data, role, "train")) for role in experiment.pretraining)
-    return experiment.steps or round(experiment.epochs * (n // experiment.batch_size))
+    return experiment.steps or round(experiment.epochs * (count_studies(experiment, data) // experiment.batch_size))
+
+
+def count_studies(experiment: Experiment, data: mixes.Prepared) -> int:
+    """Training studies of the experiment, over its roles."""
+    if experiment.batches == "streamed":
+        return streamed(experiment, data).studies_each
+    return sum(len(used_studies(experiment, data, role, "train")) for role in experiment.pretraining)
 
 
 def criterion_for(experiment: Experiment) -> CXRCLIPLoss:
@@ -203,6 +211,8 @@ def batches_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, 
     Validation draws as training does, but always those of epoch 0: so two views and two prompts differ and no term
     is trivial in the loss that picks the checkpoint (ledger B5). Its batches are mixed whatever those of training.
     """
+    if experiment.batches == "streamed":
+        return streamed_batches_for(experiment, data, bank, tokenizer, config)
     train, valid = (pretraining_studies(experiment, data, bank, split, config) for split in ("train", "valid"))
 
     def make(step: int, rank: int, world_size: int) -> Iterator:
@@ -218,6 +228,31 @@ def batches_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, 
     return make, validation
 
 
+def streamed_batches_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank,
+                         tokenizer: PreTrainedTokenizerBase,
+                         config: CXRCLIPConfig) -> tuple[training.BatchMaker, Callable[[], Iterator]]:
+    """As batches_for, but of the shards as they come: no copy on disk, and no look at the texts before the start."""
+    train, valid = (StreamedItems([StudyItems(**item_options(experiment, data, bank, role, split, config))
+                                   for role in experiment.pretraining]) for split in ("train", "valid"))
+
+    def make(step: int, rank: int, world_size: int) -> Iterator:
+        order = streamed(experiment, data, start_step=step, rank=rank, world_size=world_size)
+        return load_batches(train, order, tokenizer, experiment.max_tokens, loading_processes(world_size))
+
+    def validation() -> Iterator:
+        order = streamed(experiment, data, split="valid", seed=0)
+        order = replace(order, batch_size=min(experiment.batch_size, order.studies_each))
+        return load_batches(valid, order.epoch(0), tokenizer, experiment.max_tokens)
+
+    return make, validation
+
+
+def streamed(experiment: Experiment, data: mixes.Prepared, **options: Any) -> StreamedBatches:
+    """The streamed batches of an experiment's roles."""
+    folders = [data.folders[role] for role in experiment.pretraining]
+    return StreamedBatches(folders, experiment.batch_size, **{"seed": experiment.seed, **options})
+
+
 def loading_processes(world_size: int) -> int:
     """Processes that read films for one of `world_size` training processes; the batches are the same for any number.
 
@@ -229,20 +264,25 @@ def loading_processes(world_size: int) -> int:
 def pretraining_studies(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, split: str,
                         config: CXRCLIPConfig) -> StudyMix:
     """The pretraining roles' studies of one split, one after the other, each with its role's prompt rule."""
-    kind = TrainTransform if experiment.augment else EvalTransform
-    transform = kind(config.image_size, config.image_mean, config.image_std).gray  # one channel; the model normalises
     released = Behaviours.of(experiment.rules)
     dataset = TrivialValidation if released.trivial_validation and split == "valid" else PretrainingDataset
-    parts = []
-    for role in experiment.pretraining:
-        truth = oracle.read_truth(data.folders[role]) if experiment.rich_prompts else None
-        details = oracle.rich_details(truth, bank) if truth else {}
-        images, texts = draws_of(experiment, details)
-        parts.append(dataset(used_studies(experiment, data, role, split), bank, transform,
-                             seed=experiment.seed if split == "train" else 0,
-                             max_negatives=data.mix.pretraining[role].max_negatives, images=images, texts=texts,
-                             marks=marks_of(experiment, bank, details), keep_silent=released.empty_prompts))
-    return StudyMix(parts)
+    return StudyMix([dataset(used_studies(experiment, data, role, split), keep_silent=released.empty_prompts,
+                             **item_options(experiment, data, bank, role, split, config))
+                     for role in experiment.pretraining])
+
+
+def item_options(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, role: str, split: str,
+                 config: CXRCLIPConfig) -> dict[str, Any]:
+    """How the studies of a role become items (dataset.StudyItems): prompts, transform, draws and marks."""
+    kind = TrainTransform if experiment.augment else EvalTransform
+    truth = oracle.read_truth(data.folders[role]) if experiment.rich_prompts else None
+    details = oracle.rich_details(truth, bank) if truth else {}
+    images, texts = draws_of(experiment, details)
+    return {"bank": bank, "seed": experiment.seed if split == "train" else 0,
+            # one channel; the model normalises
+            "transform": kind(config.image_size, config.image_mean, config.image_std).gray,
+            "max_negatives": data.mix.pretraining[role].max_negatives, "images": images, "texts": texts,
+            "marks": marks_of(experiment, bank, details)}
 
 
 def draws_of(experiment: Experiment, details: oracle.Details) -> tuple[DrawImages, DrawTexts]:
