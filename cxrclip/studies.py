@@ -149,14 +149,19 @@ def read_shards(folder: str | Path, rows: int | None = None) -> Iterator[list[di
         InputError: the folder is no study table or not whole, or a shard is damaged.
     """
     for shard in shard_files(Path(folder)):
-        try:
-            with pq.ParquetFile(shard) as file:
-                if not file.schema_arrow.equals(SCHEMA):
-                    raise InputError(f"{shard}: other columns than a study table; {_difference(file.schema_arrow)}")
-                for batch in file.iter_batches(rows) if rows else [file.read()]:
-                    yield batch.to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{shard}: damaged ({str(error).splitlines()[0]}); prepare the folder again") from error
+        yield from read_shard(shard, rows)
+
+
+def read_shard(shard: str | Path, rows: int | None = None) -> Iterator[list[dict[str, Any]]]:
+    """The studies of one shard (a file), all at once or that many `rows` at a time; raises as `read_shards`."""
+    try:
+        with pq.ParquetFile(shard) as file:
+            if not file.schema_arrow.equals(SCHEMA):
+                raise InputError(f"{shard}: other columns than a study table; {_difference(file.schema_arrow)}")
+            for batch in file.iter_batches(rows) if rows else [file.read()]:
+                yield batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{shard}: damaged ({str(error).splitlines()[0]}); prepare the folder again") from error
 
 
 def _difference(schema: pa.Schema) -> str:

@@ -57,10 +57,6 @@ class EpochBatches:
             first = step * self.batch_size + self.rank * share
             yield epoch, order[first : first + share].tolist()
 
-    def first_epoch(self) -> Iterator[tuple[int, list[int]]]:
-        """The batches of epoch 0: a fixed set, as validation needs it."""
-        return self.epoch(0)
-
 
 def share_of(n: int, share: float, seed: int, name: str) -> list[int]:
     """Sorted indices of a share of n studies, drawn by seed and name; a smaller share lies within a larger one."""

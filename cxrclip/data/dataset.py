@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from cxrclip.data.images import decode_gray
 from cxrclip.data.memory import FilmMemory, TokenMemory
 from cxrclip.errors import InputError
 from cxrclip.prompts import STATES, PromptBank
@@ -54,20 +53,18 @@ class StudyItems:
         self.transform, self.seed, self.bank = transform, seed, bank
         self.images, self.texts, self.marks = images, texts, marks
         self.report = partial(bank.report, max_negatives=max_negatives)
+        self.films = FilmMemory(most=0)  # a stream has no place to find a film by
 
-    def film(self, study: Study, i: int, index: int | None) -> np.ndarray:
-        """The study's image i, decoded: (H, W) uint8. index: its place in a table, None where there is none."""
-        return decode_gray(study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
-
-    def item(self, study: Study, epoch: int, index: int | None = None) -> dict[str, Any]:
+    def item(self, study: Study, epoch: int, index: int = 0) -> dict[str, Any]:
         """{"study_id", "images": (V, C, S, S), "texts": list of T strings} of a study as it is drawn in an epoch.
 
-        Every draw follows from (seed, epoch, study id).
+        Every draw follows from (seed, epoch, study id). index: its place in a table that keeps films.
         """
         rng = generator(self.seed, epoch, study["study_id"])
         chosen = self.images(study["views"], rng)
         texts = self.texts(study, self.report, rng)
-        films = {i: self.film(study, i, index) for i in sorted(set(chosen))}
+        films = {i: self.films((index, i), study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
+                 for i in sorted(set(chosen))}
         images = torch.stack([self.transform(films[i], rng) for i in chosen])       # (V, C, S, S)
         marks = self.marks(study) if self.marks else {}
         return {"study_id": study["study_id"], "images": images, "texts": texts, **marks}
@@ -122,11 +119,6 @@ class PretrainingDataset(StudyItems, Dataset):
         pairs = [key if isinstance(key, tuple) else (self.epoch, key) for key in keys]
         columns = self.studies[[index for _, index in pairs]]
         return [self.item(row, *pair) for row, pair in zip(chunk_rows(columns), pairs, strict=True)]
-
-    def film(self, study: Study, i: int, index: int | None) -> np.ndarray:
-        """The study's image i, decoded once while films fit into memory."""
-        return self.films((index, i), study["images"][i]["bytes"], f"study {study['study_id']}, image {i}")
-
 
 def check_columns(studies: datasets.Dataset) -> None:
     """InputError when a column is missing, or holds plain strings where lists belong (ledger B4)."""

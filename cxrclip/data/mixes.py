@@ -25,7 +25,7 @@ from cxrclip.data.sources import SOURCES
 from cxrclip.errors import InputError
 from cxrclip.prompts import PromptBank
 
-SOURCES_VERSION = 1  # raised by hand when a source gives other studies of the same files
+SOURCES_VERSION = 2  # raised by hand when a source gives other studies of the same files
 Filling = Literal["phantom", "source", "folder", "role", "missing"]
 Split = Literal["train", "valid", "test"]
 Count = Annotated[int, Field(strict=True, ge=0)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 
 import datasets
@@ -20,13 +20,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch.utils.data import Dataset
 
-from cxrclip.data.dataset import COLUMNS, StudyItems
+from cxrclip.data.dataset import StudyItems
 from cxrclip.errors import InputError
 from cxrclip.prompts import STATES
-from cxrclip.studies import SPLITS, shard_files
+from cxrclip.studies import SPLITS, read_shard, shard_files
 from cxrclip.views import Study, generator, sections_of
 
 ROWS = 64  # of a shard that are read together
+Shard = tuple[int, str, int]  # the number of its folder, its path, its studies of the split
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,10 @@ class StreamedBatches:
     split: str = SPLITS[0]
     buffer: int = 1000
 
-    @cached_property
-    def shards(self) -> list[tuple[int, str, int]]:
-        """Each file: the number of its folder, its path, its studies of the split; only that column is read."""
-        files = [(part, str(file)) for part, folder in enumerate(self.folders) for file in shard_files(Path(folder))]
-        splits = (pq.read_table(file, columns=["split"])["split"] for _, file in files)
-        counts = (pc.sum(pc.equal(names, self.split)).as_py() or 0 for names in splits)
-        return [(*file, count) for file, count in zip(files, counts, strict=True)]
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards of the folders, counted once a process."""
+        return shards_of(tuple(self.folders), self.split)
 
     @property
     def studies_each(self) -> int:
@@ -96,12 +94,20 @@ class StreamedBatches:
             yield epoch, [(row["part"], row["study"]) for row in itertools.islice(rows, share)]
 
 
-def studies_of(shards: Sequence[tuple[int, str, int]], split: str) -> Iterator[dict[str, int | Study]]:
+@lru_cache(maxsize=8)
+def shards_of(folders: tuple[Path, ...], split: str) -> list[Shard]:
+    """Each file: the number of its folder, its path, its studies of the split; only that column is read."""
+    files = [(part, str(file)) for part, folder in enumerate(folders) for file in shard_files(Path(folder))]
+    splits = (pq.read_table(file, columns=["split"])["split"] for _, file in files)
+    counts = (pc.sum(pc.equal(names, split)).as_py() or 0 for names in splits)
+    return [(*file, count) for file, count in zip(files, counts, strict=True)]
+
+
+def studies_of(shards: Sequence[Shard], split: str) -> Iterator[dict[str, int | Study]]:
     """The studies of a split, {"part", "study"}, shard after shard, a few rows in memory."""
     for part, path, _ in shards:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(ROWS, columns=[*COLUMNS, "split"]):
-                yield from ({"part": part, "study": row} for row in batch.to_pylist() if row["split"] == split)
+        for rows in read_shard(path, ROWS):
+            yield from ({"part": part, "study": row} for row in rows if row["split"] == split)
 
 
 class StreamedItems(Dataset):

@@ -211,37 +211,25 @@ def batches_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, 
     Validation draws as training does, but always those of epoch 0: so two views and two prompts differ and no term
     is trivial in the loss that picks the checkpoint (ledger B5). Its batches are mixed whatever those of training.
     """
-    if experiment.batches == "streamed":
-        return streamed_batches_for(experiment, data, bank, tokenizer, config)
-    train, valid = (pretraining_studies(experiment, data, bank, split, config) for split in ("train", "valid"))
+    streams = experiment.batches == "streamed"
+    studies = streamed_studies if streams else pretraining_studies
+    train, valid = (studies(experiment, data, bank, split, config) for split in ("train", "valid"))
 
     def make(step: int, rank: int, world_size: int) -> Iterator:
-        order = EpochBatches(len(train), experiment.batch_size, experiment.seed, step, rank, world_size)
-        order = remedies.arranged(order, train, total_steps(experiment, data), kind=experiment.batches,
-                                  report_share=experiment.report_share, reports_last=experiment.reports_last)
+        if streams:
+            order = streamed(experiment, data, start_step=step, rank=rank, world_size=world_size)
+        else:
+            order = EpochBatches(len(train), experiment.batch_size, experiment.seed, step, rank, world_size)
+            order = remedies.arranged(order, train, total_steps(experiment, data), kind=experiment.batches,
+                                      report_share=experiment.report_share, reports_last=experiment.reports_last)
         return load_batches(train, order, tokenizer, experiment.max_tokens, loading_processes(world_size))
 
     def validation() -> Iterator:
-        order = EpochBatches(len(valid), min(experiment.batch_size, len(valid)), seed=0)
-        return load_batches(valid, order.first_epoch(), tokenizer, experiment.max_tokens)
-
-    return make, validation
-
-
-def streamed_batches_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank,
-                         tokenizer: PreTrainedTokenizerBase,
-                         config: CXRCLIPConfig) -> tuple[training.BatchMaker, Callable[[], Iterator]]:
-    """As batches_for, but of the shards as they come: no copy on disk, and no look at the texts before the start."""
-    train, valid = (StreamedItems([StudyItems(**item_options(experiment, data, bank, role, split, config))
-                                   for role in experiment.pretraining]) for split in ("train", "valid"))
-
-    def make(step: int, rank: int, world_size: int) -> Iterator:
-        order = streamed(experiment, data, start_step=step, rank=rank, world_size=world_size)
-        return load_batches(train, order, tokenizer, experiment.max_tokens, loading_processes(world_size))
-
-    def validation() -> Iterator:
-        order = streamed(experiment, data, split="valid", seed=0)
-        order = replace(order, batch_size=min(experiment.batch_size, order.studies_each))
+        if streams:
+            order = streamed(experiment, data, split="valid", seed=0)
+            order = replace(order, batch_size=min(experiment.batch_size, order.studies_each))
+        else:
+            order = EpochBatches(len(valid), min(experiment.batch_size, len(valid)), seed=0)
         return load_batches(valid, order.epoch(0), tokenizer, experiment.max_tokens)
 
     return make, validation
@@ -271,6 +259,13 @@ def pretraining_studies(experiment: Experiment, data: mixes.Prepared, bank: Prom
                      for role in experiment.pretraining])
 
 
+def streamed_studies(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, split: str,
+                     config: CXRCLIPConfig) -> StreamedItems:
+    """As pretraining_studies, of shards as they come: no copy on disk, and no look at the texts before the start."""
+    return StreamedItems([StudyItems(**item_options(experiment, data, bank, role, split, config))
+                          for role in experiment.pretraining])
+
+
 def item_options(experiment: Experiment, data: mixes.Prepared, bank: PromptBank, role: str, split: str,
                  config: CXRCLIPConfig) -> dict[str, Any]:
     """How the studies of a role become items (dataset.StudyItems): prompts, transform, draws and marks."""
@@ -278,9 +273,8 @@ def item_options(experiment: Experiment, data: mixes.Prepared, bank: PromptBank,
     truth = oracle.read_truth(data.folders[role]) if experiment.rich_prompts else None
     details = oracle.rich_details(truth, bank) if truth else {}
     images, texts = draws_of(experiment, details)
-    return {"bank": bank, "seed": experiment.seed if split == "train" else 0,
-            # one channel; the model normalises
-            "transform": kind(config.image_size, config.image_mean, config.image_std).gray,
+    transform = kind(config.image_size, config.image_mean, config.image_std).gray  # one channel; the model normalises
+    return {"bank": bank, "seed": experiment.seed if split == "train" else 0, "transform": transform,
             "max_negatives": data.mix.pretraining[role].max_negatives, "images": images, "texts": texts,
             "marks": marks_of(experiment, bank, details)}
 

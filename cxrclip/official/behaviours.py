@@ -131,7 +131,7 @@ class TrivialValidation(PretrainingDataset):
     A single image is seen twice alike, and label data give one prompt twice.
     """
 
-    def item(self, study: Study, epoch: int, index: int | None = None) -> dict[str, Any]:
+    def item(self, study: Study, epoch: int, index: int = 0) -> dict[str, Any]:
         """The item of the intended behaviour, with its second image and text replaced by the first where B5 does."""
         item = super().item(study, epoch, index)
         chosen = self.images(study["views"], generator(self.seed, epoch, study["study_id"]))

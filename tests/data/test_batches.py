@@ -19,7 +19,7 @@ def test_epochs_are_new_orders_and_drop_the_rest():
     assert orders[0] != orders[1] != orders[2]
     assert take(EpochBatches(23, 5, seed=1), 12) == batches
     assert take(EpochBatches(23, 5, seed=2), 12) != batches
-    assert list(EpochBatches(23, 5, seed=1).first_epoch()) == batches[:4]
+    assert list(EpochBatches(23, 5, seed=1).epoch(0)) == batches[:4]
 
 
 def test_every_study_is_dropped_equally_often():

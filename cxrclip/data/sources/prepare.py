@@ -164,9 +164,9 @@ class Intake:
         if not present:
             raise InputError(f"{self.root}: {message}")
 
-    def read_table(self, path: Path, columns: Iterable[str]) -> pd.DataFrame:
-        """These columns of a table; rows that do not fit its header are set aside."""
-        return read_table(path, columns, only=True, aside=partial(self.set_aside, file=path.name))
+    def read_table(self, path: Path, columns: Iterable[str], file: str = "") -> pd.DataFrame:
+        """These columns of a table; rows that do not fit its header are set aside. file: how the table is named."""
+        return read_table(path, columns, only=True, aside=partial(self.set_aside, file=file or path.name))
 
     def count(self, published: Mapping[str, int], measured: Mapping[str, int]) -> None:
         """Compare what this download holds with the published counts of its release, before any film is read.

@@ -28,7 +28,6 @@ from cxrclip.data.sources.tables import (
     film_at,
     name_in,
     plain_cell,
-    read_table,
     records,
     to_age,
     to_sex,
@@ -81,6 +80,9 @@ class Columns:
     age: str | None = None
 
     def __post_init__(self) -> None:
+        if self.mapping is not None:  # cells are read by the same rule
+            plain = {plain_cell(str(label)): names for label, names in self.mapping.items()}
+            object.__setattr__(self, "mapping", plain)
         if self.view and len(self.images) > 1:
             raise InputError("table: one `view` column cannot describe several `image` columns; give `views`")
         if self.report and (self.findings or self.impression):
@@ -128,7 +130,7 @@ def read(
         **columns: the fields of `Columns`.
     """
     chosen = Columns(**columns)
-    table = read_table(intake.root / file, chosen.named, only=True, aside=partial(intake.set_aside, file=file))
+    table = intake.read_table(intake.root / file, chosen.named, file)
     intake.name, intake.file = name, file
     intake.facts |= {"splits": "as given"} if chosen.split else {"seed": seed, "shares": dict(shares)}
     if expected:
@@ -184,12 +186,11 @@ def _sections(cells: Cells, columns: Columns, intake: Intake) -> list[str | None
 def _labels(cells: Cells, columns: Columns) -> dict[str, list[str]]:
     """Positive, negative and uncertain finding names of one row."""
     labels: dict[str, list[str]] = {"positive": [], "negative": [], "uncertain": []}
-    mapping = None if columns.mapping is None else {plain_cell(str(k)): v for k, v in columns.mapping.items()}
     for label in map(str.strip, cells[columns.labels].split(columns.separator) if columns.labels else ()):
-        if label and mapping is not None and label not in mapping:
+        if label and columns.mapping is not None and label not in columns.mapping:
             raise Unusable(columns.labels, f"label {label!r} is not in the mapping ({', '.join(columns.mapping)})")
         if label:
-            labels["positive"] += [label] if mapping is None else mapping[label]
+            labels["positive"] += [label] if columns.mapping is None else columns.mapping[label]
     for column, finding in columns.findings_by_column.items():
         if cells[column]:
             kinds = [kind for kind, value in columns.values.items() if _plain(cells[column]) == _plain(value)]

@@ -275,7 +275,8 @@ def to_age(cells: Cells, column: str | None) -> float | None:
     """Years, also written as in DICOM ("058Y", "011M"); None where empty, or without a column."""
     cell = cells[column] if column else ""
     try:
-        age = years_of(cell) if _AGE.fullmatch(cell.upper()) else float(cell) if cell else None
+        if (age := years_of(cell)) is None and cell:
+            age = float(cell)
     except ValueError:
         raise Unusable(column, f"{cell!r} is not a number of years") from None
     if age is not None and not 0 <= age <= MAX_AGE:
