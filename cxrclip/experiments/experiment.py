@@ -16,7 +16,8 @@ _SMALL = {"text_encoder": "bert-small", "image_size": 64, "projection_dim": 128,
           "learning_rate": 3e-3, "max_tokens": 80}
 PROFILES: Mapping[str, Mapping] = {
     "quick": _SMALL | {"image_encoder": "resnet-small", "steps": 300},
-    "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 1200, "batch_size": 64, "text_start": 2000},
+    "standard": _SMALL | {"image_encoder": "resnet-small", "steps": 1000, "batch_size": 64,
+                         "text_start": 2000, "image_start": 1200},
     "paper": {},
 }
 IMAGE_ENCODERS = {"resnet": {"quick": "resnet-small", "standard": "resnet-small", "paper": "resnet50"},
@@ -44,8 +45,9 @@ class Experiment:
         rich_prompts: label prompts that tell side, zone and severity, from the phantom's truth (oracle.py).
         chunk: studies that a process embeds at once, with cached gradients (training.cached_backward), for batches that
             do not fit into memory; "auto" measures how many do. BatchNorm then sees a chunk in place of a batch.
-        text_start: steps of masked-language modelling on the first role's training reports, from which a small text
-            encoder starts (start.py); 0 starts it at random.
+        text_start: steps of masked-language modelling on the training reports of the mix's first role, from which a
+            small text encoder starts; image_start: steps of telling fractals apart, from which a small image encoder
+            starts (start.py). 0 starts at random.
         rules: "intended", "official" for what the released code does, or rows of the ledger, "B2,B3".
             Under B11 plain CLIP cannot be had: asking for one view and one text gives two, with ICL and TCL at 0.
     """
@@ -83,6 +85,7 @@ class Experiment:
     rich_prompts: bool = False
     chunk: int | str | None = None
     text_start: int = 0
+    image_start: int = 0
     rules: str = "intended"
 
     def __post_init__(self) -> None:
@@ -97,10 +100,11 @@ class Experiment:
         in_range = {"shares": all(0 < share <= 1 for share in self.shares or ()),
                   "report_share": self.report_share is None or 0 < self.report_share < 1,
                   "reports_last": 0 <= self.reports_last < 1, "label_weight": self.label_weight > 0,
+                  "text_start": self.text_start >= 0, "image_start": self.image_start >= 0,
                   "chunk": self.chunk in (None, "auto") or (isinstance(self.chunk, int) and self.chunk > 0)}
         if wrong := [name for name, right in in_range.items() if not right]:
             raise InputError(f"{wrong[0]}={getattr(self, wrong[0])}: out of range: give a share between 0 and 1, "
-                             "a positive weight, or a chunk of 1 or more studies")
+                             "a positive weight, 0 or more steps, or a chunk of 1 or more studies")
         if self.batches == "one-source" and self.report_share is not None:
             raise InputError("report_share and one-source batches exclude each other: choose one of them")
         if self.batches == "streamed":

@@ -34,7 +34,7 @@ from cxrclip.experiments.cache import VERSIONS, commit, run_key, tokenizer_key
 from cxrclip.experiments.checkpoints import FolderStore
 from cxrclip.experiments.experiment import Experiment
 from cxrclip.experiments.memory import fitting_chunk
-from cxrclip.experiments.start import start_from_reports
+from cxrclip.experiments.start import start_encoders
 from cxrclip.experiments.tokenizer import train_tokenizer
 from cxrclip.experiments.workbench import Run, Workbench, keep_freed_memory, one_thread, software, without_weight_bars
 from cxrclip.losses import CXRCLIPLoss, processes
@@ -126,8 +126,7 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
         model = CXRCLIPModel(model_config(experiment, tokenizer))
         if experiment.published_weights:
             start_from_published(model)
-        if experiment.text_start:
-            start_from_reports(model.text_encoder.network, experiment, data, tokenizer, bench)
+        start_encoders(model, experiment, data, tokenizer, bench)
         make, validation = batches_for(experiment, data, bank, tokenizer, model.config)
         chunk = experiment.chunk
         if chunk == "auto":
