@@ -26,9 +26,12 @@ from cxrclip.experiments.experiment import IMAGE_ENCODERS, Experiment
 from cxrclip.experiments.schedule import missing_runs, run_all
 from cxrclip.experiments.train import first_process, pretrain
 from cxrclip.experiments.workbench import Run, Workbench
+from cxrclip.official.effects import protocol_effects
 from cxrclip.official.published import published_fetched
 from cxrclip.results import tables
-from cxrclip.results.rows import merge_results, read_results, write_results
+from cxrclip.results.rows import merge_results, read_results, together, write_results
+from cxrclip.results.statistics import rsum_rows, size_rows
+from cxrclip.studies import summary
 from cxrclip.training import start_accelerator
 
 # The tables that end on the terminal; the others (differences, comparisons) are in the folder.
@@ -152,6 +155,33 @@ def _places(mix: str, bench: Workbench, folder: Path) -> dict[str, str]:
     return {"build": os.path.relpath(bench.build, folder), "device": bench.device,
             "mix": mix if mix == mixes.mix_path(mix).stem else str(mixes.mix_path(mix).resolve()),
             "data": os.path.relpath(bench.data, folder) if bench.data else ""}
+
+
+def finished_results(profile: str, mix: str, seed: int, bench: Workbench, n_bootstrap: int = 2000) -> pd.DataFrame:
+    """Every number that the notebooks write, tidy, of the runs that are finished: a plan of days in the making.
+
+    A row of which no seed is finished is left out; a difference is taken over the seeds that both its rows have.
+    """
+    data = bench.prepared(mix, profile)
+    rows, experiments = planned(profile, mix, seed, data)
+    missing = set(missing_runs(experiments, bench))
+    runs = comparisons.finished([row for row in rows if row.experiment not in missing], bench)
+    parts = [size_rows(summary(data.folders), {"mix": mix, "profile": profile}), comparisons.collisions(data, profile)]
+    for name in comparisons.COMPARISONS:
+        those = {row: run for row, run in runs.items() if row.comparison == name}
+        measured = main_rows(list(those.values())) if name == comparisons.MAIN else comparisons.measured(those)
+        parts += [measured, comparisons.differences(those, n_bootstrap)]
+    growth = {row: run for row, run in runs.items() if row.comparison == "label growth" and row.budget == "epochs"}
+    largest = [run for row, run in runs.items() if row.comparison == comparisons.MAIN
+               and (run.experiment.image_encoder, run.experiment.pretraining)
+               == (IMAGE_ENCODERS["resnet"][profile], comparisons.MIXTURES[-1])]
+    return together([*parts, comparisons.coarse_text(growth), protocol_effects(largest, n_bootstrap)])
+
+
+def main_rows(runs: Sequence[Run]) -> pd.DataFrame:
+    """Every number of the main rows, single findings and RSUM included."""
+    rows = together([evaluate(run) for run in runs])
+    return merge_results(rows, rsum_rows(rows)) if runs else rows
 
 
 def write_tables(rows: Sequence[comparisons.Row], runs: Sequence[Run], data: mixes.Prepared, out: Path) -> None:

@@ -337,7 +337,7 @@ def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
 def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFrame:
     """Paired differences of the rows of one comparison, as tidy rows with a `reference`.
 
-    Every row against its reference (pairs) at the same budget, on the same test items, over all seeds of both: mean
+    Every row against its reference (pairs) at the same budget, on the same test items, over the seeds of both: mean
     AUROC (zero-shot, and the linear probe on all labels) and summed RSUM over the paper's three sets, or those of them
     that the mix has. A pair of the same runs is compared once, at the first budget that has it. p is at least
     2 / (n_bootstrap + 1); p_holm is adjusted for all cells of this comparison.
@@ -346,6 +346,9 @@ def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFram
     for budget, (name, reference) in product(dict.fromkeys(row.budget for row in runs), pairs(runs)):
         ours, others = ({row: run for row, run in runs.items() if (row.row, row.budget) == (side, budget)}
                         for side in (name, reference))
+        seeds = {row.experiment.seed for row in ours} & {row.experiment.seed for row in others}
+        ours, others = ({row: run for row, run in side.items() if row.experiment.seed in seeds}
+                        for side in (ours, others))
         pair = tuple(tuple(run.key for run in side.values()) for side in (ours, others))
         if not (ours and others) or pair[0] == pair[1] or pair in done:
             continue

@@ -41,7 +41,7 @@ def protocol_effects(runs: Sequence[Run], n_bootstrap: int = 1000) -> pd.DataFra
     """
     parts = {}
     for name, (measure, wanted) in PROTOCOLS.items():
-        if sets := [test for test in wanted if test in runs[0].data.folders]:
+        if sets := [test for test in wanted if runs and test in runs[0].data.folders]:
             parts[name] = measure(runs, sets, n_bootstrap)
     if not parts:
         return together([])

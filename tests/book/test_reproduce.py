@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 import psutil
+import pandas as pd
 import pytest
 
 from cxrclip.book import notebooks
@@ -100,6 +101,28 @@ def test_a_second_start_finds_all_and_a_changed_notebook_is_executed_again(plan,
     book.reproduce("quick", tiny_mix, 0, tiny_bench, pages)
     assert stamps(out)["00_draw.ipynb"] == first["00_draw.ipynb"]
     assert stamps(out)["01_tell.ipynb"] != first["01_tell.ipynb"]
+
+
+def test_results_of_a_plan_in_the_making_are_those_of_its_finished_runs(monkeypatch, tiny_experiment, tiny_bench):
+    rows = [comparisons.Row("ablation", name, "steps", comparisons.ablation(tiny_experiment)[name])
+            for name in ("mvs", "icl")]
+    main = comparisons.Row(comparisons.MAIN, "m", "epochs", rows[0].experiment)
+    done = [main, *comparisons.with_seeds(rows, (0, 1))]
+    never = comparisons.with_seeds(rows, (77,))
+    comparisons.finished(done, tiny_bench)
+    monkeypatch.setattr(comparisons, "plan", lambda *_: {"one": [*done, *never]})
+    monkeypatch.setattr(book, "run_all", None)
+    tidy = book.finished_results("quick", tiny_experiment.mix, 0, tiny_bench, n_bootstrap=20)
+    assert set(tidy["comparison"]) == {"", "ablation"}
+    assert {seed for seeds in tidy["seeds"] for seed in seeds.split()} == {"0", "1"}
+    assert not any(finished_run(row.experiment, tiny_bench) for row in never)
+    own = comparisons.finished(done, tiny_bench)
+    parts = {row: run for row, run in own.items() if row.comparison == "ablation"}
+    got = tidy[tidy["comparison"] == "ablation"]
+    want = pd.concat([comparisons.measured(parts), comparisons.differences(parts, 20)])
+    pd.testing.assert_frame_equal(got.reset_index(drop=True), want.reset_index(drop=True))
+    assert {"size", "collision", "zero-shot", "image_to_text"} <= set(tidy.loc[tidy["comparison"] == "", "task"])
+    assert (tidy["metric"] == "RSUM").any()
 
 
 def test_the_key_of_a_notebook_follows_from_all_that_it_reads(plan, pages, tiny_mix, tiny_bench, monkeypatch, tmp_path):

@@ -258,6 +258,16 @@ def test_the_same_runs_are_compared_once(finished):
     assert comparisons.differences(alone | itself, n_bootstrap=20).empty
 
 
+def test_rows_are_compared_over_the_seeds_that_both_have(finished):
+    fewer = {row: run for row, run in finished.items() if (row.row, row.experiment.seed) != ("icl", 1)}
+    one = {row: run for row, run in finished.items() if row.experiment.seed == 0}
+    pd.testing.assert_frame_equal(comparisons.differences(fewer, n_bootstrap=20),
+                                  comparisons.differences(one, n_bootstrap=20))
+    (icl,) = [row for row in fewer if row.row == "icl"]
+    other = {row: run for row, run in fewer.items() if row.experiment.seed == 1} | {icl: fewer[icl]}
+    assert comparisons.differences(other, n_bootstrap=20).empty, "no seed in common"
+
+
 def test_nothing_to_compare_gives_an_empty_table():
     for empty in (comparisons.measured({}), comparisons.differences({}), comparisons.coarse_text({})):
         assert list(empty.columns) == list(results.COLUMNS)
