@@ -139,6 +139,12 @@ def loss_weights(base: Experiment) -> dict[str, Experiment]:
             for name, (loss, weight) in LOSS_WEIGHTS.items()}
 
 
+def starts(base: Experiment) -> dict[str, Experiment]:
+    """What the starts of the small encoders are worth (start.py), on M: the base, and random weights in their place."""
+    alone = replace(base, pretraining=("M",))
+    return {"reports_and_fractals": alone, "random": replace(alone, text_start=0, image_start=0)}
+
+
 def label_growth(base: Experiment) -> dict[str, Experiment]:
     """M alone, then 25, 50 and 100 % of C with it, then of C14 on top of both."""
     rows = {"m": replace(base, pretraining=("M",))}
@@ -150,13 +156,14 @@ def label_growth(base: Experiment) -> dict[str, Experiment]:
 
 
 def remedies(base: Experiment) -> dict[str, Experiment]:
-    """M alone and the paper's recipe on M,C,C14 for reference, and each remedy alone.
+    """M alone, labels alone and the paper's recipe on M,C,C14 for reference, and each remedy alone.
 
     With the small ResNet also batches of one source where no layer knows its batch, and that network by itself.
     """
     recipe = replace(base, pretraining=MIXTURES[-1])
     changes = REMEDIES | (GROUPNORM if base.image_encoder == "resnet-small" else {})
-    return {"m": replace(base, pretraining=("M",)), "m_c_c14": recipe,
+    return {"m": replace(base, pretraining=("M",)), "labels_only": replace(base, pretraining=MIXTURES[-1][1:]),
+            "m_c_c14": recipe,
             **{name: replace(recipe, **change) for name, change in changes.items()}}
 
 
@@ -201,6 +208,7 @@ COMPARISONS: Mapping[str, Comparison] = {
     "ablation": Comparison(ablation, budgets=("steps", "compute"), seeds=DECIDING),
     "loss combinations": Comparison(loss_combinations, reference="mvs_icl_tcl"),
     "loss weights": Comparison(loss_weights, reference="icl_1"),
+    "starts": Comparison(starts, seeds={"standard": 3}, reference="reports_and_fractals"),
     "label growth": Comparison(label_growth, budgets=("epochs", "steps"), reference="m", all_data=True),
     "remedies": Comparison(remedies, budgets=("epochs",), reference="m_c_c14", all_data=True),
     "ledger": Comparison(ledger, budgets=("epochs",), all_data=True),

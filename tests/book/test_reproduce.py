@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
-import psutil
 import pandas as pd
+import psutil
 import pytest
 
 from cxrclip.book import notebooks

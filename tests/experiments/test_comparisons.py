@@ -28,6 +28,7 @@ from cxrclip.experiments.comparisons import (
     tables_2_and_3,
     with_seeds,
 )
+from cxrclip.experiments.experiment import PROFILES
 from cxrclip.results import rows as results_rows
 
 BASE = Experiment.at("quick", steps=100)
@@ -86,6 +87,15 @@ def test_loss_combinations_are_all_eight():
     assert rows["pair_icl"] == replace(BASE, mvs=False, tcl_weight=0.0)
 
 
+def test_starts_are_taken_away_on_m():
+    base = Experiment.at("standard", pretraining=("M", "C"))
+    rows = comparisons.starts(base)
+    assert rows["reports_and_fractals"] == replace(base, pretraining=("M",))
+    assert (rows["random"].text_start, rows["random"].image_start) == (0, 0)
+    assert min(base.text_start, base.image_start) > 0
+    assert rows["random"] == replace(base, pretraining=("M",), text_start=0, image_start=0)
+
+
 def test_loss_weights_vary_one_at_a_time():
     rows = loss_weights(BASE)
     assert {name: (item.icl_weight, item.tcl_weight) for name, item in rows.items()} == {
@@ -120,6 +130,7 @@ def test_equal_epochs_hold_the_exposure_of_m():
                          [("quick", 1, {"steps"}), ("standard", 5, {"steps", "compute"})])
 def test_planned_rows_are_those_of_the_plan_that_can_be_trained(profile, seeds, budgets, tiny_experiment, tiny_bench,
                                                                 monkeypatch):
+    monkeypatch.setitem(PROFILES["standard"], "batch_size", 48)
     data = tiny_bench.prepared(tiny_experiment.mix, "quick")
     every, reasons = comparisons.planned(profile, tiny_experiment.mix, 0, data, MAIN)
     assert {row.experiment.pretraining for row in every} == {("M", "C14")}, "48 studies are a batch"
@@ -151,10 +162,11 @@ def test_each_remedy_changes_one_thing():
     recipe = rows.pop("m_c_c14")
     assert recipe == replace(BASE, pretraining=("M", "C", "C14"))
     assert rows.pop("m") == BASE
+    assert rows.pop("labels_only") == replace(BASE, pretraining=("C", "C14"))
     for name, item in rows.items():
         changed = [field for field in item.__dataclass_fields__ if getattr(item, field) != getattr(recipe, field)]
         assert changed == list((comparisons.REMEDIES | comparisons.GROUPNORM)[name])
-    assert len(distinct_experiments(GRIDS["remedies"])) == 11
+    assert len(distinct_experiments(GRIDS["remedies"])) == 12
 
 
 def test_no_groupnorm_row_for_a_network_that_has_none():

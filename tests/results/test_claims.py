@@ -16,6 +16,7 @@ from cxrclip.experiments import Experiment, comparisons
 from cxrclip.results import claims, tables
 from cxrclip.results import rows as results_rows
 
+
 def growth(classification: float, retrieval: float, seeds: int = 3, **stamps: str) -> pd.DataFrame:
     """M and M,C,C14, with these effects: rows of the main tables, or of a comparison by `stamps`."""
     m, all_three = ({"row": row} if stamps else {} for row in ("m", "m_c_c14"))
@@ -119,7 +120,7 @@ def test_the_rows_of_claims_and_tables_are_those_that_the_comparisons_stamp():
     lines = {("ablation", budget, row) for budget in tables.BUDGETS for row in tables.ABLATION}
     assert lines == {stamp for stamp in stamped if stamp[0] == "ablation"}
     for claim in claims.load_claims().claims:
-        for side in (side for comparison in (*claim.compare, *claim.also) for side in (comparison.row, comparison.against)):
+        for side in (side for item in (*claim.compare, *claim.also) for side in (item.row, item.against)):
             if side["comparison"]:
                 assert (side["comparison"], side["budget"], side["row"]) in stamped, claim.claim
     assert ("remedies", "epochs", "m_c_c14") in stamped                                # figures.remedies_plot

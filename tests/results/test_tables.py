@@ -239,7 +239,7 @@ def test_table_4_has_a_block_a_budget_and_no_published_number(full):
 
 def test_other_comparisons_get_the_same_columns(full):
     table = tables.comparison_table(full, "remedies")
-    assert ("equal steps", "75 % reports in each batch") in table.cells.index
+    assert ("equal epochs", "75 % reports in each batch") in table.cells.index
     with pytest.raises(InputError, match="comparisons there: ablation"):
         tables.comparison_table(full, "no such")
 
