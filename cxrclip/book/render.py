@@ -112,7 +112,8 @@ def _results_page(results: pd.DataFrame, verdicts: pd.DataFrame, said: Mapping) 
     parts.append(f"Written by `make tables` from `{RESULTS.as_posix()}/`; nothing here is typed in.")
     if said["stale"]:
         parts.append(f"> **These numbers are of an older version of the code** ({said['versions']}): {said['reason']}.")
-    parts += ["## Verdicts on the paper's claims", claims.markdown(verdicts, results, rows=True)]
+    parts += ["## Verdicts on the paper's claims", claims.markdown(verdicts, results, rows=True),
+              "## What a third party measured on real data", tables.third_party_markdown()]
     drawn = {"The paper's tables": [draw(results) for draw in TABLES.values()]}
     for name in dict.fromkeys(results["comparison"]):
         here = results[results["comparison"] == name]

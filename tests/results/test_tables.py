@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 from synthetic import COMMON, row, tidy, tidy_results
@@ -242,6 +244,19 @@ def test_other_comparisons_get_the_same_columns(full):
     assert ("equal steps", "75 % reports in each batch") in table.cells.index
     with pytest.raises(InputError, match="comparisons there: ablation"):
         tables.comparison_table(full, "no such")
+
+
+def test_third_party_numbers_stand_apart_and_count_for_themselves(tmp_path, monkeypatch):
+    text = tables.third_party_markdown()
+    assert "ahead of CLIP in 9 of 9 numbers" in text
+    assert "| image to text R@10 " in text
+    assert re.search(r"\| image to text R@10 +\| +44\.29 \| +55\.03 \|", text)
+    others = pd.read_csv(results_rows.THIRD_PARTY)
+    assert not set(others["value"].round(4)) & set(results_rows.published()["value"].round(4))
+    worse = others.assign(value=others["value"].where(others["metric"] != "R@1", 0.5 - others["value"]))
+    worse.to_csv(tmp_path / "other.csv", index=False)
+    monkeypatch.setattr(tables, "THIRD_PARTY", tmp_path / "other.csv")
+    assert "ahead of CLIP in 7 of 9 numbers" in tables.third_party_markdown()
 
 
 def affected(gone: pd.Series) -> set[tuple]:
