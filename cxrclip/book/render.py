@@ -123,6 +123,8 @@ def _results_page(results: pd.DataFrame, verdicts: pd.DataFrame, said: Mapping) 
                 drawn[name.capitalize()].append(tables.differences_table(results, name))
     if ((results["comparison"] == "ledger") & (results["reference"] != "")).any():
         drawn["Paper against code"] = [tables.ledger_table(results)]
+    if told := tables.losses_markdown(results):
+        parts += ["## Had the training stopped improving?", told]
     for title, several in drawn.items():
         parts += [f"## {title}", *(table.markdown().strip() for table in several)]
     return "\n\n".join(parts) + "\n"

@@ -170,7 +170,7 @@ def finished_results(profile: str, mix: str, seed: int, bench: Workbench, n_boot
     for name in comparisons.COMPARISONS:
         those = {row: run for row, run in runs.items() if row.comparison == name}
         measured = main_rows(list(those.values())) if name == comparisons.MAIN else comparisons.measured(those)
-        parts += [measured, comparisons.differences(those, n_bootstrap)]
+        parts += [measured, comparisons.differences(those, n_bootstrap), comparisons.losses(those)]
     growth = {row: run for row, run in runs.items() if row.comparison == "label growth" and row.budget == "epochs"}
     largest = [run for row, run in runs.items() if row.comparison == comparisons.MAIN
                and (run.experiment.image_encoder, run.experiment.pretraining)

@@ -414,6 +414,27 @@ def about_difference(ours: Sequence[Run], others: Sequence[Run] = ()) -> dict[st
     return columns[0] | {name: " ".join(dict.fromkeys(values)) for name, values in words.items()}
 
 
+def losses(runs: Mapping[Row, Run]) -> pd.DataFrame:
+    """Tidy rows, task loss: was a run trained until it was trained?
+
+    In nats, the total loss: of the training steps of the last fifth (mean), and of the validation studies at the end;
+    and the share of its validation loss that a run lost in its last fifth, where it was validated then.
+    """
+    tidy = []
+    for row, run in runs.items():
+        log = run.log()
+        valid = log.set_index("step")["valid_total"].dropna()
+        values = {"training loss": log["total"].tail(len(log) // 5 or 1).mean(), "validation loss": valid.iloc[-1]}
+        if len(before := valid[valid.index <= 0.8 * len(log)]):
+            values["fall in the last fifth"] = 1 - valid.iloc[-1] / before.iloc[-1]
+        about = run.row_columns(next(iter(run.data.mix.tests))) | {"data": " ".join(
+            run.data.fingerprints(run.experiment.pretraining).values())}
+        marks = {} if row.comparison == MAIN else stamps(row)
+        tidy += [about | marks | {"dataset": "all", "task": "loss", "class": "all", "metric": name, "value": value}
+                 for name, value in values.items()]
+    return tidy_frame(tidy)
+
+
 def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFrame:
     """Tidy rows, task coarse-text: does the nearest report of a film get side, zone and severity right? Phantom only.
 

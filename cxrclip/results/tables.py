@@ -56,6 +56,7 @@ OURS = ("CLIP", "CXR-CLIP", CEILING)    # trained or counted here; other models 
 # Which page makes the rows of a table.
 PAGES: Mapping[str, str] = {"1": "notebooks/01", "2": "notebooks/06", "3": "notebooks/07", "4": "notebooks/08"}
 DASH = "–"
+STOPPED = 0.01                          # of the validation loss, in the last fifth of the steps
 PUBLISHED = "published "                # begins the head of a column of published numbers
 FOR_LATEX = str.maketrans({mark: f"\\{mark}" for mark in "%&_#$"})
 
@@ -99,6 +100,28 @@ class Table:
         caption = f"{self.title}. {self.header} {'; '.join((*self.legend, *self.footnotes))}."
         return self.cells.to_latex(escape=True, multirow=False, multicolumn_format="c",
                                    caption=caption.translate(FOR_LATEX))
+
+
+def losses_markdown(results: pd.DataFrame) -> str:
+    """Losses at the end of training, and whether it had stopped improving, for RESULTS.md; "" without such rows."""
+    rows = results[results["task"] == "loss"]
+    if rows.empty:
+        return ""
+    rows = rows.assign(line=[row_label(comparison, row) if row else run for comparison, row, run in
+                             zip(rows["comparison"], rows["row"], rows["run"], strict=True)],
+                       comparison=rows["comparison"].replace("", "main tables"))
+    values = rows.pivot_table(index=["comparison", "budget", "line"], columns="metric", values="value", sort=False)
+    fall = values.get("fall in the last fifth", pd.Series(np.nan, values.index))
+    cells = pd.DataFrame({"training loss": values["training loss"].map("{:.2f}".format),
+                          "validation loss": values["validation loss"].map("{:.2f}".format),
+                          "its fall in the last fifth": fall.map("{:.1%}".format, na_action="ignore"),
+                          "had stopped improving": np.where(fall < STOPPED, "yes", "no")})
+    cells.loc[fall.isna(), ["its fall in the last fifth", "had stopped improving"]] = DASH
+    said = (f"Losses in nats, means over seeds. A row had stopped improving if the last fifth of its steps lowered the "
+            f"validation loss by less than {STOPPED:.0%}. Only rows with the same data and the same loss terms can be "
+            "compared.")
+    grid = tabulate(cells.reset_index(), headers="keys", tablefmt="pipe", showindex=False, disable_numparse=True)
+    return f"{said}\n\n{grid}"
 
 
 def third_party_markdown() -> str:

@@ -270,6 +270,26 @@ def test_the_same_runs_are_compared_once(finished):
     assert comparisons.differences(alone | itself, n_bootstrap=20).empty
 
 
+def test_losses_are_those_of_the_log(finished):
+    row, run = next(iter(finished.items()))
+    (tidy,) = [comparisons.losses({row: run}).set_index("metric")["value"]]
+    log = run.log()
+    assert tidy["training loss"] == pytest.approx(log["total"].iloc[-max(1, len(log) // 5):].mean())
+    assert tidy["validation loss"] == log["valid_total"].dropna().iloc[-1]
+
+    class Longer:
+        data, experiment, row_columns = run.data, run.experiment, run.row_columns
+
+        def log(self):
+            return pd.DataFrame({"step": range(1, 11), "total": 1.0, "valid_total": [np.nan] * 3 + [9.0, np.nan] * 2
+                                 + [8.0, np.nan, 6.0]})
+    longer = comparisons.losses({row: Longer()})
+    assert longer.set_index("metric")["value"]["fall in the last fifth"] == pytest.approx(1 - 6 / 8)
+    assert set(longer["comparison"]) == {"ablation"}
+    main = comparisons.losses({replace(row, comparison=MAIN): Longer()})
+    assert set(main["comparison"]) == {""}
+
+
 def test_rows_are_compared_over_the_seeds_that_both_have(finished):
     fewer = {row: run for row, run in finished.items() if (row.row, row.experiment.seed) != ("icl", 1)}
     one = {row: run for row, run in finished.items() if row.experiment.seed == 0}

@@ -246,6 +246,21 @@ def test_other_comparisons_get_the_same_columns(full):
         tables.comparison_table(full, "no such")
 
 
+def test_a_row_had_stopped_improving_if_its_last_fifth_says_so():
+    def losses(run, seed, fall):
+        about = {"run": run, "seeds": str(seed), "dataset": "all", "task": "loss"}
+        return [row(**about, metric="training loss", value=1.5), row(**about, metric="validation loss", value=2 + seed),
+                *([row(**about, metric="fall in the last fifth", value=fall)] if fall is not None else [])]
+    text = tables.losses_markdown(tidy(*losses("a", 0, 0.018), *losses("a", 1, 0.000), *losses("b", 0, 0.011),
+                                       *losses("c", 0, None)))
+    lines = {line.split("|")[3].strip(): [cell.strip() for cell in line.split("|")[4:-1]] for line in text.splitlines()
+             if line.count("|") > 4}
+    assert lines["a"] == ["1.50", "2.50", "0.9%", "yes"], "means over seeds"
+    assert lines["b"] == ["1.50", "2.00", "1.1%", "no"]
+    assert lines["c"] == ["1.50", "2.00", "–", "–"]
+    assert tables.losses_markdown(tidy()) == ""
+
+
 def test_third_party_numbers_stand_apart_and_count_for_themselves(tmp_path, monkeypatch):
     text = tables.third_party_markdown()
     assert "ahead of CLIP in 9 of 9 numbers" in text
