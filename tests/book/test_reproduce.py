@@ -119,7 +119,7 @@ def test_results_of_a_plan_in_the_making_are_those_of_its_finished_runs(monkeypa
     own = comparisons.finished(done, tiny_bench)
     parts = {row: run for row, run in own.items() if row.comparison == "ablation"}
     got = tidy[tidy["comparison"] == "ablation"]
-    want = pd.concat([comparisons.measured(parts), comparisons.differences(parts, 20)])
+    want = pd.concat([comparisons.measured(parts), comparisons.differences(parts, 20), comparisons.losses(parts)])
     pd.testing.assert_frame_equal(got.reset_index(drop=True), want.reset_index(drop=True))
     assert {"size", "collision", "zero-shot", "image_to_text"} <= set(tidy.loc[tidy["comparison"] == "", "task"])
     assert (tidy["metric"] == "RSUM").any()
