@@ -124,20 +124,6 @@ def losses_markdown(results: pd.DataFrame) -> str:
     return f"{said}\n\n{grid}"
 
 
-def third_party_markdown() -> str:
-    """What others measured when they trained CXR-CLIP and CLIP on real data (third_party.csv), for RESULTS.md."""
-    rows = pd.read_csv(THIRD_PARTY).assign(measure=lambda frame: [
-        f"{LABELS.get(task, task).replace('_', ' ')} {metric}" for task, metric in zip(frame["task"], frame["metric"],
-                                                                                       strict=True)])
-    values = rows.pivot_table(index="measure", columns="model", values="value", sort=False)
-    ahead = int((values["CXR-CLIP"] > values["CLIP"]).sum())
-    gallery = int(rows["n"].max())
-    said = (f"{rows['source'].iloc[0]} trained both methods again on MIMIC-CXR alone, once, and gives no interval. "
-            f"CXR-CLIP is ahead of CLIP in {ahead} of {len(values)} numbers, as in claim 4. The gallery holds about "
-            f"{gallery:,} reports, so these are not comparable with the paper's numbers.")
-    return f"{said}\n\n{tabulate((100 * values).round(2), headers='keys', tablefmt='pipe', floatfmt='.2f')}"
-
-
 def _grid(block: pd.DataFrame, form: str, width: int = 0) -> str:
     """A block as tabulate prints it; its widest columns are wrapped to fit into `width` characters, if that is given.
     """
@@ -309,6 +295,18 @@ def ledger_table(results: pd.DataFrame) -> Table:
 
 
 # ---- lines, columns, cells ------------------------------------------------------------------------------------------
+
+
+def third_party_markdown() -> str:
+    """What others measured when they trained CXR-CLIP and CLIP on real data (third_party.csv), for RESULTS.md."""
+    rows = pd.read_csv(THIRD_PARTY)
+    rows["measure"] = rows["task"].str.replace("_", " ") + " " + rows["metric"]
+    values = rows.pivot_table(index="measure", columns="model", values="value", sort=False)
+    ahead = (values["CXR-CLIP"] > values["CLIP"]).sum()
+    said = (f"{rows['source'].iloc[0]} trained both methods again on MIMIC-CXR alone, once, and gives no interval. "
+            f"CXR-CLIP is ahead of CLIP in {ahead} of {len(values)} numbers (see claim 4). The gallery holds about "
+            f"{rows['n'].max():,.0f} reports, so these are not comparable with the paper's numbers.")
+    return f"{said}\n\n{tabulate(100 * values, headers='keys', tablefmt='pipe', floatfmt='.2f')}"
 
 
 def column_label(dataset: str, task: str, metric: str) -> tuple[str, str]:
