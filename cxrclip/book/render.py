@@ -22,7 +22,7 @@ import pandas as pd
 
 from cxrclip.data.files import write_text
 from cxrclip.errors import InputError
-from cxrclip.results import claims, tables
+from cxrclip.results import claims, readings, tables
 from cxrclip.results.rows import published, read_results, write_by_comparison
 from cxrclip.results.statistics import over_seeds, with_sums
 
@@ -102,6 +102,19 @@ def keep_results(results: pd.DataFrame, root: Path = ROOT) -> list[str]:
 # ---- text -----------------------------------------------------------------------------------------------------------
 
 
+def committed(comparison: str, *tables_of: Callable[..., tables.Table], root: Path = ROOT) -> str:
+    """What the committed results say of a comparison, for a page: a line a row, then the tables asked for, as Markdown.
+
+    A comparison without committed results says so, and what would measure it.
+    """
+    results = standard_results(root)
+    if results is None or not (results["comparison"] == comparison).any():
+        return f"**Not measured yet at this version**: `make results` trains the runs ({comparison or 'main tables'})."
+    with_name = (tables.comparison_table, tables.differences_table)
+    made = [make(results, *([comparison] if make in with_name else [])).markdown() for make in tables_of]
+    return "\n\n".join([readings.markdown(results, comparison), *made])
+
+
 def render_results(root: Path = ROOT) -> str:
     """RESULTS.md: verdicts, the paper's tables, the other comparisons and the ledger."""
     return pages(root)[root / PAGE]
@@ -114,20 +127,28 @@ def _results_page(results: pd.DataFrame, verdicts: pd.DataFrame, said: Mapping) 
         parts.append(f"> **These numbers are of an older version of the code** ({said['versions']}): {said['reason']}.")
     parts += ["## Verdicts on the paper's claims", claims.markdown(verdicts, results, rows=True),
               "## What a third party measured on real data", tables.third_party_markdown()]
-    drawn = {"The paper's tables": [draw(results) for draw in TABLES.values()]}
-    for name in dict.fromkeys(results["comparison"]):
-        here = results[results["comparison"] == name]
-        if name not in ("", "ablation", "ledger") and not (here["task"] == "coarse-text").all():
-            drawn[name.capitalize()] = [tables.comparison_table(results, name)]
-            if (here["reference"] != "").any():
-                drawn[name.capitalize()].append(tables.differences_table(results, name))
-    if ((results["comparison"] == "ledger") & (results["reference"] != "")).any():
-        drawn["Paper against code"] = [tables.ledger_table(results)]
-    if told := tables.losses_markdown(results):
-        parts += ["## Had the training stopped improving?", told]
-    for title, several in drawn.items():
-        parts += [f"## {title}", *(table.markdown().strip() for table in several)]
+    if losses := tables.losses_markdown(results):
+        parts += ["## Had the training stopped improving?", losses]
+    for title, comparison, made in _sections(results):
+        parts += [f"## {title}", *filter(None, [readings.markdown(results, comparison)]),
+                  *(table.markdown().strip() for table in made)]
     return "\n\n".join(parts) + "\n"
+
+
+def _sections(results: pd.DataFrame) -> list[tuple[str, str, list[tables.Table]]]:
+    """Title, comparison and tables of each section of RESULTS.md."""
+    sections = [("The paper's tables", "", [make(results) for make in TABLES.values()])]
+    for name in dict.fromkeys(results["comparison"]):
+        part = results[(results["comparison"] == name) & (results["task"] != "coarse-text")]
+        compared = (part["reference"] != "").any()
+        differences = [tables.differences_table(results, name)] if compared and name != "ledger" else []
+        if name == "ledger" and compared:
+            sections.append(("Paper against code", name, [tables.ledger_table(results)]))
+        elif name == "ablation":
+            sections.append(("Ablation: differences", name, differences))
+        elif name and name != "ledger" and len(part):
+            sections.append((name.capitalize(), name, [tables.comparison_table(results, name), *differences]))
+    return sections
 
 
 def _verdict_lines(verdicts: pd.DataFrame, said: Mapping) -> str:

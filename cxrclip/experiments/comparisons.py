@@ -76,9 +76,8 @@ C14_OF_THE_README = 69_718 / 89_696  # ledger D1: the README's training films of
 MEASURES: Mapping[str, tuple[str, ...]] = {"zero-shot": CLASSIFICATION_SETS, "linear-probe-100": CLASSIFICATION_SETS,
                                            "retrieval": RETRIEVAL_SETS}
 SEEDS: Mapping[str, int] = {"quick": 1, "standard": 3, "paper": 1}
+NOT_QUICK: Mapping[str, int] = {"standard": 3, "paper": 1}
 DECIDING: Mapping[str, int] = SEEDS | {"standard": 5}  # of the rows that verdicts rest on; a Swin has SEEDS
-# Some thirty runs in two minutes: enough to show how a comparison is made, too little to tell its rows apart.
-QUICK: Mapping[str, object] = {"steps": 40, "batch_size": 24, "validations": 1}
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,12 @@ class Row:
 
 
 def tables_2_and_3(base: Experiment, mixtures: Sequence[tuple[str, ...]] = MIXTURES) -> dict[str, Experiment]:
-    """Both image encoders on each mixture, and as a baseline plain CLIP on M (the ablation's first row)."""
-    encoders = [family[base.profile] for family in IMAGE_ENCODERS.values()]
+    """Both image encoders on each mixture, and as a baseline plain CLIP on M (the ablation's first row).
+
+    At "quick" the ResNet alone: a step of the small Swin takes twice as long.
+    """
+    families = ("resnet",) if base.profile == "quick" else IMAGE_ENCODERS
+    encoders = [IMAGE_ENCODERS[family][base.profile] for family in families]
     rows = {f"CXR-CLIP {encoder} {','.join(roles)}": replace(base, image_encoder=encoder, pretraining=roles)
             for encoder, roles in product(encoders, mixtures)}
     return rows | {f"CLIP {base.image_encoder} M": ablation(base)["clip"]}
@@ -193,6 +196,8 @@ class Comparison:
     rows: base -> experiments by row. budgets: the first decides, and is the only one at "quick"; others are further
     readings. seeds: by profile; a profile without any leaves the comparison out. reference: the row that all others
     are compared with, unless `pairs` says otherwise. all_data: its rows need M, C and C14, and a length in steps.
+    quick: the rows that "quick" trains, all if none are named. Few rows, trained as long as the main ones, tell more
+    than many rows at chance.
     """
 
     rows: Callable[[Experiment], dict[str, Experiment]]
@@ -200,25 +205,32 @@ class Comparison:
     seeds: Mapping[str, int] = field(default_factory=lambda: SEEDS)
     reference: str = ""
     all_data: bool = False
+    quick: tuple[str, ...] = ()
+
+    def at(self, profile: str) -> Comparison:
+        """What a profile trains of it."""
+        return replace(self, budgets=self.budgets[:1]) if profile == "quick" else replace(self, quick=())
 
 
 # The paper trains 15 epochs on whatever data: where rows differ in data, equal epochs decide.
 COMPARISONS: Mapping[str, Comparison] = {
     MAIN: Comparison(tables_2_and_3, budgets=("epochs",), seeds=DECIDING),
     "ablation": Comparison(ablation, budgets=("steps", "compute"), seeds=DECIDING),
-    "loss combinations": Comparison(loss_combinations, reference="mvs_icl_tcl"),
-    "loss weights": Comparison(loss_weights, reference="icl_1"),
+    "loss combinations": Comparison(loss_combinations, seeds=NOT_QUICK, reference="mvs_icl_tcl"),
+    "loss weights": Comparison(loss_weights, seeds=NOT_QUICK, reference="icl_1"),
     "starts": Comparison(starts, seeds={"standard": 3}, reference="reports_and_fractals"),
-    "label growth": Comparison(label_growth, budgets=("epochs", "steps"), reference="m", all_data=True),
-    "remedies": Comparison(remedies, budgets=("epochs",), reference="m_c_c14", all_data=True),
-    "ledger": Comparison(ledger, budgets=("epochs",), all_data=True),
+    "label growth": Comparison(label_growth, budgets=("epochs", "steps"), reference="m", all_data=True,
+                               quick=("m", "m_c", "m_c_c14")),
+    "remedies": Comparison(remedies, budgets=("epochs",), reference="m_c_c14", all_data=True,
+                           quick=("m", "m_c_c14", "reports_75")),
+    "ledger": Comparison(ledger, budgets=("epochs",), all_data=True, quick=("intended_m", "B4")),
 }
 
 
 def plan(profile: str, mix: str, seed: int, data: mixes.Prepared) -> dict[str, list[Row]]:
     """Every comparison of the book at a profile's size, seed by seed: what the notebooks train, in their order.
 
-    At "quick" the comparisons after the first make few steps (QUICK), at their first budget alone.
+    At "quick" a comparison has its `quick` rows, at its first budget alone.
     """
     recipe = Experiment.at(profile, mix=mix, seed=seed)
     studies = {role: len(data.studies(role, "train")) for role in data.mix.pretraining if role in data.folders}
@@ -229,10 +241,7 @@ def plan(profile: str, mix: str, seed: int, data: mixes.Prepared) -> dict[str, l
             continue
         if name == MAIN:
             comparison = replace(comparison, rows=partial(tables_2_and_3, mixtures=growing_mixtures(data.mix)))
-        base = replace(recipe, **QUICK) if profile == "quick" and name != MAIN else recipe
-        budgets = comparison.budgets[:1] if profile == "quick" else comparison.budgets
-        made = rows_of(name, base, studies, replace(comparison, budgets=budgets))
-        rows[name] = [one for row in made for one in
+        rows[name] = [one for row in rows_of(name, recipe, studies, comparison.at(profile)) for one in
                       with_seeds([row], range(seed, seed + seeds_of(row.experiment, comparison.seeds)))]
     return rows
 
@@ -243,11 +252,12 @@ def rows_of(name: str, base: Experiment, studies: Mapping[str, int],
 
     Raises InputError for rows with other data if the base's length is not given in steps.
     """
-    comparison = comparison or COMPARISONS[name]
+    comparison = comparison or replace(COMPARISONS[name], quick=())
     if comparison.all_data and base.steps is None:
         raise InputError("comparisons: rows with other data are compared at equal steps: give the base its `steps`")
     return [Row(name, row, budget, at_budget(item, base, budget, studies))
-            for budget in comparison.budgets for row, item in comparison.rows(base).items()]
+            for budget in comparison.budgets for row, item in comparison.rows(base).items()
+            if not comparison.quick or row in comparison.quick]
 
 
 def at_budget(item: Experiment, base: Experiment, budget: str, studies: Mapping[str, int]) -> Experiment:

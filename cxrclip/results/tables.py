@@ -403,8 +403,9 @@ def _filled(layout: _Layout, results: pd.DataFrame, cells: Mapping[tuple, dict],
         roles = [*(summed if column[0] == "all" else column[:1]), *(line[2].split(",") if main else ())]
         if role := next((role for role in roles if role in missing), None):
             return missing[role], LABELS.get(role, role)
-        return f"not measured; run {page}", " ".join(dict.fromkeys(layout.lines[line]))
+        return lacking, " ".join(dict.fromkeys(layout.lines[line]))
 
+    lacking = f"not measured; run {'PROFILE=standard' if one_mix(results, layout.title)[1] == 'quick' else page}"
     measured = {key: _interval(row) + _seeds_lacking(row, seeds) for key, row in cells.items()}
     numbers = {key: f"{100 * row['value']:.1f} {STATUS[row['status']][0]}" for key, row in known.items()}
     legend = [*_legend(layout, seeds), *_marks(pd.DataFrame(list(known.values()), columns=["status"]))]

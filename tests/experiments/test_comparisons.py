@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from cxrclip import evaluation, metrics, results
+from cxrclip.data import mixes
 from cxrclip.data.batches import share_of
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, comparisons, evaluate
@@ -31,7 +33,7 @@ from cxrclip.experiments.comparisons import (
 from cxrclip.experiments.experiment import PROFILES
 from cxrclip.results import rows as results_rows
 
-BASE = Experiment.at("quick", steps=100)
+BASE = Experiment.at("standard", steps=100)
 STUDIES = {"M": 200, "C": 100, "C14": 61}
 GRIDS = {name: rows_of(name, BASE, STUDIES) for name in COMPARISONS if name != "ledger"}  # test_ledger.py has that
 
@@ -182,6 +184,35 @@ def test_tables_2_and_3_have_both_encoders():
     assert rows["CXR-CLIP resnet-small M"] == BASE
     assert rows["CLIP resnet-small M"] == ablation(BASE)["clip"], "trained once for both"
     assert {row.budget for row in rows_of(MAIN, Experiment(), {})} == {"epochs"}
+
+
+def planned_at(profile):
+    """The plan for the phantom mix with STUDIES, none of which is prepared."""
+    mix = mixes.load_mix("phantom")
+    data = SimpleNamespace(mix=mix, folders=STUDIES, studies=lambda role, split: range(STUDIES[role]))
+    return comparisons.plan(profile, "phantom", 0, data)
+
+
+def test_quick_trains_few_rows_as_long_as_the_main_ones():
+    plan = planned_at("quick")
+    assert {name: list(dict.fromkeys(row.row for row in rows)) for name, rows in plan.items()} == {
+        MAIN: ["CXR-CLIP resnet-small M", "CXR-CLIP resnet-small M,C", "CXR-CLIP resnet-small M,C,C14",
+               "CLIP resnet-small M"],
+        "ablation": list(ablation(BASE)), "label growth": ["m", "m_c", "m_c_c14"],
+        "remedies": ["m", "m_c_c14", "reports_75"], "ledger": ["intended_m", "B4"]}
+    rows = [row for part in plan.values() for row in part]
+    assert {row.budget for row in rows} == {"epochs", "steps"}
+    assert {row.budget for row in plan["label growth"]} == {"epochs"}, "the first budget alone"
+    assert {row.experiment.steps for row in plan["ablation"]} == {PROFILES["quick"]["steps"]}
+    assert len(distinct_experiments(rows)) == 4 + 4 + 1 + 1, "all others are among the main rows or the ablation"
+
+
+def test_standard_trains_every_row_at_every_budget():
+    plan = planned_at("standard")
+    assert set(plan) == set(COMPARISONS)
+    for name, rows in plan.items():
+        assert {row.budget for row in rows} == set(COMPARISONS[name].budgets)
+        assert {row.row for row in rows} == set(COMPARISONS[name].rows(Experiment.at("standard")))
 
 
 def test_other_data_need_a_length_in_steps():

@@ -44,7 +44,9 @@ def test_table_2_shows_measured_and_published_side_by_side():
     gloria = both(table, "ResNet-50", "C with reports", "CheXpert5x200", "zero-shot accuracy", "GLoRIA")
     assert gloria == ["–", "62.4 r"]
     assert table.footnotes[0] == "–: published only: not trained here (GLoRIA, MedCLIP)"
-    assert table.footnotes[1].startswith("–: not measured; run notebooks/06 (CLIP ResNet-50 M, CXR-CLIP Swin-T M, ")
+    assert table.footnotes[1].startswith("–: not measured; run PROFILE=standard (CLIP ResNet-50 M, CXR-CLIP Swin-T M, ")
+    longer = tables.table2(tidy(*measured()).assign(profile="standard"))
+    assert longer.footnotes[1].startswith("–: not measured; run notebooks/06 (CLIP ")
     assert len(table.footnotes) == 2
     assert "NOT on the paper's data" in table.header
     assert any(line.startswith("r: recalled from memory") for line in table.legend)

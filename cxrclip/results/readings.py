@@ -1,0 +1,67 @@
+"""What the differences of a comparison say, in sentences made from the numbers: for the pages and RESULTS.md.
+
+The rule, the same for every comparison and written before any number was seen: a row *raises* a measure against its
+reference if the 95 % interval of the paired difference lies above 0, *lowers* it if the interval lies below 0, and
+otherwise the runs *cannot tell*. A difference that stays below 5 % after adjusting for all cells of its comparison
+(Holm) is printed in bold. With one seed the interval tells these runs apart, not the recipes.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from cxrclip.results.rows import row_label
+from cxrclip.results.tables import column_label
+
+LEVEL = 0.05
+RULE = ("*How to read it.* Points of percent, with the 95 % interval of the paired difference. A row *raises* or *lowers* "
+        "a measure if that interval leaves out 0. **Bold**: still below 5 % after adjusting for every cell of the "
+        "comparison (Holm).")
+
+
+def reading(low: float, high: float) -> str:
+    """raises, lowers or cannot tell: of the interval of a difference."""
+    return "raises" if low > 0 else "lowers" if high < 0 else "cannot tell"
+
+
+def readings(results: pd.DataFrame, comparison: str) -> pd.DataFrame:
+    """The differences of a comparison, with a column `reading`.
+
+    results: tidy rows; comparison: "" for the main tables. Columns budget, row, reference (as printed), measure, value,
+    low, high (shares of 1), p_holm, seeds, reading.
+    """
+    part = results[(results["comparison"] == comparison) & (results["reference"] != "")].copy()
+    part["measure"] = [_measure(*row) for row in zip(part["dataset"], part["task"], part["metric"], strict=True)]
+    part["reading"] = [reading(*row) for row in zip(part["low"], part["high"], strict=True)]
+    main = part["model"] + " " + part["image_encoder"] + " " + part["pretraining_data"]
+    part["row"] = [row_label(comparison, row) if row else run for row, run in zip(part["row"], main, strict=True)]
+    part["reference"] = [row_label(comparison, row) for row in part["reference"]]
+    return part[["budget", "row", "reference", "measure", "value", "low", "high", "p_holm", "seeds", "reading"]]
+
+
+def markdown(results: pd.DataFrame, comparison: str) -> str:
+    """A line for each row and budget: what it changes against its reference, by the rule."""
+    table = readings(results, comparison)
+    if table.empty:
+        return ""
+    lines = [f"- *{f'equal {budget}: ' if budget else ''}{row}* against {reference}: "
+             + "; ".join(_said(cell) for cell in cells.to_dict("records")) + "."
+             for (budget, row, reference), cells in table.groupby(["budget", "row", "reference"], sort=False)]
+    seeds = sorted({len(text.split()) for text in table["seeds"]})
+    counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return "\n".join([*lines, "", f"{RULE} Seeds a row: {counted}."])
+
+
+def _measure(dataset: str, task: str, metric: str) -> str:
+    """How a measure is printed; RSUM and a mean AUROC over the paper's three sets need no data set."""
+    group, measure = column_label(dataset, task, metric)
+    return measure if dataset == "all" else f"{group} {measure}"
+
+
+def _said(cell: dict) -> str:
+    """One difference: 'raises RSUM by 12.3 [4.5, 20.1]'."""
+    value, low, high = (100 * cell[name] for name in ("value", "low", "high"))
+    if cell["reading"] == "cannot tell":
+        return f"{cell['measure']} {value:+.1f} [{low:+.1f}, {high:+.1f}], cannot tell"
+    said = f"{cell['reading']} {cell['measure']} by {abs(value):.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"**{said}**" if cell["p_holm"] < LEVEL else said
