@@ -138,6 +138,8 @@ def _results_page(results: pd.DataFrame, verdicts: pd.DataFrame, said: Mapping) 
 def _sections(results: pd.DataFrame) -> list[tuple[str, str, list[tables.Table]]]:
     """Title, comparison and tables of each section of RESULTS.md."""
     sections = [("The paper's tables", "", [make(results) for make in TABLES.values()])]
+    if (results["task"] == "pairs").any():
+        sections.append(("Sharper readings", "sharper", [tables.sharper_table(results)]))
     for name in dict.fromkeys(results["comparison"]):
         part = results[(results["comparison"] == name) & (results["task"] != "coarse-text")]
         compared = (part["reference"] != "").any()
@@ -152,8 +154,8 @@ def _sections(results: pd.DataFrame) -> list[tuple[str, str, list[tables.Table]]
 
 
 def _verdict_lines(verdicts: pd.DataFrame, said: Mapping) -> str:
-    """One line a claim, for the first pages."""
-    lines = [f"- **{line['verdict']}**: {line['text']}" for line in verdicts.to_dict("records")]
+    """One line a claim, with the numbers behind its verdict, for the first pages."""
+    lines = [f"- **{line['verdict']}**: {line['text']} *{line['why']}*" for line in verdicts.to_dict("records")]
     return "\n".join([*lines, *(["", "These numbers are of an older version of the code."] if said["stale"] else [])])
 
 

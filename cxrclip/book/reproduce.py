@@ -24,6 +24,7 @@ from cxrclip.experiments.cache import VERSIONS
 from cxrclip.experiments.evaluate import evaluate
 from cxrclip.experiments.experiment import IMAGE_ENCODERS, Experiment
 from cxrclip.experiments.schedule import missing_runs, run_all
+from cxrclip.experiments.sharper import sharper
 from cxrclip.experiments.train import first_process, pretrain
 from cxrclip.experiments.workbench import Run, Workbench
 from cxrclip.official.effects import protocol_effects
@@ -171,6 +172,7 @@ def finished_results(profile: str, mix: str, seed: int, bench: Workbench, n_boot
         those = {row: run for row, run in runs.items() if row.comparison == name}
         measured = main_rows(list(those.values())) if name == comparisons.MAIN else comparisons.measured(those)
         parts += [measured, comparisons.differences(those, n_bootstrap), comparisons.losses(those)]
+        parts += [sharper(list(those.values()))] if name == comparisons.MAIN else []
     growth = {row: run for row, run in runs.items() if row.comparison == "label growth" and row.budget == "epochs"}
     largest = [run for row, run in runs.items() if row.comparison == comparisons.MAIN
                and (run.experiment.image_encoder, run.experiment.pretraining)

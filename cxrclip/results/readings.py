@@ -14,9 +14,9 @@ from cxrclip.results.rows import row_label
 from cxrclip.results.tables import column_label
 
 LEVEL = 0.05
-RULE = ("*How to read it.* Points of percent, with the 95 % interval of the paired difference. A row *raises* or *lowers* "
-        "a measure if that interval leaves out 0. **Bold**: still below 5 % after adjusting for every cell of the "
-        "comparison (Holm).")
+RULE = ("*How to read it.* Points of percent, with the 95 % interval of the paired difference. A row *raises* or "
+        "*lowers* a measure if that interval leaves out 0. **Bold**: still below 5 % after adjusting for every cell "
+        "of the comparison (Holm).")
 
 
 def reading(low: float, high: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 
@@ -48,6 +48,11 @@ TABLE_4: tuple[Column, ...] = (("all", "zero-shot", "auroc"), ("all", "linear-pr
                                ("all", "image_to_text", "RSUM"))
 # The measures that differences are shown in: task, metric (comparisons.differences).
 DIFFERENCES = (("zero-shot", "auroc"), ("linear-probe-100", "auroc"), ("image_to_text", "RSUM"))
+SHARPER: tuple[Column, ...] = (("all", "zero-shot", "auroc"), ("all", "zero-shot-ensemble", "auroc"),
+                               ("all", "zero-shot-unseen", "auroc"), ("vindr-cxr", "pairs", "accuracy"),
+                               ("vindr-cxr", "negation", "right if present"),
+                               ("vindr-cxr", "negation", "right if absent"),
+                               ("mimic-cxr", "graded retrieval", "nDCG@10"))
 ABLATION = tuple(ROW_LABELS["ablation"])    # Table 4's lines, each with all of the line above it
 BUDGETS = ("steps", "compute")
 BASELINE: Line = ("CLIP", "ResNet-50", "M")
@@ -219,6 +224,22 @@ def comparison_table(results: pd.DataFrame, comparison: str, missing: Mapping[st
              for line in dict.fromkeys(zip(rows["budget"], rows["row"], strict=True))]
     return _comparison_table(f"Comparison: {comparison} (not in the paper)", results, comparison, lines, missing,
                              "the page that makes them")
+
+
+def sharper_table(results: pd.DataFrame) -> Table:
+    """The main rows by measures that the paper lacks (experiments.sharper), a line a run. Arguments as for table2.
+
+    Chance is 50 % for all but graded retrieval, whose chance is told below the table.
+    """
+    title = "Sharper readings (not in the paper)"
+    main = results[results["comparison"] == ""]
+    cells = _by_cell(main, SHARPER, title, _main_line)
+    layout = _Layout(title, {column: column_label(*column) for column in SHARPER}, {line: line for line, _ in cells},
+                     ("model", "image encoder (paper's)", "pretrained on"))
+    table = _filled(layout, main, cells, {}, {}, PAGES["2"])
+    graded = main[main["task"] == "graded retrieval"]
+    chance = [f"nDCG@10: reports in random order reach {100 * graded['chance'].mean():.1f}"] if len(graded) else []
+    return replace(table, legend=(*table.legend, *chance))
 
 
 def other_sets_table(results: pd.DataFrame) -> Table:

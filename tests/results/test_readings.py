@@ -50,6 +50,7 @@ def test_a_measure_on_one_set_names_the_set():
 
 
 def test_seeds_are_counted_and_nothing_says_nothing():
-    rows = tidy_frame([difference("mvs", 0.1, 0.05, 0.2), difference("icl", 0.1, 0.05, 0.2, reference="mvs", seeds="0")])
+    rows = tidy_frame([difference("mvs", 0.1, 0.05, 0.2),
+                       difference("icl", 0.1, 0.05, 0.2, reference="mvs", seeds="0")])
     assert "Seeds a row: 1 to 3." in readings.markdown(rows, "ablation")
     assert readings.markdown(rows, "remedies") == ""
