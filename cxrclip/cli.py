@@ -182,6 +182,21 @@ def keep(results: Annotated[Path | None, typer.Option(help="results.csv of a sta
     typer.echo("\n".join(render.keep_results(rows, root)))
 
 
+@command("check-run")
+def check_run(build: Annotated[Path, typer.Option(help="folder for data and the new run; not one that has it")],
+              run: Annotated[str, typer.Option(help="key of a committed run [default: one at random]")] = "",
+              device: Device = "auto", root: Root = None) -> None:
+    """Train one committed run again and compare it with its committed numbers; exit code 1 if they do not agree."""
+    root = _clone(root)
+    from cxrclip.book import render
+    from cxrclip.book.check_run import SHARE, check_run
+    table, agree = check_run(run, render.standard_results(root), _bench(build, "", device))
+    typer.echo(table.round(3).to_string(index=False))
+    typer.echo(f"{table['inside'].mean():.0%} of {len(table)} numbers lie inside the committed intervals, {SHARE:.0%} "
+               f"are asked for: {'the runs agree' if agree else 'the runs do NOT agree'}")
+    raise typer.Exit(0 if agree else 1)
+
+
 @command("figures")
 def figures(root: Root = None) -> None:
     """Draw the committed figures from the committed results alone."""

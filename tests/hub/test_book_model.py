@@ -1,4 +1,4 @@
-"""The book's model, models/phantom: plain transformers loads it, and its committed numbers come out on films drawn anew."""
+"""The book's model, models/phantom: plain transformers loads it; its committed numbers come out on films drawn anew."""
 
 from __future__ import annotations
 
