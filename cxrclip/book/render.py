@@ -105,10 +105,10 @@ def keep_results(results: pd.DataFrame, root: Path = ROOT) -> list[str]:
 def committed(comparison: str, *tables_of: Callable[..., tables.Table], root: Path = ROOT) -> str:
     """What the committed results say of a comparison, for a page: a line a row, then the tables asked for, as Markdown.
 
-    A comparison without committed results says so, and what would measure it.
+    A comparison without a committed difference says so, and what would measure it.
     """
     results = standard_results(root)
-    if results is None or not (results["comparison"] == comparison).any():
+    if results is None or not ((results["comparison"] == comparison) & (results["reference"] != "")).any():
         return f"**Not measured yet at this version**: `make results` trains the runs ({comparison or 'main tables'})."
     with_name = (tables.comparison_table, tables.differences_table)
     made = [make(results, *([comparison] if make in with_name else [])).markdown() for make in tables_of]
@@ -141,15 +141,15 @@ def _sections(results: pd.DataFrame) -> list[tuple[str, str, list[tables.Table]]
     if (results["task"] == "pairs").any():
         sections.append(("Sharper readings", "sharper", [tables.sharper_table(results)]))
     for name in dict.fromkeys(results["comparison"]):
-        part = results[(results["comparison"] == name) & (results["task"] != "coarse-text")]
-        compared = (part["reference"] != "").any()
-        differences = [tables.differences_table(results, name)] if compared and name != "ledger" else []
-        if name == "ledger" and compared:
+        part = results[results["comparison"] == name]
+        if name == "" or (part["reference"] == "").all():
+            continue        # nothing to compare yet: its rows are among those of another comparison
+        if name == "ledger":
             sections.append(("Paper against code", name, [tables.ledger_table(results)]))
-        elif name == "ablation":
-            sections.append(("Ablation: differences", name, differences))
-        elif name and name != "ledger" and len(part):
-            sections.append((name.capitalize(), name, [tables.comparison_table(results, name), *differences]))
+            continue
+        rows = [] if name == "ablation" else [tables.comparison_table(results, name)]      # table 4 is above
+        sections.append((f"{name.capitalize()}: differences" if name == "ablation" else name.capitalize(), name,
+                         [*rows, tables.differences_table(results, name)]))
     return sections
 
 
@@ -189,10 +189,11 @@ def drawings() -> dict[str, Drawing]:
     from cxrclip.results import figures
 
     def comparison(name: str, *budgets: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
-        """Rows of a comparison at some budgets (all, if none are given), over seeds."""
+        """Rows of a comparison at some budgets (all, if none are given), over seeds; one row alone is none."""
         def select(results: pd.DataFrame) -> pd.DataFrame:
             rows = results[(results["comparison"] == name) & (results["class"] == "all")]
-            return over_seeds(with_sums(rows[rows["budget"].isin(budgets)] if budgets else rows))
+            rows = rows[rows["budget"].isin(budgets)] if budgets else rows
+            return over_seeds(with_sums(rows)) if rows["row"].nunique() > 1 else rows.iloc[:0]
         return select
 
     def against(name: str, reference: str, measure: figures.Measure) -> Callable[[pd.DataFrame], pd.DataFrame]:

@@ -108,8 +108,12 @@ class Table:
 
 
 def losses_markdown(results: pd.DataFrame) -> str:
-    """Losses at the end of training, and whether it had stopped improving, for RESULTS.md; "" without such rows."""
-    rows = results[results["task"] == "loss"]
+    """Losses at the end of training, and whether it had stopped improving, for RESULTS.md; "" without such rows.
+
+    A run that stands in several comparisons has one line, in the first of them.
+    """
+    rows = results[results["task"] == "loss"].sort_values("comparison", key=lambda name: name != "", kind="stable")
+    rows = rows.drop_duplicates(["key", "metric"])
     if rows.empty:
         return ""
     rows = rows.assign(line=[row_label(comparison, row) if row else run for comparison, row, run in
