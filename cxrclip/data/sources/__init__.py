@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cxrclip.data.sources import chestxray14, chexpert, chexpert5x200, mimic, openi, rsna, siim, table, vindr
-from cxrclip.data.sources.prepare import COUNTED, Source, compared
+from cxrclip.data.sources.account import closing_account
+from cxrclip.data.sources.prepare import Source
 from cxrclip.errors import InputError
 from cxrclip.studies import validate
 
@@ -22,7 +21,6 @@ SOURCES: dict[str, Source] = {source.name: source for source in (
 )}
 """Name -> `prepare(root, out, *, allow_partial=False, image_size=512, max_rejected=0.05, progress=True, workers=None,
 ...)`, which reads the download in `root`, writes the study folder `out` and returns its summary (see `Source`)."""
-_SHOWN = ("split", "studies", "patients", "images", "two_views", "findings", "impression", "labelled")
 
 
 def prepare_from_text(
@@ -45,7 +43,7 @@ def prepare_from_text(
         raise InputError(f"unknown source {source!r}: choose one of {', '.join(SOURCES)}")
     summary = SOURCES[source](root, out, **{"allow_partial": allow_partial} | parse_options(source, options))
     validate(out)
-    return _report(Path(out), summary)
+    return closing_account(Path(out), summary)
 
 
 def parse_options(source: str, pairs: Sequence[str]) -> dict[str, Any]:
@@ -74,21 +72,3 @@ def _value(option: str, text: str, kind: TypeAdapter) -> Any:
         except ValidationError as error:
             fault = error.errors()[0]["msg"]
     raise InputError(f"{option}: {text!r} cannot be used: {fault}")
-
-
-def _report(folder: Path, summary: pd.DataFrame) -> str:
-    """What was kept, counted and set aside: of each file and column how many rows, with the first reason."""
-    facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    about, lines = facts["about"], [summary[list(_SHOWN)].to_string(index=False), ""]
-    if counts := about.get("counts"):
-        whole = "the whole release" if counts["whole"] else "NOT the whole release"
-        lines += [f"The download is {whole}:", compared(counts["expected"], counts["found"]).to_string(index=False), ""]
-    lines += [f"{about[name]:,} {name.replace('_', ' ')}" for name in COUNTED if about.get(name)]
-    if facts["rejected"]:
-        aside = pd.read_csv(folder / "rejected.csv", dtype=str, keep_default_na=False)
-        lines.append(f"{len(aside):,} set aside, listed in {folder / 'rejected.csv'}:")
-        for (file, column), reasons in aside.groupby(["file", "column"], sort=False)["reason"]:
-            lines.append(f"  {len(reasons):,} in {file}, column {column}, the first: {reasons.iloc[0]}")
-    else:
-        lines.append("nothing set aside")
-    return "\n".join([*lines, f"{facts['studies']:,} studies are in {folder}"])

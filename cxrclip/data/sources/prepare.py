@@ -189,9 +189,13 @@ class Intake:
         self.facts[fact] = self.facts.get(fact, 0) + number
 
     def tallied(self, report: Sections) -> Sections:
-        """The report itself; whether it has addenda, or its last paragraph as impression, is counted."""
+        """The report itself; whether it has addenda, or its last paragraph as impression, is counted, and so are the
+        headings whose text is not kept."""
         self.tally("last_paragraphs", report.last_paragraph)
         self.tally("addenda", report.addenda > 0)
+        dropped = self.facts.setdefault("dropped_headings", {})
+        for heading in report.dropped:
+            dropped[heading] = dropped.get(heading, 0) + 1
         return report
 
     def usable(

@@ -1,6 +1,7 @@
 """The archives behind agreements: each layout faked with a few tiny files, then with one fault at a time."""
 
 import gzip
+import re
 import tarfile
 import zipfile
 
@@ -12,6 +13,7 @@ from downloads import about, dicom, edit, film, partial, public_table, quick_dec
 
 from cxrclip.data.sources import (
     SOURCES,
+    account,
     chestxray14,
     chexpert,
     chexpert5x200,
@@ -828,7 +830,33 @@ def test_a_source_is_prepared_from_text_and_reported_with_its_counts(siim_root, 
     assert "2 set aside, listed in " in text
     assert "1 in train-rle.csv, column EncodedPixels, the first: 'none' is neither -1 nor pairs of numbers" in text
     assert text.endswith(f"18 studies are in {tmp_path / 'out'}")
+    assert re.search(r"^films by view: [A-Z]+ \d+", text, re.MULTILINE)
+    assert "the 10 oddest values" in text
+    assert len(text.splitlines()) < 40, "one screen"
     validate(tmp_path / "out")
+
+
+def test_the_oddest_values_are_extremes_and_what_is_rare():
+    table = pd.DataFrame({"study_id": list("abcd"), "sex": ["F", "F", "F", "M"], "age": [40, 3, 107, None],
+                          "findings": ["Clear.", None, "x", "The lungs are clear."], "impression": None,
+                          "views": [["PA"], ["PA", "LL"], ["PA"], ["PA"]], "positive": [["Edema"]] * 4,
+                          "negative": [[]] * 4, "uncertain": [[]] * 4})
+    assert account.oddest(table) == [
+        "age, the least: 3 years, in b", "age, the most: 107 years, in c", "findings, the least: 1 characters, in c",
+        "findings, the most: 20 characters, in d", "view 'LL': 1 times, such as in b", "sex 'M': 1 times, such as in d",
+        "sex 'F': 3 times, such as in a", "view 'PA': 4 times, such as in a",
+        "positive label 'Edema': 4 times, such as in a"]
+
+
+def test_headings_without_a_section_are_counted_and_rare_ones_not_printed(mimic_cxr, tmp_path, monkeypatch):
+    """What stands under other headings is not kept: how often is told. A heading that stands once may be text."""
+    seen = []
+    monkeypatch.setattr(account, "_listed", lambda counts, *_: seen.append(dict(counts)) or "x")
+    prepare_from_text("mimic-cxr", mimic_cxr, tmp_path / "out", True, ["progress=false", "image_size=16"])
+    dropped = about(tmp_path / "out")["dropped_headings"]
+    assert dropped
+    assert [counts for counts in seen if set(counts) <= set(dropped)] == [
+        {name: count for name, count in dropped.items() if count > 1}]
 
 
 @pytest.mark.parametrize(

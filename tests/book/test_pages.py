@@ -1,0 +1,41 @@
+"""What every page of the book has: alt texts, a solution for each exercise, links to the pages it names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+PAGES = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
+pytestmark = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+
+
+def cells(page, kind):
+    return [cell for cell in nbformat.read(page, as_version=4).cells if cell.cell_type == kind]
+
+
+def test_every_figure_has_an_alt_text(page):
+    for cell in cells(page, "code"):
+        drawn = sum("image/png" in output.get("data", {}) for output in cell.outputs)
+        alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+        assert not drawn or len(alt) > 20, f"no alt text: {cell.source[:60]}"
+        assert len(alt) <= 200
+
+
+def test_every_exercise_has_a_solution(page):
+    text = "\n".join(cell.source for cell in cells(page, "markdown"))
+    exercises, solutions = text.split("## Exercises")[1].split("## Solutions")
+    asked = re.findall(r"^(\d+)\. ", exercises, re.MULTILINE)
+    assert asked == re.findall(r"<summary>Exercise (\d+)</summary>", solutions)
+    assert asked
+
+
+def test_pages_that_are_named_are_linked(page):
+    for cell in cells(page, "markdown"):
+        for word, target in re.findall(r"\[[Nn]otebooks? (\d\d)\]\((\S+?)\)", cell.source):
+            assert target.startswith(f"{word}_"), f"notebook {word} links to {target}"
+            assert (page.parent / target).is_file(), f"no page {target}"
+        plain = re.sub(r"\[[^]]*\]\([^)]*\)", "", cell.source)
+        assert not re.search(r"[Nn]otebooks? \d\d", plain), f"not a link: {plain[:80]}"
