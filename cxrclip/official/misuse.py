@@ -1,0 +1,72 @@
+"""How trained weights are misused without an error, and what each mistake costs.
+
+Public wrappers of the released weights make these mistakes; each still gives numbers. `load_official` and the processor
+cannot make the first three: normalisation, projection and weights come from one file, which is loaded whole or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from cxrclip import evaluation, metrics
+from cxrclip.encoders import CXRCLIPModel
+from cxrclip.transforms import EvalTransform
+
+HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])   # mean and deviation of the released Swin; ImageNet's are the ResNet's
+
+
+def mistakes(model: CXRCLIPModel, tokenizer: PreTrainedTokenizerBase, studies: Dataset,
+             prompts: Mapping[str, tuple[Sequence[str], Sequence[str]]], seed: int = 0) -> pd.DataFrame:
+    """Zero-shot AUROC (mean over classes) of a model used rightly and wrongly, a line a mistake.
+
+    studies: test studies; prompts: PromptBank.zero_shot. Columns: use, auroc (NaN where it cannot be computed), why.
+    """
+    config, truth = model.config, evaluation.targets(studies, list(prompts))
+    right = EvalTransform(config.image_size, config.image_mean, config.image_std)
+    images, texts = (evaluation.embed_studies(model, studies, right),
+                     evaluation.embed_prompts(model, tokenizer, prompts, max_tokens=config.max_tokens))
+    other = evaluation.embed_studies(model, studies, EvalTransform(config.image_size, *HALF))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unloaded = CXRCLIPModel(config).eval()
+
+    def auroc(embeds: np.ndarray, sides: evaluation.Prompts) -> float:
+        return float(np.nanmean(metrics.class_aurocs(evaluation.zero_shot_scores(embeds, sides), truth)))
+
+    lines = [("as trained", auroc(images.embeds, texts), ""),
+             ("films normalised for the other image encoder", auroc(other.embeds, texts),
+              "mean and deviation belong to the weights"),
+             ("weights never loaded (names differ, strict=False)",
+              auroc(evaluation.embed_studies(unloaded, studies, right).embeds,
+                    evaluation.embed_prompts(unloaded, tokenizer, prompts, max_tokens=config.max_tokens)),
+              "a random network gives numbers, too")]
+    sides, features = _before_projection(model, tokenizer, prompts), images.features
+    width = next(iter(sides.values()))[0].shape[1]
+    fits = features.shape[1] == width
+    lines.append(("features before the projection", auroc(_unit(features), sides) if fits else np.nan,
+                  "images and texts meet only after it" if fits else
+                  f"impossible here: an image has {features.shape[1]} numbers, a text {width}; with Swin and BERT both "
+                  "have 768, and nothing is said"))
+    return pd.DataFrame(lines, columns=["use", "auroc", "why"])
+
+
+@torch.inference_mode()
+def _before_projection(model: CXRCLIPModel, tokenizer: PreTrainedTokenizerBase,
+                       prompts: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> evaluation.Prompts:
+    """Class -> unit text features (P, F), (Q, F), as a wrapper takes them that forgets the projection."""
+    def features(texts: Sequence[str]) -> np.ndarray:
+        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=model.config.max_tokens,
+                           return_tensors="pt")
+        return F.normalize(model.encode_texts(tokens["input_ids"], tokens["attention_mask"]), dim=-1).numpy()
+    return {name: (features(negative), features(positive)) for name, (negative, positive) in prompts.items()}
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
