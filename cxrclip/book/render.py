@@ -141,15 +141,15 @@ def _sections(results: pd.DataFrame) -> list[tuple[str, str, list[tables.Table]]
     if (results["task"] == "pairs").any():
         sections.append(("Sharper readings", "sharper", [tables.sharper_table(results)]))
     for name in dict.fromkeys(results["comparison"]):
-        part = results[results["comparison"] == name]
-        if name == "" or (part["reference"] == "").all():
-            continue        # nothing to compare yet: its rows are among those of another comparison
-        if name == "ledger":
+        part = results[(results["comparison"] == name) & (results["task"] != "coarse-text")]
+        compared = (part["reference"] != "").any()
+        differences = [tables.differences_table(results, name)] if compared and name != "ledger" else []
+        if name == "ledger" and compared:
             sections.append(("Paper against code", name, [tables.ledger_table(results)]))
-            continue
-        rows = [] if name == "ablation" else [tables.comparison_table(results, name)]      # table 4 is above
-        sections.append((f"{name.capitalize()}: differences" if name == "ablation" else name.capitalize(), name,
-                         [*rows, tables.differences_table(results, name)]))
+        elif name == "ablation":                        # table 4 is above
+            sections.append(("Ablation: differences", name, differences))
+        elif name not in ("", "ledger") and part["row"].nunique() > 1:      # one row alone compares nothing
+            sections.append((name.capitalize(), name, [tables.comparison_table(results, name), *differences]))
     return sections
 
 

@@ -113,7 +113,7 @@ def losses_markdown(results: pd.DataFrame) -> str:
     A run that stands in several comparisons has one line, in the first of them.
     """
     rows = results[results["task"] == "loss"].sort_values("comparison", key=lambda name: name != "", kind="stable")
-    rows = rows.drop_duplicates(["key", "metric"])
+    rows = rows.drop_duplicates(["run", "seeds", "metric"])
     if rows.empty:
         return ""
     rows = rows.assign(line=[row_label(comparison, row) if row else run for comparison, row, run in

@@ -45,8 +45,9 @@ def test_main_rows_are_named_by_method_encoder_and_data():
 
 
 def test_a_measure_on_one_set_names_the_set():
-    rows = tidy_frame([difference("B7", 0.1, 0.05, 0.2, comparison="ledger", reference="intended", dataset="openi")])
+    rows = tidy_frame([difference("B1*", 0.1, 0.05, 0.2, comparison="ledger", reference="intended", dataset="openi")])
     assert "Open-I RSUM" in readings.markdown(rows, "ledger")
+    assert r"B1\** against" in readings.markdown(rows, "ledger"), "a star of a name is no emphasis"
 
 
 def test_seeds_are_counted_and_nothing_says_nothing():
