@@ -44,12 +44,17 @@ def markdown(results: pd.DataFrame, comparison: str) -> str:
     table = readings(results, comparison)
     if table.empty:
         return ""
-    lines = [f"- *{f'equal {budget}: ' if budget else ''}{_plain(row)}* against {_plain(reference)}: "
+    lines = [f"- *{_budget(budget)}{_plain(row)}* against {_plain(reference)}: "
              + "; ".join(_said(cell) for cell in cells.to_dict("records")) + "."
              for (budget, row, reference), cells in table.groupby(["budget", "row", "reference"], sort=False)]
     seeds = sorted({len(text.split()) for text in table["seeds"]})
     counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     return "\n".join([*lines, "", f"{RULE} Seeds a row: {counted}."])
+
+
+def _budget(budget: str) -> str:
+    """What was held equal; a rule of evaluation scores one run twice."""
+    return "" if budget in ("", "evaluation") else f"equal {budget}: "
 
 
 def _plain(name: str) -> str:

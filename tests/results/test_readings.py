@@ -45,8 +45,10 @@ def test_main_rows_are_named_by_method_encoder_and_data():
 
 
 def test_a_measure_on_one_set_names_the_set():
-    rows = tidy_frame([difference("B1*", 0.1, 0.05, 0.2, comparison="ledger", reference="intended", dataset="openi")])
+    rows = tidy_frame([difference("B1*", 0.1, 0.05, 0.2, comparison="ledger", reference="intended", dataset="openi",
+                                  budget="evaluation")])
     assert "Open-I RSUM" in readings.markdown(rows, "ledger")
+    assert readings.markdown(rows, "ledger").startswith("- *B1"), "nothing is held equal where one run is scored twice"
     assert r"B1\** against" in readings.markdown(rows, "ledger"), "a star of a name is no emphasis"
 
 
