@@ -54,7 +54,8 @@ PUBLISHED = {
     "chunk": (None, "not in the paper"),
     "rules": ("intended", "the paper's text; what the released code does instead are the ledger's switches"),
 }
-OWN = {"mix", "profile", "pretraining", "validations", "seed"}  # no setting of the paper
+# No setting of the paper; its encoders start from published weights.
+OWN = {"mix", "profile", "pretraining", "validations", "seed", "text_start", "image_start"}
 MODEL = {
     "image_pooling": ("mean", CODE + ": global average pool of ResNet-50"), "text_pooling": ("last_token", CODE),
     "logit_scale_init": (math.log(1 / 0.07), CODE),
