@@ -5,18 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModel, AutoProcessor, PreTrainedTokenizerFast
 
+import cxrclip.hub.processing  # noqa: F401  # tells transformers of this kind of model
 from cxrclip.data.dataset import PretrainingDataset
 from cxrclip.data.images import encode_gray
+from cxrclip.data.phantom import world
 from cxrclip.prompts import PromptBank
-from cxrclip.studies import SCHEMA
+from cxrclip.studies import SCHEMA, open_studies
 from cxrclip.transforms import EvalTransform
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -27,6 +30,19 @@ HALF = ((0.5,) * 3, (0.5,) * 3)
 def prompt_bank():
     """The library's own prompts."""
     return PromptBank.load()
+
+
+@cache
+def book_model():
+    """The book's model and its processor, as plain transformers loads them."""
+    folder = Path(__file__).parents[1] / "models" / "phantom"
+    return AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
+def drawn_tests(name, n, folder):
+    """The first n test studies of a phantom institution, drawn into a new folder."""
+    world.generate(name, {"test": n}, folder, progress=False)
+    return open_studies(folder, "test")
 
 
 @cache

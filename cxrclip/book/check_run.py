@@ -1,7 +1,7 @@
 """`cxrclip check-run`: train one committed run again, and compare it with its committed numbers.
 
-    cxrclip check-run --build /tmp/again                    # a run at random
-    cxrclip check-run --build /tmp/again --run 0bf68f940d1133a4
+    cxrclip check-run --build build/again                   # a run at random
+    cxrclip check-run --build build/again --run 0bf68f940d1133a4
 
 On the same kind of processor all numbers are equal. Another one rounds otherwise, and thousands of steps make that a
 difference like that of another seed. The rule, for both: the runs agree if SHARE of the new numbers lie inside the
@@ -51,13 +51,13 @@ def committed_runs(results: pd.DataFrame, bench: Workbench) -> Mapping[str, Expe
     """The committed runs that this version can train again: key -> experiment."""
     profile, mix = results["profile"].iloc[0], results["mix"].iloc[0]
     _, experiments = planned(profile, mix, 0, bench.prepared(mix, profile))
-    return {name: experiment for experiment in experiments
-            if (name := run_folder(experiment, bench).name) in set(results["key"])}
+    known = set(results["key"])
+    return {name: experiment for experiment in experiments if (name := run_folder(experiment, bench).name) in known}
 
 
 def compared(committed: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     """Committed numbers beside those of the same run trained again; both tidy rows of one run."""
-    means = [rows[(rows["class"] == "all") & (rows["reference"] == "")].drop_duplicates([*MEASURE])
+    means = [rows[(rows["class"] == "all") & (rows["reference"] == "")].drop_duplicates(list(MEASURE))
              for rows in (committed, again)]
     columns = [*MEASURE, "value", "low", "high"]
     table = means[0][columns].merge(means[1][[*MEASURE, "value"]], on=list(MEASURE), suffixes=("_committed", "_again"))

@@ -110,8 +110,7 @@ def committed(comparison: str, *tables_of: Callable[..., tables.Table], root: Pa
     results = standard_results(root)
     if results is None or not ((results["comparison"] == comparison) & (results["reference"] != "")).any():
         return f"**Not measured yet at this version**: `make results` trains the runs ({comparison or 'main tables'})."
-    with_name = (tables.comparison_table, tables.differences_table)
-    made = [make(results, *([comparison] if make in with_name else [])).markdown() for make in tables_of]
+    made = [make(results, *([comparison] if make is tables.comparison_table else [])).markdown() for make in tables_of]
     return "\n\n".join([readings.markdown(results, comparison), *made])
 
 
@@ -129,27 +128,26 @@ def _results_page(results: pd.DataFrame, verdicts: pd.DataFrame, said: Mapping) 
               "## What a third party measured on real data", tables.third_party_markdown()]
     if losses := tables.losses_markdown(results):
         parts += ["## Had the training stopped improving?", losses]
-    for title, comparison, made in _sections(results):
-        parts += [f"## {title}", *filter(None, [readings.markdown(results, comparison)]),
-                  *(table.markdown().strip() for table in made)]
+    for title, told, made in _sections(results):
+        parts += [f"## {title}", *filter(None, [told]), *(table.markdown().strip() for table in made)]
     return "\n\n".join(parts) + "\n"
 
 
 def _sections(results: pd.DataFrame) -> list[tuple[str, str, list[tables.Table]]]:
-    """Title, comparison and tables of each section of RESULTS.md."""
-    sections = [("The paper's tables", "", [make(results) for make in TABLES.values()])]
+    """Title, what the differences say, and the tables of each section of RESULTS.md."""
+    sections = [("The paper's tables", readings.markdown(results, ""), [make(results) for make in TABLES.values()])]
     if (results["task"] == "pairs").any():
-        sections.append(("Sharper readings", "sharper", [tables.sharper_table(results)]))
+        sections.append(("Sharper readings", "", [tables.sharper_table(results)]))
     for name in dict.fromkeys(results["comparison"]):
         part = results[(results["comparison"] == name) & (results["task"] != "coarse-text")]
-        compared = (part["reference"] != "").any()
+        compared, told = (part["reference"] != "").any(), readings.markdown(results, name)
         differences = [tables.differences_table(results, name)] if compared and name != "ledger" else []
         if name == "ledger" and compared:
-            sections.append(("Paper against code", name, [tables.ledger_table(results)]))
+            sections.append(("Paper against code", told, [tables.ledger_table(results)]))
         elif name == "ablation":                        # table 4 is above
-            sections.append(("Ablation: differences", name, differences))
+            sections.append(("Ablation: differences", told, differences))
         elif name not in ("", "ledger") and part["row"].nunique() > 1:      # one row alone compares nothing
-            sections.append((name.capitalize(), name, [tables.comparison_table(results, name), *differences]))
+            sections.append((name.capitalize(), told, [tables.comparison_table(results, name), *differences]))
     return sections
 
 

@@ -114,8 +114,7 @@ def check(profile: str, mix: str, seed: int, bench: Workbench) -> None:
 def planned(profile: str, mix: str, seed: int,
             data: mixes.Prepared) -> tuple[list[comparisons.Row], list[Experiment]]:
     """The rows of every comparison that this mix can train, and their experiments, each once."""
-    plan = comparisons.plan(profile, mix, seed, data)
-    rows, _ = comparisons.trainable([row for part in plan.values() for row in part], data)
+    rows, _ = comparisons.planned(profile, mix, seed, data)
     return rows, comparisons.distinct_experiments(rows)
 
 

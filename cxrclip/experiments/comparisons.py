@@ -294,6 +294,14 @@ def planned(profile: str, mix: str, seed: int, data: mixes.Prepared, *names: str
     return trainable([row for name in names or rows for row in rows.get(name, [])], data)
 
 
+def left_out(rows: Sequence[Row], reasons: Mapping[str, str], data: mixes.Prepared) -> str:
+    """What a page says of the rows that `planned` left out."""
+    if reasons:
+        return f"left out: {reasons}"
+    lacking = f"all rows: this mix has no C or no C14 ({'; '.join(data.missing.values())})"
+    return f"left out: {'nothing' if rows else lacking}"
+
+
 def trainable(rows: Iterable[Row], data: mixes.Prepared) -> tuple[list[Row], dict[str, str]]:
     """The rows that this mix can train, and why not the others: the roles that they pretrain on -> the reason."""
     reasons = {row: runnable(row.experiment, data) for row in rows}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from cxrclip.views import DrawTexts, Report, Study
 SEVERITIES: Mapping[int, str] = {1: "mild", 2: "moderate", 3: "severe"}
 Truth = Mapping[str, Sequence[Mapping[str, Any]]]  # study id -> its findings: name, side, zone, severity, kind
 Details = Mapping[str, Mapping[str, str]]           # study id -> class -> words that a prompt adds
+Facts = Mapping[Hashable, Mapping[str, Any]]        # finding (name, kind) -> its side, zone, severity
 
 
 def read_truth(folder: str | Path) -> Truth:
@@ -43,6 +44,16 @@ def read_truth(folder: str | Path) -> Truth:
         raise InputError(f"{folder}: no truth.parquet beside the study table: only phantom data know the truth")
     table = pq.read_table(path, columns=["study_id", "findings"])
     return dict(zip(table["study_id"].to_pylist(), table["findings"].to_pylist(), strict=True))
+
+
+def facts_of(truth: Truth, study_ids: Sequence[str]) -> list[Facts]:
+    """What there is to see in each study, by finding."""
+    return [{(finding["name"], finding["kind"]): finding for finding in truth[study]} for study in study_ids]
+
+
+def first_of_each(texts: Sequence[str]) -> np.ndarray:
+    """The position of the first study of each distinct text: what stands for the text among the candidates."""
+    return np.array(sorted({text: i for i, text in reversed(list(enumerate(texts)))}.values()))
 
 
 def contents(truth: Truth, study_ids: Sequence[str]) -> list[frozenset]:
@@ -146,9 +157,8 @@ def coarse_text_accuracy(images: ImageEmbeddings, text_embeds: np.ndarray, texts
 
     images: N studies; text_embeds (N, D), texts (N): their reports. truth: study id -> findings (oracle.read_truth).
     """
-    known = {study: {(finding["name"], finding["kind"]): finding for finding in truth[study]}
-             for study in images.study_ids}
-    first = np.array(list({text: i for i, text in reversed(list(enumerate(texts)))}.values()))  # (U,) rows
+    known = dict(zip(images.study_ids, facts_of(truth, images.study_ids), strict=True))
+    first = first_of_each(texts)                                                                # (U,) rows
     nearest = first[(images.embeds @ text_embeds[first].T).argmax(axis=1)]                      # (N,) rows
     counts = defaultdict(Counter)  # (finding, matter) -> how often each value occurs among the candidates
     for study, matter in itertools.product(images.study_ids[first], MATTERS):

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,6 @@ from cxrclip.results.rows import together
 GRADED = "mimic-cxr"        # M's own test set: its reports are the longest
 FIRST = 10                  # reports that graded retrieval looks at
 UNSEEN = ("Not a sign of {} is visible on this study.", "A sign of {} is visible on this study.")   # absent, present
-Facts = Mapping[Hashable, Mapping[str, object]]     # finding -> side, zone, severity
 
 
 def sharper(runs: Sequence[Run]) -> pd.DataFrame:
@@ -94,9 +93,9 @@ def graded_retrieval(runs: Sequence[Run], role: str = GRADED) -> list[pd.DataFra
         if role not in run.data.folders or not (run.data.folders[role] / "truth.parquet").is_file():
             continue
         position, texts = evaluation.retrieval_texts(run.data.studies(role, run.data.mix.tests[role].split))
-        images, first = run.embeddings(role)[position], distinct(texts)
+        images, first = run.embeddings(role)[position], oracle.first_of_each(texts)
         if run.data.folders[role] not in known:     # all runs of a mix are tested on the same studies
-            facts = facts_of(oracle.read_truth(run.data.folders[role]), images.study_ids)
+            facts = oracle.facts_of(oracle.read_truth(run.data.folders[role]), images.study_ids)
             known[run.data.folders[role]] = np.array([[agreement(a, facts[j]) for j in first] for a in facts])
         gains = known[run.data.folders[role]]                                                   # (N, U)
         cosines = images.embeds @ run.embed_texts([texts[i] for i in first]).T                  # (N, U)
@@ -106,17 +105,7 @@ def graded_retrieval(runs: Sequence[Run], role: str = GRADED) -> list[pd.DataFra
     return parts
 
 
-def distinct(texts: Sequence[str]) -> list[int]:
-    """The position of the first study of each distinct text."""
-    return sorted({text: i for i, text in reversed(list(enumerate(texts)))}.values())
-
-
-def facts_of(truth: oracle.Truth, study_ids: Sequence[str]) -> list[Facts]:
-    """What there is to see in each study: finding (name, kind) -> its facts."""
-    return [{(finding["name"], finding["kind"]): finding for finding in truth[study]} for study in study_ids]
-
-
-def agreement(film: Facts, report: Facts) -> float:
+def agreement(film: oracle.Facts, report: oracle.Facts) -> float:
     """How far two studies agree, 0 to 1: each shared finding earns a quarter for itself and for side, zone, severity.
 
     Divided by the number of findings of the study that has more, so that a wrong finding costs as much as a missing

@@ -6,13 +6,15 @@ cannot make the first three: normalisation, projection and weights come from one
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from torch.nn import functional as F
+from sklearn.preprocessing import normalize
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from cxrclip import evaluation, metrics
@@ -50,23 +52,16 @@ def mistakes(model: CXRCLIPModel, tokenizer: PreTrainedTokenizerBase, studies: D
     sides, features = _before_projection(model, tokenizer, prompts), images.features
     width = next(iter(sides.values()))[0].shape[1]
     fits = features.shape[1] == width
-    lines.append(("features before the projection", auroc(_unit(features), sides) if fits else np.nan,
+    lines.append(("features before the projection", auroc(normalize(features), sides) if fits else np.nan,
                   "images and texts meet only after it" if fits else
                   f"impossible here: an image has {features.shape[1]} numbers, a text {width}; with Swin and BERT both "
                   "have 768, and nothing is said"))
     return pd.DataFrame(lines, columns=["use", "auroc", "why"])
 
 
-@torch.inference_mode()
 def _before_projection(model: CXRCLIPModel, tokenizer: PreTrainedTokenizerBase,
                        prompts: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> evaluation.Prompts:
     """Class -> unit text features (P, F), (Q, F), as a wrapper takes them that forgets the projection."""
-    def features(texts: Sequence[str]) -> np.ndarray:
-        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=model.config.max_tokens,
-                           return_tensors="pt")
-        return F.normalize(model.encode_texts(tokens["input_ids"], tokens["attention_mask"]), dim=-1).numpy()
-    return {name: (features(negative), features(positive)) for name, (negative, positive) in prompts.items()}
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    bare = copy.deepcopy(model)
+    bare.config.projection_dim, bare.text_projection = model.text_projection.in_features, nn.Identity()
+    return evaluation.embed_prompts(bare, tokenizer, prompts, max_tokens=model.config.max_tokens)

@@ -1,6 +1,6 @@
 """What the differences of a comparison say, in sentences made from the numbers: for the pages and RESULTS.md.
 
-The rule, the same for every comparison and written before any number was seen: a row *raises* a measure against its
+The rule is the same for every comparison: a row *raises* a measure against its
 reference if the 95 % interval of the paired difference lies above 0, *lowers* it if the interval lies below 0, and
 otherwise the runs *cannot tell*. A difference that stays below 5 % after adjusting for all cells of its comparison
 (Holm) is printed in bold. With one seed the interval tells these runs apart, not the recipes.

@@ -207,6 +207,14 @@ def test_quick_trains_few_rows_as_long_as_the_main_ones():
     assert len(distinct_experiments(rows)) == 4 + 4 + 1 + 1, "all others are among the main rows or the ablation"
 
 
+def test_what_is_left_out_is_said():
+    data = SimpleNamespace(missing={"C": "needs CheXpert", "C14": "needs NIH"})
+    assert comparisons.left_out([object()], {}, data) == "left out: nothing"
+    assert comparisons.left_out([object()], {"M,C": "too few"}, data) == "left out: {'M,C': 'too few'}"
+    assert comparisons.left_out([], {}, data) == (
+        "left out: all rows: this mix has no C or no C14 (needs CheXpert; needs NIH)")
+
+
 def test_standard_trains_every_row_at_every_budget():
     plan = planned_at("standard")
     assert set(plan) == set(COMPARISONS)

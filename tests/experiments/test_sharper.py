@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxrclip.experiments import sharper
+from cxrclip.experiments import oracle, sharper
 from cxrclip.experiments.schedule import run_all
 from cxrclip.prompts import PromptBank
 
@@ -49,7 +49,7 @@ def test_negation_by_hand():
 
 
 def test_distinct_texts_keep_their_first_study():
-    assert sharper.distinct(["b", "a", "b", "c", "a"]) == [0, 1, 3]
+    assert oracle.first_of_each(["b", "a", "b", "c", "a"]).tolist() == [0, 1, 3]
 
 
 def test_the_unseen_wording_is_in_no_prompt():

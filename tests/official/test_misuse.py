@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from transformers import AutoModel, AutoProcessor
+from builders import book_model, drawn_tests
 
-import cxrclip.hub.processing  # noqa: F401  # tells transformers of this kind of model
-from cxrclip.data.phantom import world
 from cxrclip.official import misuse
 from cxrclip.official.misuse import mistakes
 from cxrclip.prompts import PromptBank
-from cxrclip.studies import open_studies
-
-FOLDER = Path(__file__).parents[2] / "models" / "phantom"
 
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("misuse") / "rsna"
-    world.generate("rsna", {"test": 200}, folder, progress=False)
-    return open_studies(folder, "test")
+    return drawn_tests("rsna", 200, tmp_path_factory.mktemp("misuse") / "rsna")
 
 
 @pytest.fixture(scope="module")
 def table(studies):
-    model, processor = AutoModel.from_pretrained(FOLDER), AutoProcessor.from_pretrained(FOLDER)
+    model, processor = book_model()
     lines = mistakes(model, processor.tokenizer, studies, PromptBank.load().zero_shot("rsna"))
     return lines.set_index("use")["auroc"]
 
@@ -43,6 +34,6 @@ def test_features_before_the_projection_give_a_number_only_where_sizes_are_equal
     rng = np.random.default_rng(0)
     sides = {"Pneumonia": tuple(rng.normal(size=(1, 192)) for _ in range(2))}     # as wide as an image's features
     monkeypatch.setattr(misuse, "_before_projection", lambda *_: sides)
-    model, processor = AutoModel.from_pretrained(FOLDER), AutoProcessor.from_pretrained(FOLDER)
+    model, processor = book_model()
     lines = mistakes(model, processor.tokenizer, studies, PromptBank.load().zero_shot("rsna"))
     assert 0 < lines.set_index("use").loc["features before the projection", "auroc"] < 1

@@ -9,18 +9,17 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from builders import drawn_tests
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torchvision.models import resnet18, resnet50
 from transformers import BertConfig, BertModel, SwinConfig, SwinModel, ViTConfig, ViTModel
 
 from cxrclip import evaluation, metrics
-from cxrclip.data.phantom import world
 from cxrclip.errors import InputError
 from cxrclip.experiments.tokenizer import train_tokenizer
 from cxrclip.official import weights as official
 from cxrclip.official.weights import load_official, official_tokenizer, random_official
-from cxrclip.studies import open_studies
 from cxrclip.transforms import EvalTransform
 
 NAMES = {"resnet50": "resnet", "swin-tiny": "microsoft/swin-tiny-patch4-window7-224"}
@@ -131,9 +130,7 @@ def pair(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("openi") / "studies"
-    world.generate("openi", {"test": 10}, folder, progress=False)
-    return open_studies(folder, "test")
+    return drawn_tests("openi", 10, tmp_path_factory.mktemp("openi") / "studies")
 
 
 @pytest.fixture(scope="module")

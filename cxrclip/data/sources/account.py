@@ -47,8 +47,8 @@ def oddest(table: pd.DataFrame) -> list[str]:
     for column, what in {**_LISTS, "sex": "sex"}.items():
         values = table[["study_id", column]].explode(column).dropna()
         counts = values.groupby(column, sort=False)["study_id"].agg(["size", "first"])
-        rare += [(row.size_, f"{what} {row.Index!r}: {row.size_:,} times, such as in {row.first}")
-                 for row in counts.rename(columns={"size": "size_"}).itertuples()]
+        rare += [(number, f"{what} {value!r}: {number:,} times, such as in {study}")
+                 for value, number, study in counts.itertuples()]
     return [*lines, *(line for _, line in sorted(rare, key=lambda item: item[0]))]
 
 

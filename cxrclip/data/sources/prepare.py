@@ -12,6 +12,7 @@ import inspect
 import itertools
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -193,9 +194,7 @@ class Intake:
         headings whose text is not kept."""
         self.tally("last_paragraphs", report.last_paragraph)
         self.tally("addenda", report.addenda > 0)
-        dropped = self.facts.setdefault("dropped_headings", {})
-        for heading in report.dropped:
-            dropped[heading] = dropped.get(heading, 0) + 1
+        self.facts.setdefault("dropped_headings", Counter()).update(report.dropped)
         return report
 
     def usable(
