@@ -4,8 +4,8 @@ A comparison (COMPARISONS) makes rows from a base experiment, the paper's recipe
 stand in several rows and is trained once. Runs that differ in data or loss are compared at several *budgets*:
 
     steps     every row makes as many optimiser updates as the base
-    epochs    every row passes as often over its training studies. Batches are drawn from all studies alike, so M's
-              studies are then also seen as often in every row: M's exposure is held
+    epochs    every row passes as often over its training studies as the base. Batches are drawn from all studies
+              alike, so M's studies are then also seen as often in every row: M's exposure is held
     compute   every row encodes as many images and texts as the base
 
 A budget that is the same as "steps" for all rows of a comparison is not listed again.
@@ -229,9 +229,13 @@ COMPARISONS: Mapping[str, Comparison] = {
 def plan(profile: str, mix: str, seed: int, data: mixes.Prepared) -> dict[str, list[Row]]:
     """Every comparison of the book at a profile's size, seed by seed: what the notebooks train, in their order.
 
-    At "quick" a comparison has its `quick` rows, at its first budget alone.
+    At "quick" a comparison has its `quick` rows, at its first budget alone. A profile's steps are those of the smallest
+    mixture that can be trained: with few studies in M, equal epochs would make the other rows long without end.
     """
+    mixtures = growing_mixtures(data.mix)
     recipe = Experiment.at(profile, mix=mix, seed=seed)
+    recipe = next((one for roles in mixtures if runnable(one := replace(recipe, pretraining=roles), data) is None),
+                  recipe)
     studies = {role: len(data.studies(role, "train")) for role in data.mix.pretraining if role in data.folders}
     rows = {}
     for name, comparison in COMPARISONS.items():
@@ -239,7 +243,7 @@ def plan(profile: str, mix: str, seed: int, data: mixes.Prepared) -> dict[str, l
         if profile not in comparison.seeds or (comparison.all_data and not complete):
             continue
         if name == MAIN:
-            comparison = replace(comparison, rows=partial(tables_2_and_3, mixtures=growing_mixtures(data.mix)))
+            comparison = replace(comparison, rows=partial(tables_2_and_3, mixtures=mixtures))
         rows[name] = [one for row in rows_of(name, recipe, studies, comparison.at(profile)) for one in
                       with_seeds([row], range(seed, seed + seeds_of(row.experiment, comparison.seeds)))]
     return rows
@@ -260,12 +264,12 @@ def rows_of(name: str, base: Experiment, studies: Mapping[str, int],
 
 
 def at_budget(item: Experiment, base: Experiment, budget: str, studies: Mapping[str, int]) -> Experiment:
-    """`item`, which is as long as `base`, a run on M, at a budget. A length in epochs holds the epochs by itself."""
+    """`item`, which is as long as `base`, at a budget. A length in epochs holds the epochs by itself."""
     factor = 1.0
     if budget == "compute":
         factor = (base.views + base.texts) / (item.views + item.texts)  # images and texts of a study: 4, or 2 for CLIP
     elif budget == "epochs" and item.steps:
-        factor = studies_used(item, studies) / studies["M"]
+        factor = studies_used(item, studies) / studies_used(base, studies)
     if factor == 1:
         return item
     return replace(item, steps=round(factor * item.steps)) if item.steps else replace(item, epochs=factor * item.epochs)

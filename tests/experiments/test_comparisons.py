@@ -137,6 +137,7 @@ def test_planned_rows_are_those_of_the_plan_that_can_be_trained(profile, seeds, 
     every, reasons = comparisons.planned(profile, tiny_experiment.mix, 0, data, MAIN)
     assert {row.experiment.pretraining for row in every} == {("M", "C14")}, "48 studies are a batch"
     assert set(reasons) == {"M"}, "24 studies are fewer than a batch"
+    assert {row.experiment.steps for row in every} == {PROFILES[profile]["steps"]}, "M,C14 is the smallest trained"
     monkeypatch.setattr(comparisons, "runnable", lambda experiment, data: None)
     rows, reasons = comparisons.planned(profile, tiny_experiment.mix, 0, data, "remedies", "ablation")
     assert reasons == {}
@@ -189,7 +190,7 @@ def test_tables_2_and_3_have_both_encoders():
 def planned_at(profile):
     """The plan for the phantom mix with STUDIES, none of which is prepared."""
     mix = mixes.load_mix("phantom")
-    data = SimpleNamespace(mix=mix, folders=STUDIES, studies=lambda role, split: range(STUDIES[role]))
+    data = SimpleNamespace(mix=mix, folders=STUDIES, missing={}, studies=lambda role, split: range(STUDIES[role]))
     return comparisons.plan(profile, "phantom", 0, data)
 
 
