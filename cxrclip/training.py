@@ -18,6 +18,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -280,7 +281,10 @@ def start_accelerator(device: str = "auto", precision: str = "auto") -> Accelera
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for but torch finds no GPU: use DEVICE=cpu or install a driver")
     cpu = device == "cpu" or not torch.cuda.is_available()
-    return Accelerator(cpu=cpu, mixed_precision=auto_precision(cpu) if precision == "auto" else precision)
+    precision = auto_precision(cpu) if precision == "auto" else precision
+    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()  # accelerate knows one precision a process, and refuses a second
+    return Accelerator(cpu=cpu, mixed_precision=precision)
 
 
 def auto_precision(cpu: bool) -> str:

@@ -9,7 +9,6 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
-from accelerate import Accelerator
 from torch import nn
 
 from cxrclip import training
@@ -77,7 +76,7 @@ def assert_same(found, expected):
 
 @pytest.fixture(scope="module")
 def one_process():
-    return Accelerator(cpu=True, mixed_precision="no")
+    return training.start_accelerator("cpu", "no")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -129,7 +128,7 @@ def child(rank, world, port, results, names):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    accelerator = training.start_accelerator("cpu", "no")
     found = {}
     for name in names:
         criterion, options = CASES[name]

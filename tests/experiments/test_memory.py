@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
 
+from cxrclip import training
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, memory, pretrain
@@ -18,7 +18,7 @@ def measured(monkeypatch):
     """A function: free bytes -> the chunk."""
     model = CXRCLIPModel(CXRCLIPConfig("resnet-small", "bert-small", 16, image_size=64))
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    accelerator = training.start_accelerator("cpu", "no")
 
     def chunk(studies):
         each = memory.bytes_of_a_study(SMALL, model, accelerator) / memory.USABLE
@@ -46,7 +46,7 @@ def test_measuring_changes_nothing(measured):
 
 
 def test_bytes_grow_with_texts_and_images(measured):
-    sizes = [memory.bytes_of_a_study(replace(SMALL, **changes), measured.model, Accelerator(cpu=True))
+    sizes = [memory.bytes_of_a_study(replace(SMALL, **changes), measured.model, training.start_accelerator("cpu", "no"))
              for changes in ({}, {"views": 1}, {"texts": 1}, {"max_tokens": 20})]
     assert sizes[0] == max(sizes)
     assert len(set(sizes)) == 4
