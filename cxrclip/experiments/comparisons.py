@@ -298,6 +298,12 @@ def planned(profile: str, mix: str, seed: int, data: mixes.Prepared, *names: str
     return trainable([row for name in names or rows for row in rows.get(name, [])], data)
 
 
+def growing(rows: Sequence[Row]) -> list[Row]:
+    """Of the main rows those of CXR-CLIP with the first image encoder, as label data join: without plain CLIP."""
+    return [row for row in rows if row.experiment.method == "CXR-CLIP"
+            and row.experiment.image_encoder == rows[0].experiment.image_encoder]
+
+
 def left_out(rows: Sequence[Row], reasons: Mapping[str, str], data: mixes.Prepared) -> str:
     """What a page says of the rows that `planned` left out."""
     if reasons:
