@@ -23,7 +23,7 @@ import pandas as pd
 from cxrclip.data.files import write_text
 from cxrclip.errors import InputError
 from cxrclip.results import claims, readings, tables
-from cxrclip.results.rows import published, read_results, write_by_comparison
+from cxrclip.results.rows import accumulated, published, read_results, write_by_comparison
 from cxrclip.results.statistics import over_seeds, with_sums
 
 if TYPE_CHECKING:
@@ -91,9 +91,13 @@ def _code_versions() -> str:
 
 
 def keep_results(results: pd.DataFrame, root: Path = ROOT) -> list[str]:
-    """Put results in the place of the committed ones, of one version; says what it wrote."""
+    """Add results of this code's version to the committed ones, or put them in the place of an older version's; says
+    what it wrote."""
     current = {"versions": _code_versions(), "stale": False, "reason": ""}
     check_standard(results, current | {"versions": results["versions"].max()})
+    old = standard_results(root)
+    if old is not None and set(old["versions"]) <= {current["versions"], ""}:
+        results = accumulated(old, results)
     written = write_by_comparison(results, root / RESULTS)
     write_text(root / RESULTS / STATUS, json.dumps(current, indent=2) + "\n")
     return [str(path.relative_to(root)) for path in (*written, root / RESULTS / STATUS)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cxrclip import metrics
 from cxrclip.data.files import write_text
 from cxrclip.data.settings import read_settings
 from cxrclip.errors import InputError
@@ -66,6 +67,24 @@ def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def merge_results(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Rows of both; a row of `new` takes the place of the old one with the same KEY and seeds."""
     return pd.concat([old, new]).drop_duplicates([*KEY, "seeds"], keep="last").reset_index(drop=True)
+
+
+def accumulated(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Results measured in several goes, of one version: no run that was measured before is lost.
+
+    Rows of a run replace those of the same KEY and seeds. Of two differences of the same rows the one over more seeds
+    stays, the new one where both have as many; p_holm is adjusted anew for the cells of each comparison (those of the
+    ledger by kind, training or evaluation).
+    """
+    rows = merge_results(old, new)
+    compared = rows["reference"] != ""
+    of_seeds = rows["seeds"].str.split().str.len()
+    shorter = compared & (of_seeds < of_seeds.groupby([rows[name] for name in KEY]).transform("max"))
+    rows, compared = rows[~shorter].reset_index(drop=True), compared[~shorter].reset_index(drop=True)
+    kind = rows["budget"].where(rows["budget"] == "evaluation", "")
+    for _, cells in rows[compared].groupby([rows["comparison"], kind]):
+        rows.loc[cells.index, "p_holm"] = metrics.holm(cells["p"])
+    return rows
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -88,6 +88,9 @@ def test_results_are_kept_by_comparison_and_replace_those_before(root, full):
     assert not render.status(root)["stale"]
     kept = render.standard_results(root)
     assert len(kept) == len(current)
+    remedies = full[full["comparison"] == "remedies"].assign(versions=cache.versions_text())
+    render.keep_results(remedies, root)  # of the same version: added to what is there
+    assert len(render.standard_results(root)) == len(full)
     with pytest.raises(InputError, match="not of this code"):
         render.keep_results(full, root)
 

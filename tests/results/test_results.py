@@ -419,3 +419,24 @@ def test_difference_rows_are_tidy_and_say_what_they_are():
     assert line[["value", "low", "high", "p", "p_holm"]].tolist() == (
         found.iloc[0][["value", "low", "high", "p", "p_holm"]].tolist())
     pd.testing.assert_frame_equal(results.over_seeds(tidy(line.to_dict())), tidy(line.to_dict()))
+
+
+def a_row(row, seeds, value, *, reference="", p=float("nan"), budget="steps"):
+    return {"run": f"run {row}", "comparison": "remedies", "row": row, "budget": budget, "seeds": seeds,
+            "value": value, "reference": reference, "p": p, "p_holm": p}
+
+
+def test_results_of_several_goes_lose_no_run():
+    old = [a_row("a", "0", 1.0), a_row("a", "1", 1.1), a_row("a", "0 1", 0.1, reference="m", p=0.01)]
+    new = [a_row("a", "0", 2.0), a_row("b", "0", 3.0), a_row("a", "0", 0.5, reference="m", p=0.02),
+           a_row("b", "0", 0.2, reference="m", p=0.04), a_row("b", "0", 1.0, reference="m", p=0.5, budget="evaluation")]
+    kept = results_rows.accumulated(*map(results_rows.tidy_frame, (old, new)))
+    runs, cells = kept[kept["reference"] == ""], kept[kept["reference"] != ""]
+    assert dict(zip(runs["row"] + runs["seeds"], runs["value"], strict=True)) == {"a0": 2.0, "a1": 1.1, "b0": 3.0}
+    assert cells["seeds"].tolist() == ["0 1", "0", "0"], "of two differences the one over more seeds"
+    assert cells["p_holm"].tolist() == [0.02, 0.04, 0.5], "two cells of training: .01 twice, .04; evaluation by itself"
+
+
+def test_of_two_differences_over_as_many_seeds_the_new_one_stays():
+    old, new = (results_rows.tidy_frame([a_row("a", "0", value, reference="m", p=0.01)]) for value in (0.1, 0.2))
+    assert results_rows.accumulated(old, new)["value"].tolist() == [0.2]
