@@ -15,7 +15,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 MAX_IGNORED = 20  # cells whose output nbval does not compare, in the whole book: keep it small
-OWN_PARAMETERS = {"12_official_weights": ["weights", "tokenizer", "openi", "limit", "precision"]}  # beside the shared
+OWN_PARAMETERS = {"12_official_weights": ["weights", "tokenizer", "openi", "limit", "precision"],
+                  "13_your_own_archive": ["archive"]}  # beside the shared
 PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "DATA.md", "notebooks/index.md",
          "notebooks/paper_size.md", "notebooks/glossary.md")
 HEAD = ("**You learn**", "**It needs**", "**It takes**", "**It makes**")
@@ -30,7 +31,7 @@ def source(path):
 
 
 def test_the_notebooks_are_there():
-    assert len(NOTEBOOKS) >= 13
+    assert len(NOTEBOOKS) >= 14
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -43,7 +44,7 @@ class TestNotebook:
     def test_one_cell_of_parameters_with_the_shared_names(self, path):
         tagged = [cell for cell in cells(path, "code") if "parameters" in cell.metadata.get("tags", [])]
         assert len(tagged) == 1
-        names = [node.targets[0].id for node in ast.parse(tagged[0].source).body]
+        names = [node.target.id for node in ast.parse(tagged[0].source).body]  # annotated: papermill checks the types
         shared = ["profile", "mix", "seed", "build", "data", "device"]
         assert names == shared + OWN_PARAMETERS.get(path.stem, [])
 

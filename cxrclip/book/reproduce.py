@@ -166,7 +166,8 @@ def finished_results(profile: str, mix: str, seed: int, bench: Workbench, n_boot
     rows, experiments = planned(profile, mix, seed, data)
     missing = set(missing_runs(experiments, bench))
     runs = comparisons.finished([row for row in rows if row.experiment not in missing], bench)
-    parts = [size_rows(summary(data.folders), {"mix": mix, "profile": profile}), comparisons.collisions(data, profile)]
+    parts = [size_rows(summary(data.folders), {"mix": mix, "profile": profile}), comparisons.collisions(data, profile),
+             comparisons.ceilings(data, profile)]
     for name in comparisons.COMPARISONS:
         those = {row: run for row, run in runs.items() if row.comparison == name}
         measured = main_rows(list(those.values())) if name == comparisons.MAIN else comparisons.measured(those)

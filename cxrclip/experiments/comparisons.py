@@ -36,6 +36,7 @@ from cxrclip.experiments.workbench import Run, Workbench
 from cxrclip.official.behaviours import Behaviours
 from cxrclip.results import statistics
 from cxrclip.results.rows import (
+    ABOUT,
     CLASSIFICATION_SETS,
     LOSS_WEIGHTS,
     RETRIEVAL_SETS,
@@ -491,6 +492,25 @@ def said(study: Mapping, what: str) -> Hashable | None:
         return evaluation.retrieval_text(study) or None
     lists = ("positive", "negative", "uncertain") if what == "labels" else ("positive",)
     return tuple(tuple(sorted(study[name])) for name in lists)
+
+
+def ceilings(data: mixes.Prepared, profile: str) -> pd.DataFrame:
+    """Tidy rows: what R@k and RSUM can be at best on each retrieval set whose truth is known (the phantom's).
+
+    Reports that say the same of studies with the same findings cannot be told apart (metrics.recall_ceiling).
+    """
+    parts = []
+    for role in data.mix.tests.values():
+        folder = data.folders.get(role.name)
+        if "retrieval" in role.tasks and folder and (folder / "truth.parquet").is_file():
+            studies = data.studies(role.name, role.split)
+            rows, texts = evaluation.retrieval_texts(studies)
+            ids = [studies[int(i)]["study_id"] for i in rows]
+            about = dict.fromkeys(ABOUT, "") | {"profile": profile, "mix": data.mix.name, "origin": "measured",
+                                                "data": data.fingerprints((role.name,))[role.name]}
+            contents = oracle.contents(oracle.read_truth(folder), ids)
+            parts.append(statistics.ceiling_rows(texts, contents, about, role.name))
+    return together(parts)
 
 
 def collisions(data: mixes.Prepared, profile: str) -> pd.DataFrame:

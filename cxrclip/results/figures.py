@@ -135,6 +135,43 @@ def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction", up_to: 
     return _finish(axes, "k (candidates looked at)", "R@k (%)")
 
 
+def label_efficiency(scores: pd.DataFrame, axes: Axes) -> Axes:
+    """AUROC in percent over the number of labelled films, a line a way to use them, with intervals.
+
+    scores: rows with columns run, labels, value, low, high. Ways without labels (labels = 0) are dashed lines.
+    """
+    _require(scores, ["run", "labels", "value", "low", "high"], "scores")
+    for group, _, colour, marker, _ in _looks(scores["run"]):
+        part = 100 * scores[scores["run"] == group].set_index("labels")[["value", "low", "high"]].sort_index()
+        if (part.index == 0).all():
+            axes.axhline(part["value"].item(), color=colour, linestyle="--", linewidth=1.5, label=f"{group}, no label")
+            continue
+        axes.fill_between(part.index, part["low"], part["high"], color=colour, alpha=0.15, linewidth=0)
+        axes.plot(part.index, part["value"], color=colour, marker=marker, linewidth=2, label=str(group))
+    axes.axhline(50, color=CHANCE, linestyle=":", linewidth=1.5, label="chance")
+    axes.set_xscale("log")
+    ticks = sorted({n for n in scores["labels"] if n})
+    axes.set_xticks(ticks, [f"{n:g}" for n in ticks])
+    axes.set_xticks([], minor=True)
+    axes.legend(frameon=False, fontsize=9)
+    return _finish(axes, "labelled films", "mean AUROC (%)")
+
+
+def recall_panels(ranks: Mapping[str, pd.DataFrame], axes: Sequence[Axes], by: str = "direction") -> Sequence[Axes]:
+    """A recall_curve for each test set, its name above it, with one legend above all panels.
+
+    ranks: name of a test set -> its ranks, as recall_curve takes them. axes: side by side, in a figure with constrained
+    layout; those left over stay empty.
+    """
+    for (name, part), axis in zip(ranks.items(), axes, strict=False):
+        recall_curve(part, axis, by).set_title(name)
+        axis.get_legend().remove()
+        axis.label_outer()
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False,
+                          fontsize=9)
+    return axes
+
+
 def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,
            by: str = "budget") -> Axes:
     """Classification against retrieval as label data grow: a line a budget, a point a `row`, both intervals.
@@ -344,6 +381,7 @@ def retrieval_example(query: np.ndarray, reports: pd.DataFrame, axes: Sequence[A
     left, right = axes
     film(query, left, title)
     right.set_axis_off()
+    right.figure.draw_without_rendering()  # a layout gives the axes their places only when it draws
     lines = {row.Index: textwrap.wrap(row.text, _characters(right, 8.5) - 2, max_lines=6, placeholder=" …")
              or ["(empty report)"] for row in reports.itertuples()}
     unit = 1.0 / (sum(len(part) for part in lines.values()) + 2.0 * len(lines))

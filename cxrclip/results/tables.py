@@ -197,14 +197,16 @@ def table3(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
 
     The last line is the attainable ceiling (statistics.ceiling_rows): reports that say the same cannot be told apart.
     """
-    return _main_table("Table 3: image-to-text retrieval", results, TABLE_3, missing, reference)
+    table = _main_table("Table 3: image-to-text retrieval", results, TABLE_3, missing, reference)
+    return replace(table, legend=(*table.legend, *_gallery(results, "text_to_image", "distinct reports")))
 
 
 def table3_text_to_image(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
                          reference: pd.DataFrame | None = None) -> Table:
     """Table 3 the other way round, which the paper does not print: find the film of a report."""
     columns = tuple((dataset, "text_to_image", metric) for dataset, _, metric in TABLE_3)
-    return _main_table("Table 3, text-to-image retrieval (not in the paper)", results, columns, missing, reference)
+    table = _main_table("Table 3, text-to-image retrieval (not in the paper)", results, columns, missing, reference)
+    return replace(table, legend=(*table.legend, *_gallery(results, "image_to_text", "films")))
 
 
 def table4(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
@@ -395,6 +397,14 @@ def _main_table(title: str, results: pd.DataFrame, columns: Sequence[Column], mi
     layout = _Layout(title, {column: column_label(*column) for column in columns}, labels,
                      ("model", "image encoder (paper's)", "pretrained on"))
     return _filled(layout, main, cells, known, missing or {}, PAGES["3" if retrieval else "2"])
+
+
+def _gallery(results: pd.DataFrame, opposite: str, what: str) -> list[str]:
+    """How many candidates a query of each set is ranked among: the queries of the opposite direction."""
+    rows = results[(results["task"] == opposite) & (results["comparison"] == "")]
+    sizes = rows.groupby("dataset", sort=False)["n"].max()
+    counts = [f"{LABELS[name]} {sizes[name]:,.0f}" for name in RETRIEVAL_SETS if name in sizes]
+    return [f"gallery, the {what} that a query is ranked among: {', '.join(counts)}"] if counts else []
 
 
 def _comparison_table(title: str, results: pd.DataFrame, comparison: str, lines: Sequence[Line],

@@ -39,3 +39,11 @@ def test_pages_that_are_named_are_linked(page):
             assert (page.parent / target).is_file(), f"no page {target}"
         plain = re.sub(r"\[[^]]*\]\([^)]*\)", "", cell.source)
         assert not re.search(r"[Nn]otebooks? \d\d", plain), f"not a link: {plain[:80]}"
+
+
+def test_cells_are_short(page):
+    """A cell of at most 12 lines, none over 88 characters, is read without scrolling."""
+    for cell in cells(page, "code"):
+        code = [line for line in cell.source.splitlines() if line.strip()]
+        assert len(code) <= 12, f"{len(code)} lines: {code[0]}"
+        assert not [line for line in code if len(line) > 88]

@@ -388,6 +388,15 @@ def test_collisions_are_those_of_all_pairs(tiny_experiment, tiny_bench):
     assert set(tidy["metric"]) == {"collision probability"}
 
 
+def test_ceilings_are_of_the_sets_whose_truth_is_known(tiny_experiment, tiny_bench):
+    data = tiny_bench.prepared(tiny_experiment.mix, "quick")
+    tidy = comparisons.ceilings(data, "quick").set_index(["dataset", "task", "metric"])["value"]
+    assert {name for name, *_ in tidy.index} == {"openi"}
+    texts = evaluation.retrieval_texts(data.studies("openi", "test"))[1]
+    assert tidy["openi", "image_to_text", "ceiling R@10"] <= 1
+    assert tidy["openi", "text_to_image", "ceiling RSUM"] > 2, f"{len(texts)} reports, few of which say the same"
+
+
 def test_what_a_study_says():
     study = {"findings": " Lungs clear. ", "impression": "Normal.", "positive": ["B", "A"], "negative": ["C"],
              "uncertain": []}

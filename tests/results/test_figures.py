@@ -90,6 +90,27 @@ def test_recall_curve_counts_ranks_up_to_k(axes):
     np.testing.assert_allclose(chance.get_ydata(), 10.0 * chance.get_xdata())
 
 
+def test_label_efficiency_draws_ways_with_labels_as_lines_and_without_as_a_level(axes):
+    rows = pd.DataFrame({"run": ["zero-shot", "probe", "probe"], "labels": [0, 100, 10], "value": [0.8, 0.9, 0.7],
+                         "low": [0.7, 0.8, 0.6], "high": [0.9, 1.0, 0.8]})
+    figures.label_efficiency(rows, axes)
+    level, curve, chance = axes.lines
+    assert set(level.get_ydata()) == {80.0}
+    np.testing.assert_allclose(curve.get_xydata(), [[10, 70.0], [100, 90.0]])
+    assert set(chance.get_ydata()) == {50.0}
+
+
+def test_recall_panels_share_one_legend_above_them():
+    ranks = pd.DataFrame({"rank": [1.0, 2.0], "n_candidates": 10, "direction": "image_to_text"})
+    figure, axes = plt.subplots(1, 3, layout="constrained")
+    figures.recall_panels({"Open-I": ranks, "MIMIC-CXR": ranks}, axes)
+    assert [axis.get_title() for axis in axes] == ["Open-I", "MIMIC-CXR", ""]
+    assert [axis.get_legend() for axis in axes] == [None] * 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["image_to_text", "chance (one right answer)"]
+    assert [axis.get_ylabel() for axis in axes[:2]] == ["R@k (%)", ""]
+    plt.close(figure)
+
+
 def both_axes(rows, x, y, **columns) -> pd.DataFrame:
     """Rows with a classification value x and a retrieval value y, 0.05 wide to each side."""
     parts = [tidy(row=rows, value=values, low=[v - 0.05 for v in values], high=[v + 0.05 for v in values],

@@ -206,6 +206,14 @@ def test_seeds_and_what_the_interval_holds_are_said(full):
                                     "CLIP")
 
 
+def test_tables_of_retrieval_tell_the_size_of_the_gallery(full):
+    films = full[(full["task"] == "image_to_text") & (full["dataset"] == "openi")]["n"].max()
+    assert any(line.startswith("gallery, the films") and f"Open-I {films:,.0f}" in line
+               for line in tables.table3_text_to_image(full).legend)
+    assert any(line.startswith("gallery, the distinct reports") for line in tables.table3(full).legend)
+    assert not any(line.startswith("gallery") for line in tables.table2(full).legend)
+
+
 def test_the_ceiling_is_the_last_line_of_both_directions(full):
     for draw in (tables.table3, tables.table3_text_to_image):
         table = draw(full)
