@@ -157,6 +157,31 @@ def label_efficiency(scores: pd.DataFrame, axes: Axes) -> Axes:
     return _finish(axes, "labelled films", "mean AUROC (%)")
 
 
+def reliability(tables: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
+    """Observed against predicted probability, in percent: a line a way to make probabilities, the diagonal is right.
+
+    tables: name -> book.safety.reliability (columns predicted, observed, low, high).
+    """
+    axes.plot([0, 100], [0, 100], color=CHANCE, linestyle="--", linewidth=1, label="perfectly calibrated")
+    for (name, _, colour, marker, _), table in zip(_looks(tables), tables.values(), strict=True):
+        part = 100 * table[["predicted", "observed", "low", "high"]]
+        errors = [part["observed"] - part["low"], part["high"] - part["observed"]]
+        axes.errorbar(part["predicted"], part["observed"], yerr=np.clip(errors, 0, None), color=colour, marker=marker,
+                      linewidth=1.5, capsize=3, label=name)
+    axes.legend(frameon=False, fontsize=9)
+    return _finish(axes, "predicted probability (%)", "films with the finding (%)")
+
+
+def risk_coverage(curves: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
+    """Share decided wrongly against share decided, in percent. curves: name -> columns coverage, risk."""
+    for (name, _, colour, _, style), curve in zip(_looks(curves), curves.values(), strict=True):
+        axes.plot(100 * curve["coverage"], 100 * curve["risk"], style, color=colour, linewidth=2, label=name)
+    axes.legend(frameon=False, fontsize=9)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(bottom=0)
+    return _finish(axes, "films decided (%)", "of these decided wrongly (%)")
+
+
 def recall_panels(ranks: Mapping[str, pd.DataFrame], axes: Sequence[Axes], by: str = "direction") -> Sequence[Axes]:
     """A recall_curve for each test set, its name above it, with one legend above all panels.
 
@@ -317,6 +342,20 @@ def collisions(results: pd.DataFrame, axes: Axes) -> Axes:
         axes.errorbar(part["value"], y, xerr=_errors(part), fmt=marker, color=colour, capsize=3, label=label)
     axes.set_xscale("log")
     return _above(_lines(axes, rows, "probability that two random studies carry the same text"))
+
+
+def dots(values: pd.DataFrame, axes: Axes, unit: str, log: bool = False) -> Axes:
+    """Dot plot: a line for each row of the frame, and on it a point for each column, both in the frame's order.
+
+    values: numbers in `unit`, named on both sides. On a logarithmic axis a value of 0 has no point, as has a NaN.
+    """
+    _require(values, [], "values")
+    for name, offset, colour, marker, _ in _looks(values.columns, span=0.3):
+        column = values[name].astype(float)
+        axes.plot(column.where(column > 0) if log else column, np.arange(len(values)) + offset, marker, color=colour,
+                  markersize=8, label=str(name))
+    axes.set_xscale("log" if log else "linear")
+    return _above(_lines(axes, list(values.index), unit))
 
 
 def film(pixels: np.ndarray, axes: Axes, title: str = "") -> Axes:

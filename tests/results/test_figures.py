@@ -100,6 +100,19 @@ def test_label_efficiency_draws_ways_with_labels_as_lines_and_without_as_a_level
     assert set(chance.get_ydata()) == {50.0}
 
 
+def test_reliability_is_drawn_in_percent_beside_the_diagonal(axes):
+    table = pd.DataFrame({"predicted": [0.2, 0.7], "observed": [0.1, 0.9], "low": [0.0, 0.8], "high": [0.3, 1.0]})
+    figures.reliability({"probe": table}, axes)
+    diagonal, line = axes.lines[:2]
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 100]
+    np.testing.assert_allclose(line.get_xydata(), [[20, 10], [70, 90]])
+
+
+def test_risk_coverage_is_drawn_in_percent(axes):
+    figures.risk_coverage({"probe": pd.DataFrame({"coverage": [0.5, 1.0], "risk": [0.0, 0.25]})}, axes)
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[50, 0], [100, 25]])
+
+
 def test_recall_panels_share_one_legend_above_them():
     ranks = pd.DataFrame({"rank": [1.0, 2.0], "n_candidates": 10, "direction": "image_to_text"})
     figure, axes = plt.subplots(1, 3, layout="constrained")
@@ -201,6 +214,15 @@ def test_collisions_stand_beside_the_real_tables(axes):
     np.testing.assert_allclose(points(axes), [[0.3, 0.12], [0.25, -0.12], [0.002, 0.88]])
     assert axes.get_xscale() == "log"
     assert legend(axes) == ["real public table", "phantom"]
+
+
+def test_dots_stand_beside_each_other_and_zero_has_none_on_a_logarithmic_axis(axes):
+    figures.dots(pd.DataFrame({"here": [0.1, 0.0], "there": [0.2, 0.4]}, index=["a", "b"]), axes, "share", log=True)
+    (here, there) = axes.lines
+    np.testing.assert_allclose(here.get_xdata(), [0.1, np.nan])
+    np.testing.assert_allclose(there.get_ydata(), [0.075, 1.075])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert (axes.get_xscale(), axes.get_xlabel(), legend(axes)) == ("log", "share", ["here", "there"])
 
 
 def test_films_keep_a_fixed_gray_range_and_spare_axes_are_off():
