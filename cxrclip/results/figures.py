@@ -37,6 +37,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CHANCE = "#6b6b6b"
 CURVES = {"total": "total", "mvs": "MVS", "icl": "ICL", "tcl": "TCL", "valid_total": "total, validation",
+          "valid_mvs": "MVS, validation",
           "accuracy_image_text": "image → text", "accuracy_text_image": "text → image"}
 Measure = tuple[str, str, str]      # data set, task, metric
 CLASSIFICATION: Measure = ("all", "zero-shot", "auroc")
@@ -68,6 +69,20 @@ def training_curves(log: pd.DataFrame, axes: Axes, columns: Sequence[str] | None
         axes.plot(curve["step"], smooth, color=colour, linewidth=2, label=label)
     axes.legend(loc="best", frameon=False, fontsize=9)
     return _finish(axes, "optimisation step", unit)
+
+
+def training_panels(logs: Mapping[str, pd.DataFrame], axes: Sequence[Axes], chance: float) -> Sequence[Axes]:
+    """The training_curves of each run, its name above: the loss terms that it trains, and MVS on the validation split.
+
+    logs: name of a run -> its log (training.fit). axes: side by side, one a run. chance: loss of a model that has
+    learned nothing, drawn dashed.
+    """
+    for (name, log), axis in zip(logs.items(), axes, strict=True):
+        terms = [term for term in ("mvs", "icl", "tcl") if log[term].any()]
+        training_curves(log, axis, [*terms, "valid_mvs"]).set_title(name, fontsize=10)
+        axis.axhline(chance, color=CHANCE, linestyle="--", linewidth=1)
+        axis.label_outer()
+    return axes
 
 
 def similarity_matrix(matrix: np.ndarray, axes: Axes, rows: Sequence[str] = (), columns: Sequence[str] = (),
@@ -361,7 +376,7 @@ def dots(values: pd.DataFrame, axes: Axes, unit: str, log: bool = False) -> Axes
 def film(pixels: np.ndarray, axes: Axes, title: str = "") -> Axes:
     """One film, gray as stored. pixels: (H, W) uint8. Fixed gray range, so that films can be compared."""
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-    axes.set_title(textwrap.fill(title, _characters(axes, 9)), fontsize=9)
+    axes.set_title(textwrap.fill(title, _characters(axes, 9), break_long_words=False), fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():

@@ -48,6 +48,16 @@ def test_training_curves_draw_each_term_and_validation_where_it_was_read(axes):
         figures.training_curves(log, axes, columns=["tcl"])
 
 
+def test_training_panels_draw_the_terms_that_are_trained_and_the_chance_level():
+    log = pd.DataFrame({"step": [1, 2], "mvs": [4.0, 3.0], "icl": 0.0, "tcl": [2.0, 1.0], "valid_mvs": [np.nan, 3.5]})
+    figure, axes = plt.subplots(1, 2, sharey=True)
+    figures.training_panels({"CXR-CLIP": log, "CLIP": log.assign(tcl=0.0)}, axes, chance=3.9)
+    assert [axis.get_title() for axis in axes] == ["CXR-CLIP", "CLIP"]
+    assert [legend(axis) for axis in axes] == [["MVS", "TCL", "MVS, validation"], ["MVS", "MVS, validation"]]
+    assert [list(axis.lines[-1].get_ydata()) for axis in axes] == [[3.9, 3.9]] * 2
+    plt.close(figure)
+
+
 def test_similarity_matrix_is_symmetric_around_zero_and_boxes_the_pairs(axes):
     matrix = np.array([[0.9, -0.2, 0.1], [0.0, 0.5, 0.3]])
     figures.similarity_matrix(matrix, axes, rows=["a", "b"], columns=["x", "y", "z"])
@@ -234,6 +244,13 @@ def test_films_keep_a_fixed_gray_range_and_spare_axes_are_off():
     assert not axes[2].axison
     with pytest.raises(InputError, match="2 films, 1 titles"):
         figures.contact_sheet(films, ["a"], axes)
+    plt.close(figure)
+
+
+def test_a_films_title_is_wrapped_between_words():
+    figure, axes = plt.subplots(1, 6, figsize=(8, 1.6))
+    figures.film(np.zeros((8, 8), np.uint8), axes[0], "Enlarged Cardiomediastinum")
+    assert axes[0].get_title() == "Enlarged\nCardiomediastinum"
     plt.close(figure)
 
 
