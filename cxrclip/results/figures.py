@@ -197,6 +197,40 @@ def risk_coverage(curves: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
     return _finish(axes, "films decided (%)", "of these decided wrongly (%)")
 
 
+def over_scale(scales: np.ndarray, curves: Mapping[str, Sequence[float]], axes: Axes, label: str,
+               level: Mapping[str, float] | None = None) -> Axes:
+    """Curves over the logit scale s (logarithmic), its initial value marked. level: name -> a dashed line."""
+    for (name, _, colour, _, style), curve in zip(_looks(curves), curves.values(), strict=True):
+        axes.plot(scales, curve, style, color=colour, linewidth=2, label=name)
+    for name, value in (level or {}).items():
+        axes.axhline(value, color=CHANCE, linestyle="--", label=name)
+    axes.axvline(1 / 0.07, color="black", linewidth=0.8, linestyle=":", label="initial $s$")
+    axes.set_xscale("log")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=8)  # no room among the curves
+    return _finish(axes, "logit scale $s$", label)
+
+
+def on_two_rings(degrees: np.ndarray, axes: Axes, title: str, towards: np.ndarray | None = None) -> Axes:
+    """Unit vectors of images (outer ring) and texts (inner ring) as points at their angle, a colour a study.
+
+    degrees: (2, N), images first. towards: (2, N), where each goes, as arrows. axes: polar.
+    """
+    for side, (name, marker, radius) in enumerate((("image", "o", 1.0), ("text", "s", 0.75))):
+        angles, colours = np.deg2rad(degrees[side]), PALETTE[:len(degrees[side])]
+        axes.plot(np.linspace(0, 2 * np.pi, 200), np.full(200, radius), color="#cccccc", linewidth=0.8)
+        axes.scatter(angles, np.full(len(angles), radius), s=110, marker=marker, color=colours, edgecolor="black",
+                     zorder=3)
+        axes.scatter([], [], marker=marker, s=70, color="white", edgecolor="black", label=name)
+        for start, end, colour in zip(angles, np.deg2rad(degrees if towards is None else towards)[side], colours,
+                                      strict=True):
+            if towards is not None:
+                axes.annotate("", (end, radius + 0.1), (start, radius + 0.1),
+                              arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 2})
+    axes.set(title=title, ylim=(0, 1.25), yticks=[], xticks=[], frame_on=False)
+    axes.legend(frameon=False, loc="center")
+    return axes
+
+
 def recall_panels(ranks: Mapping[str, pd.DataFrame], axes: Sequence[Axes], by: str = "direction") -> Sequence[Axes]:
     """A recall_curve for each test set, its name above it, with one legend above all panels.
 
@@ -490,7 +524,7 @@ def roc_curves(scores: pd.DataFrame, axes: Axes, by: str = "class") -> Axes:
 
 
 def counts_bars(counts: pd.DataFrame, axes: Axes, name: str = "name", count: str = "count", by: str | None = None,
-                unit: str = "studies") -> Axes:
+                unit: str = "studies", digits: int = 0) -> Axes:
     """Horizontal bars of counts, each with its number. counts: columns `name`, `count` and, for colours, `by`."""
     _require(counts, [name, count, *([by] if by else [])], "counts")
     names = list(dict.fromkeys(counts[name]))
@@ -500,7 +534,7 @@ def counts_bars(counts: pd.DataFrame, axes: Axes, name: str = "name", count: str
         part = counts if group is None else counts[counts[by] == group]
         y = np.array([names.index(value) for value in part[name]]) + offset
         bars = axes.barh(y, part[count], 0.92 * height, color=colour, label=None if group is None else str(group))
-        axes.bar_label(bars, [f"{value:,.0f}" for value in part[count]], padding=3, fontsize=8)
+        axes.bar_label(bars, [f"{value:,.{digits}f}" for value in part[count]], padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), [str(value) for value in names], fontsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.12)

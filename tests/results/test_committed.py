@@ -7,7 +7,9 @@ import pytest
 from cxrclip.book import render
 from cxrclip.errors import InputError
 from cxrclip.experiments import cache
+from cxrclip.results import readings
 from cxrclip.results import rows as results_rows
+from cxrclip.results.statistics import over_seeds, with_sums
 
 STATUS = '{{"versions": "{}", "stale": {}, "reason": "test"}}'
 
@@ -30,3 +32,20 @@ def test_mixed_unmarked_and_wrongly_marked_results_are_refused(tmp_path, version
     path.write_text(STATUS.format(said, stale))
     with pytest.raises(InputError, match=fault):
         render.check_standard(frame, render.status(tmp_path))
+
+
+def test_what_page_10_says_of_the_remedies():
+    """Its sentences: batches of one source give both, 75 % reports keep zero-shot and raise RSUM, labels alone fail."""
+    results = render.standard_results()
+    table = readings.readings(results, "remedies").set_index(["row", "measure"])
+    rsum, zero_shot = "RSUM", "zero-shot AUROC"
+    for measure in (rsum, zero_shot):
+        said = table.loc[("batches of one source", measure)]
+        assert said["reading"] == "raises"
+        assert said["p_holm"] < readings.LEVEL
+    assert table.loc[("75 % reports in each batch", rsum), "reading"] == "raises"
+    assert table.loc[("75 % reports in each batch", zero_shot), "reading"] == "cannot tell"
+    rows = results.query("comparison == 'remedies' and reference == '' and task == 'image_to_text'")
+    rows = over_seeds(with_sums(rows))
+    rows = rows[(rows["metric"] == "RSUM") & (rows["dataset"] == "all")].set_index("row")["value"]
+    assert rows["one_source"] > rows["m"] > 4 * rows["labels_only"]

@@ -123,6 +123,24 @@ def test_risk_coverage_is_drawn_in_percent(axes):
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[50, 0], [100, 25]])
 
 
+def test_curves_over_the_scale_keep_their_values(axes):
+    figures.over_scale(np.array([1.0, 10.0]), {"a": [0.2, 0.4]}, axes, "MVS (nats)", {"chance": 3.0})
+    curve, level, _ = axes.lines
+    np.testing.assert_allclose(curve.get_xydata(), [[1, 0.2], [10, 0.4]])
+    assert set(level.get_ydata()) == {3.0}
+
+
+def test_two_rings_hold_images_outside_and_texts_inside():
+    figure = plt.figure()
+    axes = figure.add_subplot(projection="polar")
+    degrees = np.array([[0.0, 90.0], [180.0, 270.0]])
+    figures.on_two_rings(degrees, axes, "title", towards=degrees + 5)
+    images, _, texts, _ = axes.collections
+    np.testing.assert_allclose(images.get_offsets(), [[0, 1], [np.pi / 2, 1]])
+    np.testing.assert_allclose(texts.get_offsets(), [[np.pi, 0.75], [1.5 * np.pi, 0.75]])
+    assert len(axes.texts) == 4, "an arrow a point"
+
+
 def test_recall_panels_share_one_legend_above_them():
     ranks = pd.DataFrame({"rank": [1.0, 2.0], "n_candidates": 10, "direction": "image_to_text"})
     figure, axes = plt.subplots(1, 3, layout="constrained")
