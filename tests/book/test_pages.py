@@ -41,13 +41,8 @@ def test_pages_that_are_named_are_linked(page):
         assert not re.search(r"[Nn]otebooks? \d\d", plain), f"not a link: {plain[:80]}"
 
 
-LONG = ("03_views_and_encoders",)  # its cells are still to be cut
-
-
 def test_cells_are_short(page):
     """A cell of at most 12 lines, none over 88 characters, is read without scrolling."""
-    if page.stem in LONG:
-        pytest.skip("still to be cut")
     for cell in cells(page, "code"):
         code = [line for line in cell.source.splitlines() if line.strip()]
         assert len(code) <= 12, f"{len(code)} lines: {code[0]}"
