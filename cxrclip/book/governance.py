@@ -98,7 +98,7 @@ def _of_notebook(path: Path, known: Sentences) -> Iterator[Fault]:
         source = _joined(cell["source"])
         yield from ((f"cell {number}", fault) for fault in _of_text(source, known))
         if "parameters" in cell.get("metadata", {}).get("tags", ()):
-            mixes += re.findall(r"^mix = [\"'](.*)[\"']", source, re.M)
+            mixes += re.findall(r"^mix(?:: str)? = [\"'](.*)[\"']", source, re.M)
         for output in cell.get("outputs", ()):
             texts = [_joined(output.get("text", "")) + _joined(output.get("traceback", ""))]
             for kind, data in output.get("data", {}).items():
