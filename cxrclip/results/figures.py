@@ -529,10 +529,11 @@ def counts_bars(counts: pd.DataFrame, axes: Axes, name: str = "name", count: str
     _require(counts, [name, count, *([by] if by else [])], "counts")
     names = list(dict.fromkeys(counts[name]))
     looks = _looks(counts[by] if by else [None], span=0.8)
-    height = 0.8 / len(looks)
+    alone = counts[name].is_unique  # then no bar stands beside another, and each is centred at its name
+    height = 0.8 if alone else 0.8 / len(looks)
     for group, offset, colour, _, _ in looks:
         part = counts if group is None else counts[counts[by] == group]
-        y = np.array([names.index(value) for value in part[name]]) + offset
+        y = np.array([names.index(value) for value in part[name]]) + (0 if alone else offset)
         bars = axes.barh(y, part[count], 0.92 * height, color=colour, label=None if group is None else str(group))
         axes.bar_label(bars, [f"{value:,.{digits}f}" for value in part[count]], padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), [str(value) for value in names], fontsize=9)

@@ -320,6 +320,11 @@ def test_counts_bars_carry_their_numbers(axes):
     assert legend(axes) == ["M", "C"]
 
 
+def test_bars_that_stand_alone_are_centred_at_their_names(axes):
+    figures.counts_bars(pd.DataFrame({"name": ["Edema", "Mass"], "count": [1, 2], "by": ["M", "C"]}), axes, by="by")
+    assert [bar.get_y() + bar.get_height() / 2 for bar in axes.patches] == [0, 1]
+
+
 def test_many_curves_never_look_the_same():
     looks = figures._looks(range(21))
     assert len({(colour, style) for _, _, colour, _, style in looks}) == 21
