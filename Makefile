@@ -23,7 +23,7 @@ QUICK    = tests/test_losses.py tests/test_metrics.py tests/test_prompts.py test
 
 .DEFAULT_GOAL := help
 .PHONY: help env data augment-texts reproduce dry-run pretrain export results tables figures notebooks check test lint \
-        style types unit nbval book lab bench golden lock clean
+        style types unit nbval book lab bench fuzz golden lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -112,6 +112,10 @@ lab: $(STAMP)  ## JupyterLab on the notebooks
 
 bench: $(STAMP)  ## measured ratios against obvious alternatives
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+fuzz: $(STAMP)  ## thousands of damaged files, and faults at random moments: benchmarks/fuzz.md, kills.md (an hour)
+	@$(BIN)/python tests/fuzzing.py
+	@$(BIN)/python benchmarks/kills.py
 
 lock:  ## requirements.lock anew: the newest packages that pyproject.toml allows, as a fresh environment resolves them
 	@rm -rf $(BUILD)/lock

@@ -23,6 +23,7 @@ from cxrclip.errors import InputError
 
 DEFAULT_FILE = Path(__file__).with_name("prompts.yaml")
 STATES = ("positive", "negative", "uncertain")
+MAX_TEXTS = 10_000  # of one class in a zero-shot task; the official ones have at most 1,000
 
 Texts = tuple[str, ...]
 Task = dict[str, tuple[Texts, Texts]]
@@ -231,6 +232,12 @@ class _Combined(BaseModel, extra="forbid"):
     severity: Words
     subtype: Sentences
     location: Words
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> _Combined:
+        if (number := len(self.severity) * len(self.subtype) * len(self.location)) > MAX_TEXTS:
+            raise ValueError(f"{number:,} combinations, more than {MAX_TEXTS:,}; shorten the lists")
+        return self
 
     def texts(self) -> Texts:
         """Every combination of the three lists, joined by spaces; an empty word leaves no gap."""

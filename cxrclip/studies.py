@@ -25,8 +25,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, Field, ValidationError
 
-from cxrclip.errors import InputError
+from cxrclip.errors import InputError, one_line
 
 SPLITS = ("train", "valid", "test")
 SEXES = ("F", "M")
@@ -57,8 +58,20 @@ and `age` (years) may be null; lists are empty, never null. Finding names are th
 
 REQUIRED = ("study_id", "patient_id", "source", "split")
 _TEXTS = ("findings", "impression")
+
 _LABELS = ("positive", "negative", "uncertain")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+
+
+class _Facts(BaseModel, strict=True):
+    """dataset.json of a study folder."""
+
+    studies: int
+    shards: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")  # also the name of a folder
+    files: dict[str, str] = {}  # shard -> SHA-256 of the file; folders that older code wrote have none
+    rejected: int
+    about: dict[str, Any]
 
 
 def open_studies(
@@ -96,11 +109,14 @@ def open_studies(
 
 def _open_folder(folder: Path, split: str | None) -> datasets.Dataset:
     root = folder / ".cache" if os.access(folder, os.W_OK) else Path(datasets.config.HF_DATASETS_CACHE) / "cxrclip"
-    files = [str(shard) for shard in shard_files(folder)]
+    shards, place = shard_files(folder), root / fingerprint(folder)[:16]
+    if not place.exists():  # from then on the copy is read
+        _check_files(folder, shards)
+    files = [str(shard) for shard in shards]
     bars = not datasets.are_progress_bars_disabled()
     try:  # not datasets.load_dataset: it reports its use over the network
         datasets.disable_progress_bars()
-        whole = datasets.Dataset.from_parquet(files, cache_dir=str(root / fingerprint(folder)[:16]))
+        whole = datasets.Dataset.from_parquet(files, cache_dir=str(place))
     except (OSError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise InputError(f"{folder}: cannot be opened ({cause}); free disk space or prepare it again") from error
@@ -112,26 +128,39 @@ def _open_folder(folder: Path, split: str | None) -> datasets.Dataset:
     return whole.select(np.flatnonzero(np.asarray(whole.data.column("split")) == split), keep_in_memory=True)
 
 
+def _check_files(folder: Path, shards: Sequence[Path]) -> None:
+    """Compare the shards with what was written. Folders made before `files` was kept have nothing to compare."""
+    written = facts_of(folder)["files"]
+    for shard in shards:
+        if written.get(shard.name) not in (None, sha256_of(shard)):
+            raise InputError(f"{shard}: its content has changed since it was written; prepare the folder again")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(folder: str | Path) -> str:
     """SHA-256 (hex) of the folder's content, as `write_studies` stored it."""
     return facts_of(folder)["sha256"]
 
 
 def facts_of(folder: str | Path) -> dict[str, Any]:
-    """What `dataset.json` says of a study folder: studies, shards, sha256, rejected (counts) and about.
+    """What `dataset.json` says of a study folder: studies, shards, sha256, files, rejected (counts) and about.
 
     Raises InputError where the file is missing or damaged.
     """
     path = Path(folder) / "dataset.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not {"studies", "shards", "sha256", "rejected", "about"} <= facts.keys():
-            raise ValueError("keys are missing")
-        return facts
+        return _Facts.model_validate_json(path.read_bytes()).model_dump()
     except FileNotFoundError as error:
         raise InputError(f"{folder}: not a study folder (no dataset.json); prepare it first") from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); prepare the folder again") from error
+    except ValidationError as error:
+        raise InputError(f"{one_line(error, path)}; prepare the folder again") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); prepare the folder again") from error
 
 
 def shard_files(folder: Path) -> list[Path]:

@@ -31,7 +31,7 @@ from cxrclip.official.effects import protocol_effects
 from cxrclip.official.published import published_fetched
 from cxrclip.results import tables
 from cxrclip.results.rows import merge_results, read_results, together, write_results
-from cxrclip.results.statistics import rsum_rows, size_rows
+from cxrclip.results.statistics import CAUSES, doubtful, rsum_rows, size_rows
 from cxrclip.studies import summary
 from cxrclip.training import start_accelerator
 
@@ -80,6 +80,9 @@ def reproduce(profile: str, mix: str, seed: int, bench: Workbench, folder: Path 
     for name in SHOWN:
         if (table := out / "tables" / f"{name}.txt").is_file():
             print(f"\n{table.read_text(encoding='utf-8').rstrip()}")
+    if (out / "results.csv").is_file() and (lines := doubtful(read_results(out / "results.csv"))):
+        print(f"\nnumbers that no trained model should have; the usual causes: {CAUSES}")
+        print("\n".join(f"  {line}" for line in lines))
     print(f"\ndone in {(time.monotonic() - started) / 60:.1f} min. Everything is in {out}:")
     for name, content in CONTENTS.items():
         if (out / name).exists():

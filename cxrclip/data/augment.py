@@ -60,9 +60,10 @@ class Translator:
         place = next((place for place in (folder, Path(name)) if (place / "config.json").is_file()), None)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        local = {"local_files_only": True, "trust_remote_code": False}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place or name, local_files_only=True)
-            model = AutoModelForSeq2SeqLM.from_pretrained(place or name, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(place or name, **local)
+            model = AutoModelForSeq2SeqLM.from_pretrained(place or name, **local)
         except (ImportError, OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             if isinstance(error, ImportError):

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -113,6 +113,17 @@ def locked(path: str | Path, *, wait: bool = True, where: str | Path = "") -> It
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def making(path: str | Path, made: Callable[[], bool]) -> Iterator[bool]:
+    """Hold the lock of `path` and tell whether it is still to be made; what is `made` needs no lock, also on a
+    read-only disk."""
+    if made():
+        yield False
+        return
+    with locked(path):
+        yield not made()
 
 
 def flush(*paths: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import stat
 import struct
 import threading
 import warnings
@@ -30,6 +31,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
 MAX_PIXELS = 100_000_000  # the largest digital chest films have about 20 million
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
+MAX_BYTES = 2**30
 MIN_SIDE = 16  # fewer pixels show no chest
 JPEG_QUALITY = 95
 
@@ -79,12 +81,7 @@ def read_gray(source: bytes | Path, where: str, *, at_least: int | None = None) 
             decoded, a side under `MIN_SIDE`, more than `MAX_PIXELS` pixels, or the same value everywhere.
     """
     named = not isinstance(source, bytes) and source.suffix.lower() in (".dcm", ".dicom")
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{where}: no such image file; check the path or download it") from error
-    except OSError as error:
-        raise InputError(f"{where}: the image file cannot be read ({error.strerror}); check its rights") from error
+    data = source if isinstance(source, bytes) else _content(source, where)
     if not data:
         raise InputError(f"{where}: the image file is empty (0 bytes); copy or download it again")
     if data[128:132] == b"DICM" or (named and not data.startswith(_MAGIC)):
@@ -106,10 +103,23 @@ def decode_gray(data: bytes, where: str) -> np.ndarray:
         InputError: the bytes cannot be decoded; names `where`.
     """
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    if _too_large(data):
+        raise InputError(f"{where}: more than {MAX_PIXELS:,} pixels; not a film: leave it out")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
         raise InputError(f"{where}: the stored film cannot be decoded; prepare the study folder again")
     return image
+
+
+def _too_large(data: bytes) -> bool:
+    """Whether the header promises more than MAX_PIXELS: 5 kB may unpack to 4 GiB."""
+    try:
+        with _quietly(), Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            return header.width * header.height > MAX_PIXELS
+    except Image.DecompressionBombError:
+        return True
+    except _DAMAGE:  # the decoder says what is wrong
+        return False
 
 
 def encode_gray(image: np.ndarray, format: Literal["jpeg", "png"] = "jpeg") -> bytes:
@@ -150,6 +160,23 @@ def resize_shorter(image: np.ndarray, size: int) -> np.ndarray:
     scale = size / shorter
     target = (max(size, round(width * scale)), max(size, round(height * scale)))
     return cv2.resize(image, target, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def _content(path: Path, where: str) -> bytes:
+    try:
+        kind = path.stat()
+        if not stat.S_ISREG(kind.st_mode) or kind.st_size > MAX_BYTES:  # a pipe or a device may never end
+            raise InputError(f"{where}: no image file, but a folder, a device or more than {MAX_BYTES:,} bytes; leave "
+                             "it out")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{where}: no such image file; check the path or download it") from error
+    except OSError as error:
+        raise InputError(f"{where}: the image file cannot be read ({error.strerror}); check its rights") from error
+    except InputError:
+        raise
+    except ValueError as error:  # a path with a NUL
+        raise InputError(f"{where}: no path of an image file; mend the cell") from error
 
 
 def _read_image(data: bytes, where: str, at_least: int | None) -> np.ndarray:

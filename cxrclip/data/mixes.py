@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cxrclip import studies
-from cxrclip.data.files import digest, locked, write_text
+from cxrclip.data.files import digest, making, write_text
 from cxrclip.data.phantom import world
 from cxrclip.data.settings import checked, read_settings
 from cxrclip.data.sources import SOURCES
@@ -219,12 +219,10 @@ def _fill(role: Role, profile: str, cache: Path, data: str, progress: bool) -> P
         root = role.needed(data)[0]
         recipe = [role.value, dict(role.options), _file_digest(root), SOURCES_VERSION]
     folder = cache / f"{role.name}-{digest(recipe)}"
-    with locked(folder):
-        if (folder / "dataset.json").is_file():
-            pass
-        elif role.filling == "phantom":
+    with making(folder, (folder / "dataset.json").is_file) as missing:
+        if missing and role.filling == "phantom":
             world.generate(role.value, role.sizes[profile], folder, progress=progress)
-        else:
+        elif missing:
             SOURCES[role.value](root, folder, progress=progress, **role.options)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cxrclip.errors import InputError, one_line
 
+MAX_VALUES = 100_000  # the library's own prompts have some 2,000
 T = TypeVar("T")
 
 
@@ -34,6 +36,22 @@ def _unique(pairs: list[tuple[Hashable, Any]], line: str = "") -> dict[Hashable,
     return mapping
 
 
+def _refuse_endless(content: object, sizes: dict[int, float]) -> float:
+    """How many values `content` has when its aliases are written out: a few lines of them would fill any memory.
+
+    sizes: by identity, of the lists and mappings that were counted; those that are being counted are endless.
+    """
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in sizes:
+        sizes[id(content)] = math.inf
+        values = content.values() if isinstance(content, dict) else content
+        sizes[id(content)] = 1 + sum(_refuse_endless(value, sizes) for value in values)
+    if sizes[id(content)] > MAX_VALUES:
+        raise InputError(f"its aliases (*name) stand for more than {MAX_VALUES:,} values; write out what is meant")
+    return sizes[id(content)]
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The content of a YAML file, or of a JSON file (its name ends in .json): `name: value` lines, each name once.
 
@@ -47,6 +65,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
             content = json.loads(text, object_pairs_hook=_unique)
         else:
             content = yaml.load(text, Loader=_UniqueKeyLoader)
+            _refuse_endless(content, {})
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except InputError as error:

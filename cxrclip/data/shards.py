@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from cxrclip.data.files import atomic_file, locked, refuse_foreign, replace_folder, writing
 from cxrclip.errors import InputError
-from cxrclip.studies import REQUIRED, SCHEMA, canonical, facts_of, faults_of, first_faults
+from cxrclip.studies import REQUIRED, SCHEMA, canonical, facts_of, faults_of, first_faults, sha256_of
 
 MARKER = "dataset.json"  # the file that makes a folder a study folder
 
@@ -156,6 +156,7 @@ class ResumableStudies:
                 with open(self.table / "rejected.csv", "w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerows([Rejected._fields, *rejected])
             facts = {"studies": self.count, "shards": len(self.shards), "sha256": self.digest.hexdigest(),
+                     "files": {path.name: sha256_of(path) for path in self.shards},
                      "rejected": len(rejected), "about": dict(about)}
             (self.table / MARKER).write_text(json.dumps(facts, indent=1) + "\n")
             replace_folder(self.table, self.folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -146,5 +147,5 @@ def load_embeddings(path: str | Path) -> ImageEmbeddings:
             return ImageEmbeddings(**{name: stored[name] for name in ImageEmbeddings.__dataclass_fields__})
     except FileNotFoundError as fault:
         raise InputError(f"{path}: no such embeddings: embed the studies first") from fault
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as fault:
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as fault:
         raise InputError(f"{path}: damaged embeddings ({type(fault).__name__}): delete it and embed again") from fault

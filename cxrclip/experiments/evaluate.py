@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 
 from cxrclip import evaluation
 from cxrclip.data import mixes
-from cxrclip.data.files import locked
+from cxrclip.data.files import making
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.experiments.checkpoints import save_embeddings
 from cxrclip.experiments.workbench import Run, one_thread
@@ -19,7 +20,7 @@ from cxrclip.official.behaviours import Behaviours, leaked_rows, text_rule
 from cxrclip.official.probe import adamw_probe
 from cxrclip.prompts import PromptBank
 from cxrclip.results.rows import read_results, write_results
-from cxrclip.results.statistics import accuracy_rows, auroc_rows, retrieval_rows
+from cxrclip.results.statistics import CAUSES, accuracy_rows, auroc_rows, doubtful, retrieval_rows
 
 _bank = cache(PromptBank.load)  # the library's own prompts, read once a process: every task asks for them
 
@@ -31,13 +32,15 @@ def evaluate(run: Run) -> pd.DataFrame:
     their reasons are in `run.data.missing`.
     """
     folder = run.evaluation_folder
-    with locked(folder):
-        if not (folder / "results.csv").is_file():
+    with making(folder, (folder / "results.csv").is_file) as missing:
+        if missing:
             with one_thread():
                 roles = [role for role in run.data.mix.tests.values() if role.name in run.data.folders]
                 parts = [_evaluate_role(run, role, folder) for role in roles]
             run.model.cpu()  # where Run.model is promised to be
-            write_results(pd.concat(parts), folder / "results.csv")
+            write_results(rows := pd.concat(parts), folder / "results.csv")
+            if lines := doubtful(rows):
+                warnings.warn(f"{'; '.join(lines)}. The usual causes: {CAUSES}", stacklevel=2)
     return read_results(folder / "results.csv")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -52,7 +53,8 @@ def _make(experiments: Sequence[Experiment], bench: Workbench) -> None:
 
 def _complete(experiment: Experiment, bench: Workbench) -> None:
     """What a worker process does for one experiment."""
-    evaluate(pretrain(experiment, bench, report=lambda step: None))
+    with warnings.catch_warnings(action="ignore"):  # `reproduce` lists doubtful numbers in the end
+        evaluate(pretrain(experiment, bench, report=lambda step: None))
 
 
 def _steps(task: Task) -> int:

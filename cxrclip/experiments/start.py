@@ -18,7 +18,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from cxrclip.data import mixes
-from cxrclip.data.files import atomic_file, digest, locked
+from cxrclip.data.files import atomic_file, digest, making
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, ImageEncoder, build_image_encoder
 from cxrclip.errors import InputError
 from cxrclip.experiments.cache import stages, tokenizer_key
@@ -58,8 +58,8 @@ def start_encoders(model: CXRCLIPModel, experiment: Experiment, data: mixes.Prep
 
 def kept(path: Path, make: Callable[[], nn.Module]) -> dict[str, Tensor]:
     """The weights at `path`: those of `make()`, if there are none yet."""
-    with locked(path):
-        if not path.is_file():
+    with making(path, path.is_file) as missing:
+        if missing:
             weights = {name: weight.contiguous() for name, weight in make().state_dict().items()}
             with atomic_file(path) as draft:
                 save_file(weights, draft)

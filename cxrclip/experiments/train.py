@@ -23,7 +23,7 @@ from cxrclip import training
 from cxrclip.data import mixes
 from cxrclip.data.batches import EpochBatches, share_of
 from cxrclip.data.dataset import Marks, PretrainingDataset, StudyItems, StudyMix, load_batches
-from cxrclip.data.files import atomic_folder, locked, write_text
+from cxrclip.data.files import atomic_folder, locked, making, write_text
 from cxrclip.data.progress import progress_bar
 from cxrclip.data.stream import StreamedBatches, StreamedItems
 from cxrclip.data.workers import WorkFailed
@@ -36,7 +36,15 @@ from cxrclip.experiments.experiment import Experiment
 from cxrclip.experiments.memory import fitting_chunk
 from cxrclip.experiments.start import start_encoders
 from cxrclip.experiments.tokenizer import train_tokenizer
-from cxrclip.experiments.workbench import Run, Workbench, keep_freed_memory, one_thread, software, without_weight_bars
+from cxrclip.experiments.workbench import (
+    Run,
+    Workbench,
+    about_of,
+    keep_freed_memory,
+    one_thread,
+    software,
+    without_weight_bars,
+)
 from cxrclip.losses import CXRCLIPLoss, processes
 from cxrclip.official import behaviours
 from cxrclip.official.behaviours import Behaviours, TrivialValidation
@@ -75,7 +83,7 @@ def pretrain(experiment: Experiment, bench: Workbench | None = None,
     if reason := runnable(experiment, data):
         raise InputError(f"cannot pretrain {experiment.name}: {reason}: choose other roles or add data to the mix")
     folder = run_folder(experiment, bench)
-    with locked(folder) if first_process() else nullcontext():
+    with locked(folder) if first_process() and about_of(folder) is None else nullcontext():
         if not is_finished(folder, bench):
             with one_line_if_a_process_ends(experiment):
                 _train(experiment, data, folder, bench, report)
@@ -84,7 +92,7 @@ def pretrain(experiment: Experiment, bench: Workbench | None = None,
 
 def is_finished(folder: Path, bench: Workbench) -> bool:
     """Whether the run is there, as the first of all processes sees it."""
-    finished = [(folder / "run.json").is_file()]
+    finished = [about_of(folder) is not None]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         training.start_accelerator(bench.device)
         broadcast_object_list(finished)
@@ -111,7 +119,7 @@ def run_folder(experiment: Experiment, bench: Workbench) -> Path:
 def finished_run(experiment: Experiment, bench: Workbench) -> Run | None:
     """The run of `experiment` if it is finished, else None."""
     folder = run_folder(experiment, bench)
-    return Run(experiment, folder, bench) if (folder / "run.json").is_file() else None
+    return Run(experiment, folder, bench) if about_of(folder) is not None else None
 
 
 def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Workbench,
@@ -176,8 +184,8 @@ def tokenizer_for(experiment: Experiment, data: mixes.Prepared, bank: PromptBank
     if experiment.text_encoder in PUBLISHED_WEIGHTS and experiment.published_weights:
         return published_tokenizer(experiment.text_encoder)
     folder = bench.build / "data" / f"tokenizer-{tokenizer_key(data)}"
-    with locked(folder):
-        if not folder.is_dir():
+    with making(folder, folder.is_dir) as missing:
+        if missing:
             with atomic_folder(folder) as draft:
                 train_tokenizer(mixes.training_texts(data, bank)).save_pretrained(draft)
     return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -349,7 +357,7 @@ class StepLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.main, self.report, self.started = folder / "log.jsonl", main, report, time.monotonic()
         if main:
-            kept = self.path.read_text().splitlines()[:step] if self.path.exists() else []
+            kept = self.path.read_text(errors="replace").splitlines()[:step] if self.path.exists() else []
             self.path.write_text("".join(f"{line}\n" for line in kept))
         self.bar = progress_bar(total=steps, initial=step, unit="step", shown=main and report is None)
 

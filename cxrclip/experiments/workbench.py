@@ -107,7 +107,11 @@ class Run:
 
     def log(self) -> pd.DataFrame:
         """A row a step: loss terms, in-batch accuracies, learning rate; validation columns where they were read."""
-        return pd.read_json(self.folder / "log.jsonl", lines=True)
+        path = self.folder / "log.jsonl"
+        try:
+            return pd.read_json(path, lines=True)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: missing or damaged: delete the folder, and the run is trained again") from error
 
     @property
     def evaluation_folder(self) -> Path:
@@ -148,7 +152,19 @@ class Run:
     @property
     def about(self) -> dict:
         """run.json: experiment, data, recipe, seconds, parameters, and what made it: stages, commit, software."""
-        return json.loads((self.folder / "run.json").read_text())
+        about = about_of(self.folder)
+        if about is None:
+            raise InputError(f"{self.folder}: run.json is missing or damaged: start again to finish the run anew")
+        return about
+
+
+def about_of(folder: Path) -> dict | None:
+    """What run.json of a run's folder says; None where it is missing or damaged, for the run is not finished then."""
+    try:
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return about if {"experiment", "data", "stages"} <= about.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def origin(runs: Sequence[Run], command: str, data: object = None) -> dict[str, object]:

@@ -6,12 +6,14 @@ Importing this module teaches transformers' auto classes and its zero-shot pipel
     from transformers import pipeline
     classify = pipeline("zero-shot-image-classification", model="<folder of an exported model>")
 
-Nothing in the folder is executed (no trust_remote_code).
+Nothing in the folder is executed (no trust_remote_code). The pipeline then reads films as the evaluation does: left to
+itself, transformers turns 16-bit films white, applies orientation tags and shows what is transparent.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import transformers
 from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.pipelines import PIPELINE_REGISTRY, ZeroShotImageClassificationPipeline
 
 from cxrclip.data import images as films
 from cxrclip.encoders import IMAGENET, CXRCLIPConfig, CXRCLIPModel
@@ -111,6 +114,28 @@ class CXRCLIPProcessor(ProcessorMixin):
         return cls(CXRCLIPImageProcessor(config.image_size, config.image_mean, config.image_std), tokenizer)
 
 
+class FilmPipeline(ZeroShotImageClassificationPipeline):
+    """transformers' own pipeline, which hands films to `gray` and cuts labels that are longer than the model reads.
+
+    Models of other libraries are served as before.
+    """
+
+    def preprocess(self, image: Film, candidate_labels: Sequence[str] = (),
+                   hypothesis_template: str = "This is a photo of {}.", **kwargs: Any) -> dict[str, Any]:
+        """transformers' own step; raises InputError for what `gray` cannot read."""
+        if isinstance(self.image_processor, CXRCLIPImageProcessor):
+            image = Image.fromarray(gray(image, "the film"))
+            most = self.tokenizer.model_max_length
+            given = kwargs.get("tokenizer_kwargs") or {}
+            kwargs["tokenizer_kwargs"] = {"truncation": True, "max_length": most} | given
+            texts = [hypothesis_template.format(label) for label in candidate_labels]
+            if cut := sum(len(ids) > most for ids in self.tokenizer(texts)["input_ids"]):
+                warnings.warn(f"{cut} of {len(texts)} labels are longer than the {most} tokens the model reads: their "
+                              "ends are cut off", stacklevel=2)
+        return super().preprocess(image, candidate_labels, hypothesis_template, **kwargs)
+
+
+PIPELINE_REGISTRY.supported_tasks["zero-shot-image-classification"]["impl"] = FilmPipeline
 # "torchvision" is the kind that the auto classes look for first; these tensors are made by EvalTransform all the same.
 transformers.AutoImageProcessor.register(CXRCLIPConfig, image_processor_classes={"torchvision": CXRCLIPImageProcessor})
 transformers.AutoProcessor.register(CXRCLIPConfig, CXRCLIPProcessor)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TypeVar
@@ -51,7 +52,8 @@ def published_tokenizer(text_encoder: str = "bio-clinical-bert") -> PreTrainedTo
     if text_encoder not in known:
         raise InputError(f"unknown published text encoder {text_encoder!r}: choose one of {', '.join(known)}")
     source = PUBLISHED_WEIGHTS[text_encoder]
-    return _fetch(text_encoder, lambda **options: AutoTokenizer.from_pretrained(source, **options))
+    kind = partial(AutoTokenizer.from_pretrained, source, trust_remote_code=False)
+    return _fetch(text_encoder, kind)
 
 
 def published_place(name: str) -> tuple[str, Path]:

@@ -118,7 +118,7 @@ def official_tokenizer(folder: str | Path = "") -> PreTrainedTokenizerBase:
         raise InputError(f"{folder}: no such folder: make it and save {what} there")
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as fault:  # a folder may hold anything, and transformers then fails in many ways
             raise InputError(f"{folder}: no tokenizer ({_line(fault)}): save {what} there") from fault
     if len(tokenizer) != size or tokenizer.pad_token_id != 0:

@@ -440,3 +440,24 @@ def _rows(tidy: list[dict], about: Mapping[str, object], dataset: str = "", task
         fault = "lacking" if wrong[0] in ABOUT else "unknown"
         raise InputError(f"about: {wrong[0]!r} is {fault}: give {', '.join(ABOUT)}")
     return tidy_frame([{**about, "dataset": dataset, "task": task, **row} for row in tidy])
+
+
+# ---- numbers that point to a mistake --------------------------------------------------------------------------------
+
+
+CAUSES = ("features before the projection, the normalisation of the other image encoder, prompts of another task or "
+          "the wrong way round, weights that do not fit, or too little training (notebook 12 shows what each costs)")
+
+
+def doubtful(results: pd.DataFrame) -> list[str]:
+    """Numbers that point to a mistake: an AUROC whose interval lies below chance, an R@10 that chance may explain.
+
+    results: tidy rows. A line a run and test set; the usual `CAUSES` are the same for all.
+    """
+    measured = results[(results["reference"] == "") & (results["class"] == "all") & (results["origin"] != "published")]
+    below = measured[(measured["metric"] == "auroc") & (measured["high"] < measured["chance"])]
+    lost = measured[(measured["metric"] == "R@10") & (measured["low"] <= measured["chance"])]
+    lines = [f"{row.run}, seed {row.seeds}: {row.dataset} {row.task.replace('_', ' ')} {row.metric} "
+             f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}], chance {100 * row.chance:.1f}"
+             for row in pd.concat([below, lost]).itertuples()]
+    return list(dict.fromkeys(lines))

@@ -137,7 +137,7 @@ def test_an_unusable_file_is_one_clear_line(name):
 def test_missing_file_and_folder_in_place_of_a_file(tmp_path):
     with pytest.raises(InputError, match="row 3: no such image file"):
         read_gray(tmp_path / "gone.png", "row 3")
-    with pytest.raises(InputError, match="row 4: the image file cannot be read"):
+    with pytest.raises(InputError, match="row 4: no image file, but a folder"):
         read_gray(tmp_path, "row 4")
 
 

@@ -12,12 +12,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from downloads import dicom
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, BertTokenizer, PreTrainedTokenizerFast, pipeline
 
 from cxrclip import evaluation, studies
 from cxrclip.data import shards
-from cxrclip.data.images import encode_gray, read_gray
+from cxrclip.data.images import decode_gray, encode_gray, read_gray, store_film
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.experiments.tokenizer import train_tokenizer
@@ -213,6 +214,53 @@ def test_pipeline_scores_are_those_of_the_evaluation(folder, model, tmp_path):
         found = classify(given, candidate_labels=texts, hypothesis_template="{}")
         assert {item["label"]: item["score"] for item in found} == pytest.approx(expected, abs=1e-6)
     assert max(expected.values()) - min(expected.values()) > 1e-3
+
+
+def written(film, name, folder):
+    """The film in a file of some format."""
+    path = folder / name
+    image = Image.fromarray(film)
+    if name.endswith(".dcm"):
+        dicom(path, PixelRepresentation=0, BitsAllocated=8, BitsStored=8, HighBit=7, Rows=film.shape[0],
+              Columns=film.shape[1], PixelData=film.tobytes())
+    elif name.endswith(".jpg"):
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        image.save(path, exif=turned)
+    elif "16" in name:
+        Image.fromarray(film.astype(np.uint16) * 11 + 300).save(path)
+    elif "rgba" in name:
+        Image.fromarray(np.dstack([film, film, film, film[::-1]])).save(path)
+    else:
+        image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["8.png", "16.png", "rgba.png", "turned.jpg", "film.dcm"])
+def test_a_film_is_scored_as_the_model_saw_films_whatever_its_format(name, folder, processor, tmp_path):
+    path = written(film_of((90, 70), seed=3), name, tmp_path)
+    config = processor.image_processor
+    stored = store_film(path, "film", 90)                                       # what a study table holds
+    expected = EvalTransform(64, config.image_mean, config.image_std)(read_gray(path, "film"))
+    assert torch.equal(config(path)["pixel_values"][0], expected)
+    classify = pipeline("zero-shot-image-classification", model=str(folder))
+    inputs = classify.preprocess(str(path), candidate_labels=TEXTS)
+    assert torch.equal(inputs["pixel_values"][0], expected)
+    if name != "film.dcm":
+        assert torch.equal(classify.preprocess(Image.open(path), candidate_labels=TEXTS)["pixel_values"][0], expected)
+    in_table = EvalTransform(64, config.image_mean, config.image_std)(decode_gray(stored, "film"))
+    assert (in_table - expected).abs().mean() * 0.25 * 255 < 3                  # shades: a table stores JPEG
+
+
+def test_a_label_longer_than_the_model_reads_is_cut_with_a_warning(folder, tmp_path):
+    classify = pipeline("zero-shot-image-classification", model=str(folder))
+    film = Image.fromarray(film_of((64, 64)))
+    labels = ["Normal chest.", " ".join(["small effusion"] * 40)]
+    with pytest.warns(UserWarning, match="1 of 2 labels are longer than the 12 tokens"):
+        scores = classify(film, candidate_labels=labels, hypothesis_template="{}")
+    assert sum(item["score"] for item in scores) == pytest.approx(1)
+    with pytest.raises(InputError, match="no such image file"):
+        classify(str(tmp_path / "none.png"), candidate_labels=labels)
 
 
 def test_pipeline_works_offline_in_a_process_of_its_own(folder, model, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cxrclip.results import readings
+from cxrclip.results import readings, statistics
 from cxrclip.results.rows import COLUMNS, tidy_frame
 
 
@@ -57,3 +57,18 @@ def test_seeds_are_counted_and_nothing_says_nothing():
                        difference("icl", 0.1, 0.05, 0.2, reference="mvs", seeds="0")])
     assert "Seeds a row: 1 to 3." in readings.markdown(rows, "ablation")
     assert readings.markdown(rows, "remedies") == ""
+
+
+def test_numbers_that_no_trained_model_has_are_listed():
+    def row(metric, value, low, high, chance, **columns):
+        return {"run": "CLIP", "origin": "measured", "dataset": "siim", "class": "all", "reference": "", "seeds": "0",
+                "task": "zero-shot", "metric": metric, "value": value, "low": low, "high": high, "chance": chance,
+                **columns}
+    fine = [row("auroc", 0.45, 0.39, 0.51, 0.5), row("R@10", 0.2, 0.1, 0.3, 0.05), row("R@1", 0.0, 0.0, 0.1, 0.01),
+            row("auroc", 0.2, 0.1, 0.3, 0.5, **{"class": "Edema"}), row("auroc", -0.2, -0.3, -0.1, 0.5, reference="a")]
+    doubted = [row("auroc", 0.36, 0.3, 0.42, 0.5), row("R@10", 0.05, 0.02, 0.1, 0.03, task="image_to_text")]
+    results = tidy_frame([*fine, *doubted, *doubted])
+    assert statistics.doubtful(results) == [
+        "CLIP, seed 0: siim zero-shot auroc 36.0 [30.0, 42.0], chance 50.0",
+        "CLIP, seed 0: siim image to text R@10 5.0 [2.0, 10.0], chance 3.0"]
+    assert statistics.doubtful(tidy_frame(fine)) == []

@@ -144,7 +144,7 @@ def xml_reports(folder: Path) -> Iterator[Report | Unusable]:
     for path in paths:
         try:
             tree = ET.parse(path)
-        except (ET.ParseError, OSError) as error:
+        except (ET.ParseError, OSError, ValueError, LookupError) as error:  # the last two: its encoding
             yield Unusable(path.name, f"not a readable XML file ({error})")
             continue
         sections = {"FINDINGS": "", "IMPRESSION": ""}

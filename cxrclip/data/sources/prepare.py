@@ -230,7 +230,10 @@ class Intake:
         for number, study in self.usable(rows, parse):
             if study is None:
                 continue
-            if (first := first_row.setdefault(study.study_id, number)) != number:
+            outside = [film.path for film in study.films if ".." in film.path.parts[len(self.root.parts):]]
+            if outside:
+                self.set_aside(number, "", "names a film by a path with '..'; give it from the root, or absolute")
+            elif (first := first_row.setdefault(study.study_id, number)) != number:
                 self.set_aside(number, "study", f"{study.study_id} stands already in row {first}; the first is kept")
             else:
                 self.studies.append(replace(study, row=number, file=self.taking))
@@ -353,7 +356,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     """Size and time of a file, None where it is not there."""
     try:
         return path.stat().st_size, path.stat().st_mtime_ns
-    except OSError:
+    except (OSError, ValueError):  # a name with a NUL
         return None
 
 

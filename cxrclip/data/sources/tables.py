@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import lzma
 import os
 import re
 import zipfile
@@ -32,7 +33,8 @@ _EMPTY = {"nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"}  # how pandas, Py
 _YEARS = {"Y": 1.0, "": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _AGE = re.compile(r"(\d{1,3})([YMWD]?)")
 # What gzip, zipfile and pyarrow raise on damaged files and on kinds that they do not know.
-_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, pa.ArrowException)
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile,
+               pa.ArrowException)
 _SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M", "": None, "UNKNOWN": None, "U": None}
 
 
@@ -189,6 +191,8 @@ def _read_parquet(path: Path, columns: Sequence[str], only: bool, *_: object) ->
                     raise InputError(f"{path}: column {name!r} holds {kind}, not text or numbers; export it as text")
                 continue
             values = file.read(columns=[file.schema_arrow.names[place]]).column(0).to_pylist()
+            if len(values) != file.metadata.num_rows:
+                raise ValueError(f"column {name!r} has {len(values)} of {file.metadata.num_rows} rows")
             cells[name] = ["" if value is None else str(value) for value in values]
         return range(file.metadata.num_rows), cells
 
