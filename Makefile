@@ -23,7 +23,7 @@ QUICK    = tests/test_losses.py tests/test_metrics.py tests/test_prompts.py test
 
 .DEFAULT_GOAL := help
 .PHONY: help env data augment-texts reproduce dry-run pretrain export results tables figures notebooks check test lint \
-        style types unit nbval book lab bench fuzz golden lock clean
+        style types unit nbval book test-book lab bench fuzz golden lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -106,6 +106,9 @@ golden: $(STAMP)  ## record the golden numbers anew, after a version was raised 
 book: $(STAMP)  ## the committed notebooks as a web site: build/book/index.html
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html notebooks $(BUILD)/book
 	@echo "open $(BUILD)/book/index.html"
+
+test-book: book  ## every page of the web site in headless Chromium, wide and narrow, light and dark
+	@BOOK="$(BUILD)/book" $(BIN)/python -m pytest -rs tests/browser
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
 	@cd notebooks && ../$(BIN)/jupyter lab

@@ -205,6 +205,14 @@ def figures(root: Root = None) -> None:
     typer.echo("\n".join(render.write_figures(root)))
 
 
+@command("explorer")
+def explorer() -> None:
+    """Write the data of the explorer page: films, texts and the embeddings of the book's model."""
+    _clone(None)
+    from cxrclip.book import explorer
+    typer.echo(explorer.write())
+
+
 @command("export")
 def export(run: Annotated[Path, typer.Option(help="folder of a finished run: BUILD/runs/KEY")],
            out: Annotated[Path, typer.Option(help="new folder for the model")], data: Data = "") -> None:

@@ -34,9 +34,10 @@ html_theme = "sphinx_book_theme"
 html_theme_options = {"use_download_button": True, "show_toc_level": 2, "home_page_in_toc": True,
                       "navbar_persistent": []}
 html_math_renderer = "mathml"   # the browser draws formulas by itself; MathJax would be fetched from the net
-html_static_path = ["book.css"]
+html_static_path = ["book.css", "explorer.js", "explorer_data.js"]
 html_css_files = ["book.css"]
 html_show_copyright = False
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system; without it the theme logs an error
 
 
 def formula(node: nodes.Element, as_block: bool) -> str:

@@ -18,7 +18,7 @@ MAX_IGNORED = 20  # cells whose output nbval does not compare, in the whole book
 OWN_PARAMETERS = {"12_official_weights": ["weights", "tokenizer", "openi", "limit", "precision"],
                   "13_your_own_archive": ["archive"], "14_safe_adoption": ["minutes"]}  # beside the shared
 PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "DATA.md", "notebooks/index.md",
-         "notebooks/paper_size.md", "notebooks/glossary.md")
+         "notebooks/paper_size.md", "notebooks/glossary.md", "notebooks/explorer.md")
 HEAD = ("**You learn**", "**It needs**", "**It takes**", "**It makes**")
 
 

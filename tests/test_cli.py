@@ -16,7 +16,7 @@ from cxrclip.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("reproduce", "pretrain", "dry-run", "notebooks", "data", "augment-texts", "tables", "figures", "export",
-            "scan")
+            "scan", "explorer")
 
 
 def call(*arguments):

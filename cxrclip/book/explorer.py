@@ -1,0 +1,80 @@
+"""The data of the explorer page, as one JavaScript constant: films, texts, truth, and the model's embeddings."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from cxrclip.book.page import NOTEBOOKS, book_model
+from cxrclip.data import images
+from cxrclip.data.files import write_text
+from cxrclip.data.phantom import world
+from cxrclip.data.phantom.anatomy import Finding, Rule
+from cxrclip.evaluation import embed_texts
+from cxrclip.experiments.oracle import SEVERITIES
+
+FILE = NOTEBOOKS / "explorer_data.js"
+SOURCE, FILMS = "mimic-cxr", 60  # the first test studies of this institution that have an impression
+QUESTIONS: Mapping[str, Rule] = {
+    "There is a right pleural effusion.": Rule(("Pleural Effusion",), sides=("right", "both")),
+    "There is a left pleural effusion.": Rule(("Pleural Effusion",), sides=("left", "both")),
+    "There is a large right pleural effusion.": Rule(("Pleural Effusion",), 3, ("right", "both")),
+    "There is a right pneumothorax.": Rule(("Pneumothorax",), sides=("right", "both")),
+    "The heart is enlarged.": Rule(("Cardiomegaly",)),
+    "There is pulmonary edema.": Rule(("Edema",)),
+    "There is pneumonia.": Rule(("Pneumonia",)),
+    "There is a nodule.": Rule(("Nodule",)),
+    "There is a rib fracture.": Rule(("Fracture",), kind="rib"),
+    "There is a pacemaker.": Rule(("Support Devices",), kind="pacemaker"),
+    "There is an endotracheal tube.": Rule(("Support Devices",), kind="endotracheal tube"),
+}
+
+
+def words(finding: Finding) -> str:
+    """A true finding in words: "severe right pleural effusion", "mild left upper zone nodule", "pacemaker"."""
+    if finding.name == "Support Devices":
+        return str(finding.kind)
+    side, zone = "bilateral" if finding.side == "both" else finding.side, finding.zone and f"{finding.zone} zone"
+    return " ".join(filter(None, (SEVERITIES[finding.severity], side, zone, finding.kind, finding.name.lower())))
+
+
+def explorer_data(films: int = FILMS) -> dict[str, list[dict]]:
+    """The first `films` films, and their impressions and `QUESTIONS` as texts, with unit embeddings of three decimals.
+
+    A film: `image` (PNG as a data URI), `truth` in words, the number of its own `text`. A text: whether it `asks` for a
+    finding, and the films it is `right` for: those that truly show the finding, or whose impression it is.
+    """
+    places = (i for i in itertools.count() if world.record(SOURCE, "test", i).get("impression"))
+    drawn = [world.study(SOURCE, "test", i) for i in itertools.islice(places, films)]
+    pixels = [images.decode_gray(row["images"][0]["bytes"], row["study_id"]) for row, _ in drawn]
+    truth = [[Finding(**finding) for finding in known["findings"]] for _, known in drawn]
+    said = [row["impression"] for row, _ in drawn]
+    right = {text: [i for i, own in enumerate(said) if own == text] for text in said}
+    right |= {text: [i for i, shown in enumerate(truth) if any(map(rule, shown))] for text, rule in QUESTIONS.items()}
+    texts = list(right)
+    model, processor = book_model()
+    seen = model.embed_images(processor(images=pixels, return_tensors="pt")["pixel_values"]).detach().numpy()
+    vectors = np.concatenate([seen, embed_texts(model, processor.tokenizer, texts)]).astype(float).round(3).tolist()
+    return {"films": [{"truth": list(map(words, truth[i])), "text": texts.index(said[i]), "embedding": vectors[i],
+                       "image": thumbnail(pixels[i])} for i in range(films)],
+            "texts": [{"text": text, "asks": text in QUESTIONS, "right": right[text], "embedding": vector}
+                      for text, vector in zip(texts, vectors[films:], strict=True)]}
+
+
+def thumbnail(film: np.ndarray) -> str:
+    """A film (H, W) uint8 as the data URI of a PNG."""
+    png = images.encode_gray(cv2.resize(film, (64, 64), interpolation=cv2.INTER_AREA), "png")
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def write(path: Path = FILE) -> str:
+    """Write the data of the page, one film or text a line (`cxrclip explorer`)."""
+    lines = [f'"{kind}": [\n' + ",\n".join(map(json.dumps, items)) + "]" for kind, items in explorer_data().items()]
+    write_text(path, "// Simulated films, by `cxrclip explorer`.\nconst EXPLORER = {" + ",\n".join(lines) + "};\n")
+    return f"{path.name}: {FILMS} films, {path.stat().st_size / 1000:.0f} kB"
