@@ -18,7 +18,7 @@ MAX_IGNORED = 20  # cells whose output nbval does not compare, in the whole book
 OWN_PARAMETERS = {"12_official_weights": ["weights", "tokenizer", "openi", "limit", "precision"],
                   "13_your_own_archive": ["archive"], "14_safe_adoption": ["minutes"]}  # beside the shared
 PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "DATA.md", "notebooks/index.md",
-         "notebooks/paper_size.md", "notebooks/glossary.md", "notebooks/explorer.md")
+         "notebooks/glossary.md", "notebooks/explorer.md")
 HEAD = ("**You learn**", "**It needs**", "**It takes**", "**It makes**")
 
 
@@ -31,7 +31,7 @@ def source(path):
 
 
 def test_the_notebooks_are_there():
-    assert len(NOTEBOOKS) >= 15
+    assert len(NOTEBOOKS) >= 16
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -126,7 +126,7 @@ def make_targets_in(page):
     return set(re.findall(r"`make\s+([a-z-]+)", text)) | set(re.findall(r"^make +([a-z-]+)", text, re.M))
 
 
-@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "CONTRIBUTING.md", "DATA.md", "notebooks/paper_size.md"])
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "CONTRIBUTING.md", "DATA.md"])
 def test_named_make_targets_exist(page):
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M))
     assert make_targets_in(page) <= targets, make_targets_in(page) - targets

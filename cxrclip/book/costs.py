@@ -119,15 +119,15 @@ def _counted(model: CXRCLIPModel, images: Tensor, texts: Tensor) -> tuple[int, i
 
 def table(counted: Sequence[Costs], gpus: Sequence[int] = (1, 4, 8)) -> str:
     """A plain table for a terminal, one column for each of `counted`, and the assumptions below it."""
-    columns = [_column(cost, gpus) for cost in counted]
-    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    columns = [column(cost, gpus) for cost in counted]
+    rows = [[name, *(cells[name] for cells in columns)] for name in columns[0]]
     heads = ["", *(f"{cost.experiment.image_encoder}\n{','.join(cost.experiment.pretraining)}\n{cost.tokens} tokens"
                    for cost in counted)]
     text = tabulate(rows, heads, tablefmt="simple", disable_numparse=True, colalign=["left", *["right"] * len(counted)])
     return f"{text}\n{NOTES}"
 
 
-def _column(cost: Costs, gpus: Sequence[int]) -> dict[str, str]:
+def column(cost: Costs, gpus: Sequence[int] = (1, 4, 8)) -> dict[str, str]:
     """Name of each line of the table -> its cell."""
     return {
         "training studies": f"{cost.studies:,}",
@@ -147,21 +147,27 @@ def _column(cost: Costs, gpus: Sequence[int]) -> dict[str, str]:
 def announced(experiment: Experiment, mix: mixes.Mix) -> str:
     """What a start at the paper's size prints first: both image encoders on all pretraining roles that have data.
 
-    Once with texts of the longest length, an upper bound, and once with SHORT tokens. Data sets that are not read yet
-    count with the paper's own sizes (Table 1).
+    Data sets that are not read yet count with the paper's own sizes (Table 1).
+    """
+    if not (counted := of_recipe(experiment, mix)):
+        return "Costs are not counted: no pretraining role has a known number of studies before it is prepared."
+    roles, gpus = ",".join(counted[0].experiment.pretraining), torch.cuda.device_count()
+    machine = f"This machine has {_gpus(gpus)}." if gpus else "This machine has no GPU that torch can use."
+    return "\n".join([f"One run on {roles} (data sets that are not read yet: sizes of the paper's Table 1).",
+                      machine, "", table(counted, tuple(sorted({1, 4, 8} | {gpus or 1})))])
+
+
+def of_recipe(experiment: Experiment, mix: mixes.Mix) -> list[Costs]:
+    """The costs of both image encoders on all pretraining roles of which a number of studies is known.
+
+    Each once with texts of the longest length, an upper bound, and once with SHORT tokens. No role: an empty list.
     """
     sizes = published().query("task == 'size' and metric == 'train'")
     studies = mixes.training_studies(mix, experiment.profile, dict(zip(sizes["dataset"], sizes["value"].astype(int),
                                                                        strict=True)))
     roles = tuple(role for role in growing_mixtures(mix)[-1] if role in studies)
-    if not roles:
-        return "Costs are not counted: no pretraining role has a known number of studies before it is prepared."
-    counted = [costs(replace(experiment, image_encoder=family[experiment.profile], pretraining=roles), studies, tokens)
-               for family in IMAGE_ENCODERS.values() for tokens in (experiment.max_tokens, SHORT)]
-    gpus = torch.cuda.device_count()
-    machine = f"This machine has {_gpus(gpus)}." if gpus else "This machine has no GPU that torch can use."
-    return "\n".join([f"One run on {','.join(roles)} (data sets that are not read yet: sizes of the paper's Table 1).",
-                      machine, "", table(counted, tuple(sorted({1, 4, 8} | {gpus or 1})))])
+    return [costs(replace(experiment, image_encoder=family[experiment.profile], pretraining=roles), studies, tokens)
+            for family in IMAGE_ENCODERS.values() for tokens in (experiment.max_tokens, SHORT) if roles]
 
 
 def _gpus(n: int) -> str:

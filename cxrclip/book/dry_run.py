@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,11 +35,13 @@ WARNING = (f"DRY RUN: random weights, two steps, {STUDIES} studies a role. The n
            "everything runs. They say nothing about the method, and must not be quoted.")
 
 
-def dry_run(profile: str, mix: str, seed: int, bench: Workbench, settings: Mapping[str, object] = SETTINGS) -> Path:
-    """Print what a real run costs, train and evaluate both image encoders, print Tables 2 and 3; returns their folder.
+def dry_run(profile: str, mix: str, seed: int, bench: Workbench, settings: Mapping[str, object] = SETTINGS,
+            families: Sequence[str] = tuple(IMAGE_ENCODERS)) -> Path:
+    """Print what a real run costs, train and evaluate the image encoders, print Tables 2 and 3; returns their folder.
 
     Everything goes to build/<mix>-<profile>-dry-run/, which is made anew and in the end holds results.csv and tables
-    alone: the runs (up to 4 GB while one is made) are deleted. `settings` are what differs from the profile.
+    alone: the runs (up to 4 GB while one is made) are deleted. `settings` are what differs from the profile, `families`
+    the image encoders (keys of IMAGE_ENCODERS).
 
     Raises:
         InputError: an unknown profile or mix, a study folder that is not there, no pretraining role with data.
@@ -59,8 +61,8 @@ def dry_run(profile: str, mix: str, seed: int, bench: Workbench, settings: Mappi
         if not (mixtures := growing_mixtures(mixes.load_mix(path))):
             raise InputError(f"mix {content.name}: no pretraining role has data: fill one")
         changes = {"mix": path, "pretraining": mixtures[-1], **settings}
-        parts = [_one(replace(real, image_encoder=family[profile], **changes), small)
-                 for family in IMAGE_ENCODERS.values()]
+        parts = [_one(replace(real, image_encoder=IMAGE_ENCODERS[family][profile], **changes), small)
+                 for family in families]
         return _written(pd.concat(parts), small.prepared(path, profile).missing, out)
     finally:
         shutil.rmtree(small.build, ignore_errors=True)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -255,6 +256,32 @@ def draw(stem: str, results: pd.DataFrame | None = None) -> tuple[Figure, pd.Dat
     figure, axes = plt.subplots(figsize=(WIDTH, drawing.height), layout="constrained")
     drawing.draw(rows, axes)
     return figure, rows
+
+
+def benchmark(columns: Sequence[str], root: Path = ROOT) -> pd.DataFrame:
+    """The table of benchmarks/results.md whose first columns have these names, as numbers.
+
+    A cell "253 (213 to 264)" fills three columns: its own, "<name> low" and "<name> high". "-2%" is -0.02. A name that
+    stands there twice follows that of the column before it.
+    Raises InputError if there is no such table.
+    """
+    lines = iter((root / "benchmarks" / "results.md").read_text(encoding="utf-8").splitlines())
+    for line in lines:
+        names = [cell.strip() for cell in line.strip("| ").split("|")]
+        if names[: len(columns)] == list(columns):
+            next(lines)  # the rule below the head
+            names = [f"{names[i - 1]}, {name}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+            rows = [line.strip("| ").split("|") for line in takewhile(lambda line: line.startswith("|"), lines)]
+            return pd.DataFrame([dict(_numbers(names, row)) for row in rows])
+    raise InputError(f"benchmarks/results.md: no table with the columns {', '.join(columns)}: run `make bench`")
+
+
+def _numbers(names: Sequence[str], cells: Sequence[str]) -> Iterator[tuple[str, float]]:
+    for name, cell in zip(names, cells, strict=True):
+        numbers = [float(number) for number in re.findall(r"[-+]?[\d.]+", cell.replace(",", ""))]
+        scale = 0.01 if "%" in cell else 1
+        for suffix, number in zip(("", " low", " high"), numbers, strict=False):
+            yield name + suffix, scale * number
 
 
 def write_figures(root: Path = ROOT) -> list[str]:

@@ -210,6 +210,26 @@ def over_scale(scales: np.ndarray, curves: Mapping[str, Sequence[float]], axes: 
     return _finish(axes, "logit scale $s$", label)
 
 
+def growth(points: Mapping[str, pd.DataFrame], axes: Axes, x: str, y: str) -> Axes:
+    """A cost over what it grows with, both on logarithmic axes: measured points with their range, and a model's line.
+
+    points: name -> frame with the columns x, value, low, high and model (the predicted value; dashed).
+    """
+    for name, _, colour, marker, _ in _looks(points):
+        frame = points[name]
+        errors = frame["value"] - frame["low"], frame["high"] - frame["value"]
+        axes.errorbar(frame["x"], frame["value"], yerr=errors, fmt=marker, color=colour, capsize=3, label=name)
+        axes.plot(frame["x"], frame["model"], "--", color=colour, linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    ticks = sorted({tick for frame in points.values() for tick in frame["x"]})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.legend(frameon=False, fontsize=9)
+    return _finish(axes, x, y)
+
+
 def on_two_rings(degrees: np.ndarray, axes: Axes, title: str, towards: np.ndarray | None = None) -> Axes:
     """Unit vectors of images (outer ring) and texts (inner ring) as points at their angle, a colour a study.
 

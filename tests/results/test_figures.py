@@ -130,6 +130,16 @@ def test_curves_over_the_scale_keep_their_values(axes):
     assert set(level.get_ydata()) == {3.0}
 
 
+def test_growth_draws_measured_points_and_the_models_line():
+    _, axes = plt.subplots()
+    frame = pd.DataFrame({"x": [1, 2], "value": [10.0, 20], "low": [8.0, 19], "high": [11.0, 30], "model": [9.0, 18]})
+    figures.growth({"20 tokens": frame}, axes, "batch", "CPU ms a step")
+    model = next(line for line in axes.lines if line.get_linestyle() == "--")
+    np.testing.assert_allclose(model.get_xydata(), [[1, 9], [2, 18]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
+    assert axes.get_yscale() == "log"
+
+
 def test_two_rings_hold_images_outside_and_texts_inside():
     figure = plt.figure()
     axes = figure.add_subplot(projection="polar")
