@@ -95,10 +95,11 @@ types: $(STAMP)
 unit: $(STAMP)  ## pytest, on all cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-nbval: $(STAMP)  ## rerun the committed notebooks, one a core, and compare their outputs
+nbval: $(STAMP)  ## rerun the committed notebooks and their solutions, one a core, and compare their outputs
 	@$(CXRCLIP) pretrain
+	@$(BIN)/python tests/solutions.py build/nbval
 	@TQDM_DISABLE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-cell-timeout=1500 -p no:cacheprovider \
-		-n auto --dist loadfile notebooks
+		-n auto --dist loadfile build/nbval
 
 golden: $(STAMP)  ## record the golden numbers anew, after a version was raised (CONTRIBUTING.md)
 	@GOLDEN_RECORD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_golden.py -k "not moves"

@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from psutil import pid_exists
 
 from cxrclip.errors import InputError
+
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # of several that share a disk
 
 
 @contextmanager
@@ -34,7 +39,7 @@ def atomic_file(path: str | Path, where: str | Path = "") -> Iterator[Path]:
     path), if it cannot be written.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.draft{path.suffix}")
+    draft = _beside(path, f".draft{path.suffix}", path.stem)
     try:
         with writing(where or path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +49,18 @@ def atomic_file(path: str | Path, where: str | Path = "") -> Iterator[Path]:
     finally:
         with suppress(OSError):  # no draft, or no folder that could hold one
             draft.unlink()
+
+
+def _beside(path: Path, ending: str, stem: str = "") -> Path:
+    """A hidden name beside `path` that no other process uses; what killed processes of this machine left is removed."""
+    start = f".{stem or path.name}."
+    for other in path.parent.glob(f"{escape(start)}*{ending}"):
+        machine, _, process = other.name.removeprefix(start).partition("-")
+        process = process.partition("-")[0]
+        if machine == _MACHINE and process.isdecimal() and not pid_exists(int(process)):
+            with suppress(OSError):  # another process was faster, or the folder is read-only: no harm
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+    return path.with_name(f"{start}{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}{ending}")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -57,10 +74,11 @@ def atomic_folder(folder: str | Path, marker: str = "dataset.json") -> Iterator[
     """Yield an empty draft folder beside `folder`, which becomes `folder` if the block ends well.
 
     If not, it is removed. An older folder that holds `marker` is replaced; another with files in it is left alone.
-    A killed process leaves at most a hidden draft, never half of `folder`. Raises InputError if it cannot be written.
+    A killed process leaves at most a hidden draft, never half of `folder`, and the next one removes it. Raises
+    InputError if it cannot be written.
     """
     folder = Path(folder).absolute()
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.draft")
+    draft = _beside(folder, ".draft")
     try:
         with writing(folder):
             refuse_foreign(folder, marker)
@@ -80,7 +98,7 @@ def refuse_foreign(folder: Path, marker: str) -> None:
 
 def replace_folder(draft: Path, folder: Path) -> None:
     """Put `draft` in the place of `folder`, whose older content goes only then."""
-    old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
+    old = _beside(folder, ".old")
     try:
         if folder.exists():
             folder.rename(old)

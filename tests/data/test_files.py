@@ -93,7 +93,11 @@ def test_a_killed_process_leaves_the_older_one_and_at_most_a_hidden_draft(place)
         child.kill()
     assert content(place) == "old"
     assert all(name.startswith(".") and "draft" in name for name in names(place.parent) if name != place.name)
-    fill(place, "new")
+    with process(KILLED, place) as living:
+        assert living.stdout.readline() == "ready\n"
+        fill(place, "new")
+        assert len(names(place.parent)) == 2, "the draft of the killed process is gone, that of the living one stays"
+        living.kill()
     assert content(place) == "new"
 
 
