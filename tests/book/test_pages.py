@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from solutions import with_solutions
 
 PAGES = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 pytestmark = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -30,6 +31,14 @@ def test_every_exercise_has_a_solution(page):
     asked = re.findall(r"^(\d+)\. ", exercises, re.MULTILINE)
     assert asked == re.findall(r"<summary>Exercise (\d+)</summary>", solutions)
     assert asked
+
+
+def test_solutions_with_code_run_after_their_page(page):
+    text = "\n".join(cell.source for cell in cells(page, "markdown"))
+    copied = [cell for cell in with_solutions(page).cells if cell.id.startswith("solution-")]
+    assert copied
+    for block in re.findall(r"```python\n(.*?)```", text.split("## Solutions")[1], re.DOTALL):
+        assert any(block in cell.source for cell in copied)
 
 
 def test_pages_that_are_named_are_linked(page):
