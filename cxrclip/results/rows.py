@@ -6,6 +6,7 @@ AUROC of 0.788). statistics.py makes rows of per-sample scores; tables, verdicts
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,6 +50,11 @@ LOSS_WEIGHTS: Mapping[str, tuple[str, float]] = {
 def row_label(comparison: str, row: str) -> str:
     """How a row of a comparison is printed."""
     return ROW_LABELS.get(comparison, {}).get(row, row)
+
+
+def main_label(run: str) -> str:
+    """How a main row is printed: method, image encoder and data, without the settings behind them ("steps=405")."""
+    return re.sub(r" \w+=\S+", "", run)
 
 
 def tidy_frame(rows: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from cxrclip.results.rows import (
     SPLITS,
     STATUS,
     THIRD_PARTY,
+    main_label,
     published,
     row_label,
 )
@@ -116,7 +117,7 @@ def losses_markdown(results: pd.DataFrame) -> str:
     rows = rows.drop_duplicates(["run", "seeds", "metric"])
     if rows.empty:
         return ""
-    rows = rows.assign(line=[row_label(comparison, row) if row else run for comparison, row, run in
+    rows = rows.assign(line=[row_label(comparison, row) if row else main_label(run) for comparison, row, run in
                              zip(rows["comparison"], rows["row"], rows["run"], strict=True)],
                        comparison=rows["comparison"].replace("", "main tables"))
     values = rows.pivot_table(index=["comparison", "budget", "line"], columns="metric", values="value", sort=False)
@@ -135,7 +136,11 @@ def losses_markdown(results: pd.DataFrame) -> str:
 
 def _grid(block: pd.DataFrame, form: str, width: int = 0) -> str:
     """A block as tabulate prints it; its widest columns are wrapped to fit into `width` characters, if that is given.
+
+    Without a width, for the book, what names a line is one cell, so that tables of a test set fit on the page.
     """
+    if not width and block.index.names[0] == "model":
+        block = block.set_axis(pd.Index([", ".join(names) for names in block.index], name=", ".join(block.index.names)))
     flat = block.reset_index()
     aside = "pub." if width else "published"
     heads, rows = [aside if head.startswith(PUBLISHED) else head for head in flat], flat.to_numpy().tolist()
@@ -282,13 +287,14 @@ def differences_table(results: pd.DataFrame, comparison: str = "") -> Table:
     cells, lines = {}, {}
     for row in part.to_dict("records"):
         line = (row["budget"], row["row"] or row["run"], row["reference"])
-        lines[line] = (_budget_label(row["budget"]), *(row_label(comparison, name) for name in line[1:]))
+        lines[line] = ((_budget_label(row["budget"]), *(row_label(comparison, name) for name in line[1:])) if comparison
+                       else tuple(map(main_label, line[1:])))
         cells[line, (row["task"], row["metric"])] = _difference(row)
     columns = {column: ("all three sets", column_label("all", *column)[1]) for column in DIFFERENCES}
     spread = "and over seeds" if max(len(text.split()) for text in part["seeds"]) > 1 else "one seed"
     legend = (f"percentage points (RSUM: of nine recalls) [95 % interval over test patients, paired; {spread}]",
               f"p: adjusted for the {len(part)} cells of this table (Holm)")
-    return _Layout(title, columns, lines, ("budget", "row", "minus")).table(
+    return _Layout(title, columns, lines, ("budget", "row", "minus") if comparison else ("row", "minus")).table(
         cells, {}, _measured_on(part, title), legend, lambda line, column: ("not measured", ""))
 
 
