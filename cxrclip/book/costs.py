@@ -36,7 +36,7 @@ SHORT = 64  # tokens: a report section of some fifty words
 BYTES = 4  # of a float32: weights, gradients and moments are kept so under mixed precision too
 NOTES = "\n".join([
     "FLOPs: a multiply-add counts as two. Activations: float32; bf16 or fp16 keeps about half.",
-    f"Hours: assumed, not measured: {UTILISATION:.0%} of the peak is sustained (TFLOP/s: "
+    f"Hours: assumed, not measured: {UTILISATION:.0%} of the peak in fp16 or bf16 is sustained (TFLOP/s: "
     f"{', '.join(f'{name} {peak / 1e12:.0f}' for name, peak in PEAKS.items())}).",
     "Reading films is not in it: give each GPU enough CPU cores. Validation and evaluation come on top."])
 
