@@ -33,9 +33,16 @@ nitpick_ignore_regex = [("py:.*", r"(?!cxrclip\.).*"),  # with -n: other librari
 html_theme = "sphinx_book_theme"
 html_theme_options = {"use_download_button": True, "show_toc_level": 2, "home_page_in_toc": True,
                       "navbar_persistent": []}
+repository_url = ""             # where the repository is published; empty until it is: then the pages get their buttons
+if repository_url:              # source, "report an error", Binder (environment.yml) and Colab
+    html_theme_options |= {"repository_url": repository_url, "path_to_docs": "notebooks", "repository_branch": "main",
+                           "use_repository_button": True, "use_issues_button": True,
+                           "launch_buttons": {"binderhub_url": "https://mybinder.org",
+                                              "colab_url": "https://colab.research.google.com"}}
 html_math_renderer = "mathml"   # the browser draws formulas by itself; MathJax would be fetched from the net
 html_static_path = ["book.css", "explorer.js", "explorer_data.js"]
 html_css_files = ["book.css"]
+html_favicon = "favicon.svg"
 html_show_copyright = False
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system; without it the theme logs an error
 

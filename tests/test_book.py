@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -12,11 +13,14 @@ import nbformat
 import pytest
 import yaml
 
+import cxrclip
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 MAX_IGNORED = 20  # cells whose output nbval does not compare, in the whole book: keep it small
 OWN_PARAMETERS = {"12_official_weights": ["weights", "tokenizer", "openi", "limit", "precision"],
-                  "13_your_own_archive": ["archive"], "14_safe_adoption": ["minutes"]}  # beside the shared
+                  "13_your_own_archive": ["archive"], "14_safe_adoption": ["minutes"],
+                  "06_classification": ["film"]}  # beside the shared
 PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "DATA.md", "notebooks/index.md",
          "notebooks/glossary.md", "notebooks/explorer.md")
 HEAD = ("**You learn**", "**It needs**", "**It takes**", "**It makes**")
@@ -88,6 +92,19 @@ def test_few_cells_are_ignored():
     skipped = [path.stem for path in NOTEBOOKS for cell in cells(path, "code")
                if "nbval-skip" in cell.metadata.get("tags", [])]
     assert not skipped
+
+
+def test_citation_files_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    zenodo, meta = (json.loads((ROOT / name).read_text()) for name in (".zenodo.json", "codemeta.json"))
+    assert {citation["title"]} == {zenodo["title"], meta["name"]}
+    assert zenodo["license"] == citation["license"] == meta["license"].rsplit("/", 1)[1]
+    assert {author["name"] for author in citation["authors"]} == {one["name"] for one in zenodo["creators"]} == {
+        one["name"] for one in meta["author"]}
+    assert meta["version"] == cxrclip.__version__
+    paper = citation["references"][0]
+    assert meta["referencePublication"][0]["name"] == paper["title"]
+    assert zenodo["related_identifiers"][0]["identifier"] == paper["identifiers"][0]["value"]
 
 
 def test_environment_yml_is_python_pip_and_the_lock():

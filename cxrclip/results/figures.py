@@ -479,6 +479,36 @@ def finding_overlay(pixels: np.ndarray, masks: Mapping[str, np.ndarray], axes: A
     return axes
 
 
+def where_it_looks(pixels: np.ndarray, fall: np.ndarray, mask: np.ndarray, axes: Axes, title: str = "") -> Axes:
+    """A film with how much a score falls where it is hidden (warm colours), and the outline of the true place.
+
+    pixels: (H, W). fall: (S, S), of the same square picture. mask: (H, W) bool.
+    """
+    extent = (0, pixels.shape[1], pixels.shape[0], 0)
+    axes.imshow(pixels, cmap="gray", extent=extent)
+    axes.imshow(np.clip(fall, 0, None), cmap="inferno", alpha=0.45, extent=extent, interpolation="bilinear")
+    axes.contour(mask, levels=[0.5], colors="white", linewidths=1.5)
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=10)
+    return axes
+
+
+def pointing(tables: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
+    """Shares of hits of the pointing game, a line a finding, with 95 % intervals.
+
+    tables: finding -> frame with the index model and the columns hits, low, high (scoring.pointing_game).
+    """
+    models = next(iter(tables.values())).index
+    for model, offset, colour, marker, _ in _looks(models):
+        rows = pd.DataFrame({finding: table.loc[model] for finding, table in tables.items()}).T.astype(float)
+        errors = np.array([rows["hits"] - rows["low"], rows["high"] - rows["hits"]]) if model != "chance" else None
+        axes.errorbar(100 * rows["hits"], np.arange(len(rows)) + offset, xerr=None if errors is None else 100 * errors,
+                      fmt=marker, color=CHANCE if model == "chance" else colour, capsize=3, label=model)
+    axes.set_xlim(-3, 103)
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
+    return _lines(axes, list(tables), "points in the true place (%)")
+
+
 def retrieval_example(query: np.ndarray, reports: pd.DataFrame, axes: Sequence[Axes],
                       title: str = "query") -> Sequence[Axes]:
     """A query film (left) and the reports retrieved for it (right), best first, the true one marked.

@@ -140,6 +140,27 @@ def test_growth_draws_measured_points_and_the_models_line():
     assert axes.get_yscale() == "log"
 
 
+def test_pointing_has_a_line_a_finding_and_chance_without_interval():
+    _, axes = plt.subplots()
+    table = pd.DataFrame({"hits": [0.1, 0.8], "low": [0.1, 0.6], "high": [0.1, 0.9]}, index=["chance", "model"])
+    figures.pointing({"Mass": table, "Edema": table / 2}, axes)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Mass", "Edema"]
+    chance, model = axes.containers
+    np.testing.assert_allclose(np.asarray(model[0].get_xdata(), float), [80, 40])
+    assert chance[2] == ()
+    assert len(model[2]) == 1
+
+
+def test_where_it_looks_shows_falls_alone_and_the_outline():
+    _, axes = plt.subplots()
+    mask = np.zeros((8, 8), bool)
+    mask[2:5, 2:5] = True
+    figures.where_it_looks(np.zeros((8, 8), np.uint8), np.array([[-1.0, 2], [0, 1]]), mask, axes, "model")
+    film, fall = axes.images
+    assert fall.get_array().min() == 0
+    assert film.get_extent() == fall.get_extent()
+
+
 def test_two_rings_hold_images_outside_and_texts_inside():
     figure = plt.figure()
     axes = figure.add_subplot(projection="polar")
