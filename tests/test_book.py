@@ -22,7 +22,7 @@ OWN_PARAMETERS = {"12_official_weights": ["weights", "tokenizer", "openi", "limi
                   "13_your_own_archive": ["archive"], "14_safe_adoption": ["minutes"],
                   "06_classification": ["film"]}  # beside the shared
 PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "DATA.md", "notebooks/index.md",
-         "notebooks/glossary.md", "notebooks/explorer.md")
+         "notebooks/glossary.md", "notebooks/explorer.md", "notebooks/reading.md", "notebooks/references.md")
 HEAD = ("**You learn**", "**It needs**", "**It takes**", "**It makes**")
 
 
