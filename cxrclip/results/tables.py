@@ -93,11 +93,13 @@ class Table:
         return "\n\n".join([self.title, fill(self.header, 110), *blocks, notes]) + "\n"
 
     def markdown(self) -> str:
-        """For the book, one block a data set."""
+        """For the book, one block a data set; a line without any number is left out, and the notes say why."""
         def clean(text: str) -> str:
             return text.replace("|", "\\|").replace("*", "\\*")
-        blocks = [f"*{dataset}*\n\n{_grid(self.cells[dataset].map(clean), 'pipe')}"
-                  for dataset in self.cells.columns.unique(level=0)]
+        numbers = self.cells.ne(DASH).any(axis=1).to_numpy()
+        shown = self.cells.loc[numbers if numbers.any() else slice(None)]
+        blocks = [f"*{dataset}*\n\n{_grid(shown[dataset].map(clean), 'pipe')}"
+                  for dataset in shown.columns.unique(level=0)]
         notes = "\n".join(f"- {clean(line)}" for line in (*self.legend, *self.footnotes))
         return "\n\n".join([f"**{clean(self.title)}**", clean(self.header), *blocks, notes]) + "\n"
 
