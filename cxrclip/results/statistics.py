@@ -456,7 +456,7 @@ def doubtful(results: pd.DataFrame) -> list[str]:
     """
     measured = results[(results["reference"] == "") & (results["class"] == "all") & (results["origin"] != "published")]
     below = measured[(measured["metric"] == "auroc") & (measured["high"] < measured["chance"])]
-    lost = measured[(measured["metric"] == "R@10") & (measured["low"] <= measured["chance"])]
+    lost = measured[(measured["metric"] == "R@10") & (measured["low"] <= measured["chance"]) & (measured["chance"] < 1)]
     lines = [f"{row.run}, seed {row.seeds}: {row.dataset} {row.task.replace('_', ' ')} {row.metric} "
              f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}], chance {100 * row.chance:.1f}"
              for row in pd.concat([below, lost]).itertuples()]

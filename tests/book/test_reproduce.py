@@ -217,7 +217,7 @@ def interrupted(call, children):
     begun = time.monotonic()
     os.killpg(call.pid, signal.SIGINT)
     assert call.wait(timeout=60) == 130
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30, "it waits for nothing: cells sleep 300 s here"
     printed, complaint = call.communicate(timeout=60)  # it ends when no process is left that could write
     assert complaint.endswith("\ninterrupted: the same command goes on where it stopped\n")
     assert "Traceback" not in complaint

@@ -65,6 +65,7 @@ def test_numbers_that_no_trained_model_has_are_listed():
                 "task": "zero-shot", "metric": metric, "value": value, "low": low, "high": high, "chance": chance,
                 **columns}
     fine = [row("auroc", 0.45, 0.39, 0.51, 0.5), row("R@10", 0.2, 0.1, 0.3, 0.05), row("R@1", 0.0, 0.0, 0.1, 0.01),
+            row("R@10", 1.0, 1.0, 1.0, 1.0),
             row("auroc", 0.2, 0.1, 0.3, 0.5, **{"class": "Edema"}), row("auroc", -0.2, -0.3, -0.1, 0.5, reference="a")]
     doubted = [row("auroc", 0.36, 0.3, 0.42, 0.5), row("R@10", 0.05, 0.02, 0.1, 0.03, task="image_to_text")]
     results = tidy_frame([*fine, *doubted, *doubted])
