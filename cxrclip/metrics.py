@@ -211,11 +211,6 @@ def collision_probability(contents: Iterable[Hashable]) -> float:
     return sum(count * (count - 1) for count in counts.values()) / (n * (n - 1))
 
 
-def false_negatives_per_batch(contents: Iterable[Hashable], batch_size: int) -> float:
-    """Expected number of the B - 1 negatives of a row that carry the row's own content, in a batch drawn at random."""
-    return (batch_size - 1) * collision_probability(contents)
-
-
 # ---- intervals ------------------------------------------------------------------------------------------------------
 
 

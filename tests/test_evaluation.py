@@ -374,6 +374,6 @@ def test_collisions_by_hand_and_by_drawing_batches():
     for _ in range(2000):
         batch = [contents[i] for i in rng.permutation(60)[:16]]
         drawn.append(sum(other == batch[0] for other in batch[1:]))
-    assert metrics.false_negatives_per_batch(contents, 16) == pytest.approx(np.mean(drawn), rel=0.06)
+    assert 15 * metrics.collision_probability(contents) == pytest.approx(np.mean(drawn), rel=0.06)
     with pytest.raises(InputError, match="give at least two"):
         metrics.collision_probability(["one"])

@@ -119,11 +119,6 @@ def committed(comparison: str, *tables_of: Callable[..., tables.Table], root: Pa
     return "\n\n".join([readings.markdown(results, comparison), *made])
 
 
-def render_results(root: Path = ROOT) -> str:
-    """RESULTS.md: verdicts, the paper's tables, the other comparisons and the ledger."""
-    return pages(root)[root / PAGE]
-
-
 def _results_page(results: pd.DataFrame, verdicts: pd.DataFrame, said: Mapping) -> str:
     parts = ["# Results"]
     parts.append(f"Written by `make tables` from `{RESULTS.as_posix()}/`; nothing here is typed in.")
