@@ -58,7 +58,6 @@ and `age` (years) may be null; lists are empty, never null. Finding names are th
 
 REQUIRED = ("study_id", "patient_id", "source", "split")
 _TEXTS = ("findings", "impression")
-
 _LABELS = ("positive", "negative", "uncertain")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 

@@ -38,14 +38,14 @@ def public_table(name):
 
 
 @contextmanager
-def _in_this_process(function, calls, workers, seconds):
+def in_this_process(function, calls, workers, seconds):
     yield (function(*arguments) for arguments in calls)
 
 
 @pytest.fixture
 def quick_decoding(monkeypatch):
     """Decode films without worker processes, whose start takes a second; test_intake.py and test_pool.py use them."""
-    monkeypatch.setattr(driver, "in_order", _in_this_process)
+    monkeypatch.setattr(driver, "in_order", in_this_process)
 
 
 def partial(name, *args, **options):

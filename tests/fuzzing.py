@@ -25,7 +25,6 @@ import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -432,21 +431,18 @@ def change_xml(files: Files, rng: random.Random) -> Files:
 
 def read_xml(folder: Path) -> dict[str, tuple[str | None, str | None]] | None:
     """Open-I's reports as the source prepares them: study -> its sections. The second alone may be set aside."""
+    from downloads import in_this_process
+
     from cxrclip.data.sources import SOURCES
     from cxrclip.data.sources import prepare as driver
     from cxrclip.studies import read_shards
 
-    driver.in_order = _in_this_process
+    driver.in_order = in_this_process
     SOURCES["openi"](folder, folder / "out", allow_partial=True, max_rejected=1.0, progress=False)
     studies = {row["study_id"]: (row["findings"], row["impression"])
                for shard in read_shards(folder / "out") for row in shard}
     assert studies.keys() >= {"CXR1", "CXR3"}, "a whole report was lost"
     return studies if "CXR2" in studies else None
-
-
-@contextmanager
-def _in_this_process(function: Callable, calls: Any, workers: int, seconds: float) -> Any:
-    yield (function(*arguments) for arguments in calls)
 
 
 def plain_xml(folder: Path) -> dict[str, tuple[str | None, str | None]]:

@@ -24,10 +24,15 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 8) -> p
     p, y = np.asarray(probabilities, float), np.asarray(labels, bool)
     rows = []
     for part in np.array_split(np.argsort(p, kind="stable"), bins):
-        n, share = len(part), y[part].mean()
-        centre, half = share + Z**2 / (2 * n), Z * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-        rows.append((p[part].mean(), share, *(np.array([centre - half, centre + half]) / (1 + Z**2 / n)), n))
+        rows.append((p[part].mean(), share := y[part].mean(), *wilson(share, len(part)), len(part)))
     return pd.DataFrame(rows, columns=["predicted", "observed", "low", "high", "n"])
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share among n."""
+    centre, half = share + Z**2 / (2 * n), Z * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    low, high = np.clip(np.array([centre - half, centre + half]) / (1 + Z**2 / n), 0, 1)
+    return low, high
 
 
 def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 8) -> float:

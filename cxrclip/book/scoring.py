@@ -19,7 +19,8 @@ import torch
 from captum.attr import Occlusion
 from torch import Tensor
 
-from cxrclip.book.safety import Z
+from cxrclip.book.safety import wilson
+from cxrclip.data.images import decode_gray
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.hub.processing import CXRCLIPProcessor, Film
 from cxrclip.studies import open_studies
@@ -81,16 +82,12 @@ def places(folder: Path, finding: str, most: int = 60) -> Places:
     for study in open_studies(folder, "test"):
         truth, view = rows[study["study_id"]], study["views"][0]
         named = {i for i, item in enumerate(truth["findings"]) if item["name"] == finding}
-        shown = [_picture(mask["png"]) > 0 for mask in truth["masks"]
+        shown = [decode_gray(mask["png"], study["study_id"]) > 0 for mask in truth["masks"]
                  if mask["finding_index"] in named and mask["view"] == view]
         if shown and len(films) < most:
-            films.append(_picture(study["images"][0]["bytes"]))
+            films.append(decode_gray(study["images"][0]["bytes"], study["study_id"]))
             masks.append(np.any(shown, axis=0))
     return Places(np.array(films), np.array(masks))
-
-
-def _picture(data: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
 
 
 def pointing_game(shown: Places, finding: str, models: Mapping[str, CXRCLIPModel],
@@ -110,14 +107,10 @@ def pointing_game(shown: Places, finding: str, models: Mapping[str, CXRCLIPModel
     rows = [{"model": "chance", "hits": share, "low": share, "high": share, "n": len(counted)}]
     for name, model in models.items():
         points = occlusion(pixels, finding, model, processor).reshape(flat.shape).argmax(axis=1)
-        rows.append(_row(name, flat[np.arange(len(flat)), points].mean(), len(flat)))
+        share = flat[np.arange(len(flat)), points].mean()
+        low, high = wilson(share, len(flat))
+        rows.append({"model": name, "hits": share, "low": low, "high": high, "n": len(flat)})
     return pd.DataFrame(rows).set_index("model")
-
-
-def _row(name: str, share: float, n: int) -> dict[str, object]:
-    centre, half = share + Z**2 / (2 * n), Z * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    low, high = np.clip(np.array([centre - half, centre + half]) / (1 + Z**2 / n), 0, 1)
-    return {"model": name, "hits": share, "low": low, "high": high, "n": n}
 
 
 def panel(model: CXRCLIPModel, processor: CXRCLIPProcessor) -> VBox:
