@@ -9,6 +9,7 @@ ALLOW_PARTIAL ?=
 MODELS  ?= models
 GPUS    ?= 1
 PYTHON  ?= python3
+CHROMIUM ?= chromium
 
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -23,7 +24,7 @@ QUICK    = tests/test_losses.py tests/test_metrics.py tests/test_prompts.py test
 
 .DEFAULT_GOAL := help
 .PHONY: help env data augment-texts reproduce dry-run pretrain export results tables figures notebooks check test lint \
-        style types unit nbval book test-book lab bench fuzz golden lock clean
+        style types unit nbval book pdf test-book lab bench fuzz golden lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -107,6 +108,12 @@ golden: $(STAMP)  ## record the golden numbers anew, after a version was raised 
 book: $(STAMP)  ## the committed notebooks as a web site: build/book/index.html
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html notebooks $(BUILD)/book
 	@echo "open $(BUILD)/book/index.html"
+
+pdf: $(STAMP)  ## the book on paper: build/book.pdf, printed by Chromium
+	@$(BIN)/python -m sphinx -W --keep-going -q -b singlehtml -t paper notebooks $(BUILD)/book-pdf
+	@$(CHROMIUM) --headless --no-sandbox --disable-gpu --no-pdf-header-footer --print-to-pdf="$(BUILD)/book.pdf" \
+		$(BUILD)/book-pdf/index.html 2> $(BUILD)/book-pdf/chromium.log || { cat $(BUILD)/book-pdf/chromium.log; exit 1; }
+	@echo "$(BUILD)/book.pdf"
 
 test-book: book  ## every page of the web site in headless Chromium, wide and narrow, light and dark
 	@BOOK="$(BUILD)/book" $(BIN)/python -m pytest -rs tests/browser

@@ -8,6 +8,7 @@ from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.ext.apidoc import main as apidoc
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
@@ -17,13 +18,15 @@ author = "the cxrclip maintainers"
 html_title = "CXR-CLIP, a book that runs"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
-exclude_patterns = ["mixes", "**.ipynb_checkpoints"]
+exclude_patterns = ["mixes", "apidoc", "**.ipynb_checkpoints"]
+if tags.has("paper"):  # noqa: F821 (sphinx defines it): `make pdf` leaves out what paper cannot hold
+    exclude_patterns += ["api", "explorer.md"]
+    suppress_warnings = ["toc.not_readable", "myst.xref_missing"]
 nb_execution_mode = "off"       # the outputs that were committed
 nb_output_stderr = "remove"     # progress bars
 nb_render_markdown_format = "myst"  # tables in outputs are tables
 nb_ipywidgets_js = {}           # no widget is used; the default is a script from the net
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
-autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 88
@@ -76,6 +79,12 @@ def keep_as_written(app: Sphinx, what: str, name: str, obj: object, options: obj
         lines[:] = [".. code-block:: text", "", *(f"   {line}" for line in lines)]
 
 
+def write_library_pages(app: Sphinx) -> None:
+    """The library, a page a folder: api/<package>.rst, written anew from the package's files."""
+    apidoc(["-q", "--remove-old", "--no-toc", "--maxdepth", "1", "--templatedir", str(app.confdir / "apidoc"),
+            "--output-dir", str(app.srcdir / "api"), str(app.confdir.parent / "cxrclip")])
+
+
 def skip(app: Sphinx, what: str, name: str, obj: object, default: bool, options: object) -> bool | None:
     """The schema's value fills a page; the studies notebook shows it as a table."""
     return True if name == "SCHEMA" else None
@@ -84,5 +93,6 @@ def skip(app: Sphinx, what: str, name: str, obj: object, default: bool, options:
 def setup(app: Sphinx) -> None:
     """Called by sphinx."""
     app.add_html_math_renderer("mathml", inline_renderers=(inline_math, None), block_renderers=(block_math, None))
+    app.connect("builder-inited", write_library_pages)
     app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-docstring", keep_as_written)

@@ -1,4 +1,4 @@
-"""The data of the explorer page, as one JavaScript constant: films, texts, truth, and the model's embeddings."""
+"""The explorer: the data of its page as one JavaScript constant, and the same questions in a notebook."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from cxrclip.book.page import NOTEBOOKS, book_model
 from cxrclip.data import images
@@ -18,6 +20,9 @@ from cxrclip.data.phantom import world
 from cxrclip.data.phantom.anatomy import Finding, Rule
 from cxrclip.evaluation import embed_texts
 from cxrclip.experiments.oracle import SEVERITIES
+
+if TYPE_CHECKING:
+    from ipywidgets import VBox
 
 FILE = NOTEBOOKS / "explorer_data.js"
 SOURCE, FILMS = "mimic-cxr", 60  # the first test studies of this institution that have an impression
@@ -78,3 +83,44 @@ def write(path: Path = FILE) -> str:
     lines = [f'"{kind}": [\n' + ",\n".join(map(json.dumps, items)) + "]" for kind, items in explorer_data().items()]
     write_text(path, "// Simulated films, by `cxrclip explorer`.\nconst EXPLORER = {" + ",\n".join(lines) + "};\n")
     return f"{path.name}: {FILMS} films, {path.stat().st_size / 1000:.0f} kB"
+
+
+def ask(query: int | str, data: Mapping[str, list[dict]], top: int = 5) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The nearest films and the nearest texts to a film's number or to a sentence, each with its cosine similarity.
+
+    data: explorer_data(). Of a film is told what it truly shows, of a text whether it is right for the film that asks.
+    """
+    films, texts = (np.array([item["embedding"] for item in data[kind]]) for kind in ("films", "texts"))
+    model, processor = book_model()
+    asked = films[query] if isinstance(query, int) else embed_texts(model, processor.tokenizer, [query])[0]
+    to_films, to_texts = films @ asked, texts @ asked
+    near = [i for i in np.argsort(-to_films) if i != query][:top]
+    shown = pd.DataFrame({"film": near, "cosine": to_films[near].round(2),
+                          "truth": ["; ".join(data["films"][i]["truth"]) or "nothing" for i in near]})
+    near = np.argsort(-to_texts)[:top]
+    said = pd.DataFrame({"text": [data["texts"][i]["text"] for i in near], "cosine": to_texts[near].round(2)})
+    if isinstance(query, int):
+        said["right"] = ["yes" if query in data["texts"][i]["right"] else "no" for i in near]
+    return shown, said
+
+
+def panel(data: Mapping[str, list[dict]]) -> VBox:
+    """For JupyterLab: a field for a sentence or for the number of a film, the films, and the answers of `ask`."""
+    import ipywidgets
+    from IPython.display import display
+
+    query = ipywidgets.Text("There is a right pleural effusion.", description="sentence or number of a film",
+                            style={"description_width": "initial"}, layout={"width": "36rem"})
+    button, out = ipywidgets.Button(description="ask"), ipywidgets.Output()
+    films = ipywidgets.HTML("".join(f'<img src="{film["image"]}" alt="film {i}" title="film {i}">'
+                                    for i, film in enumerate(data["films"])))
+
+    def show(_: object) -> None:
+        text = query.value.strip()
+        number = int(text) if text.isdecimal() and int(text) < len(data["films"]) else None
+        with out:
+            out.clear_output()
+            for frame in ask(text if number is None else number, data):
+                display(frame)
+    button.on_click(show)
+    return ipywidgets.VBox([query, button, out, films])

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cxrclip import evaluation
 from cxrclip.data import mixes
-from cxrclip.data.files import making
+from cxrclip.data.files import digest, making
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.experiments.checkpoints import save_embeddings
 from cxrclip.experiments.workbench import Run, one_thread
@@ -25,18 +25,25 @@ from cxrclip.results.statistics import CAUSES, accuracy_rows, auroc_rows, doubtf
 _bank = cache(PromptBank.load)  # the library's own prompts, read once a process: every task asks for them
 
 
-def evaluate(run: Run) -> pd.DataFrame:
+def evaluate(run: Run, *, prompts: str | Path | None = None, probe_strength: float | None = None) -> pd.DataFrame:
     """Tidy rows (results.COLUMNS) of a run on every test role of its mix; found again by its key.
 
     Embeddings and per-sample scores are stored beside them (Run.scores). Test roles with no data have no rows:
     their reasons are in `run.data.missing`.
+
+    prompts: another prompts file for the zero-shot texts. probe_strength: another inverse L2 strength of the linear
+    probes (evaluation.PROBE_C). What is measured with either stands in a folder of its own, and `Run.scores` does not
+    read it. Raises InputError for a file that holds no prompts.
     """
-    folder = run.evaluation_folder
+    folder, bank = run.evaluation_folder, PromptBank.load(prompts) if prompts else _bank()
+    changed = {"prompts": Path(prompts).read_text(encoding="utf-8") if prompts else None, "strength": probe_strength}
+    if any(value is not None for value in changed.values()):
+        folder = folder / digest(changed)
     with making(folder, (folder / "results.csv").is_file) as missing:
         if missing:
             with one_thread():
                 roles = [role for role in run.data.mix.tests.values() if role.name in run.data.folders]
-                parts = [_evaluate_role(run, role, folder) for role in roles]
+                parts = [_evaluate_role(run, role, folder, bank, probe_strength) for role in roles]
             run.model.cpu()  # where Run.model is promised to be
             write_results(rows := pd.concat(parts), folder / "results.csv")
             if lines := doubtful(rows):
@@ -44,24 +51,25 @@ def evaluate(run: Run) -> pd.DataFrame:
     return read_results(folder / "results.csv")
 
 
-def _evaluate_role(run: Run, role: mixes.Role, folder: Path) -> pd.DataFrame:
+def _evaluate_role(run: Run, role: mixes.Role, folder: Path, bank: PromptBank, strength: float | None) -> pd.DataFrame:
     """All tasks of one test role: embeddings and per-sample scores to disk, tidy rows back."""
     about, frames, rows = run.row_columns(role.name), {}, []
     behaviours = Behaviours.of(run.experiment.rules)
     for split in (role.split, *(["train"] if "linear-probe" in role.tasks else [])):
-        path = folder / "embeddings" / f"{role.name}-{split}.npz"
+        path = run.evaluation_folder / "embeddings" / f"{role.name}-{split}.npz"
         if not path.is_file():
             films = run.data.studies(role.name, split)
             save_embeddings(evaluation.embed_studies(run.model, films, run.transform, device=run.device), path)
     images = run.embeddings(role.name, role.split)
     if "zero-shot" in role.tasks:
-        frames["zero-shot"] = zero_shot_frame(run, role, images)
-        if f"{role.prompts}-ensemble" in _bank().tasks:
-            frames["zero-shot-ensemble"] = zero_shot_frame(run, role, images, ensemble=True)
+        frames["zero-shot"] = zero_shot_frame(run, role, images, bank=bank)
+        if f"{role.prompts}-ensemble" in bank.tasks:
+            frames["zero-shot-ensemble"] = zero_shot_frame(run, role, images, ensemble=True, bank=bank)
     if "linear-probe" in role.tasks:
-        frames |= {f"linear-probe-{100 * part:.0f}": probe_frame(run, role, part, behaviours) for part in (0.1, 1.0)}
+        frames |= {f"linear-probe-{100 * part:.0f}": probe_frame(run, role, part, behaviours, strength)
+                   for part in (0.1, 1.0)}
     for task, frame in frames.items():
-        to_rows = accuracy_rows if task == "zero-shot" and not paired(prompts_of(role)) else auroc_rows
+        to_rows = accuracy_rows if task == "zero-shot" and not paired(prompts_of(role, bank=bank)) else auroc_rows
         rows.append(to_rows(frame, about, role.name, task))
     if "retrieval" in role.tasks:
         frames["retrieval"] = retrieval_frame(run, role, evaluation.DIRECTIONS, text_rule(behaviours))
@@ -72,9 +80,9 @@ def _evaluate_role(run: Run, role: mixes.Role, folder: Path) -> pd.DataFrame:
     return pd.concat(rows)
 
 
-def prompts_of(role: mixes.Role, ensemble: bool = False) -> Mapping:
+def prompts_of(role: mixes.Role, ensemble: bool = False, bank: PromptBank | None = None) -> Mapping:
     """The zero-shot texts of a test role, by class: the official ones, or several wordings of each."""
-    return _bank().zero_shot(role.prompts + ("-ensemble" if ensemble else ""))
+    return (bank or _bank()).zero_shot(role.prompts + ("-ensemble" if ensemble else ""))
 
 
 def paired(prompts: Mapping) -> bool:
@@ -83,12 +91,12 @@ def paired(prompts: Mapping) -> bool:
 
 
 def zero_shot_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings, *, ensemble: bool = False,
-                    model: CXRCLIPModel | None = None) -> pd.DataFrame:
+                    model: CXRCLIPModel | None = None, bank: PromptBank | None = None) -> pd.DataFrame:
     """Per-sample zero-shot scores of a test role: by its official texts, or an `ensemble` of wordings.
 
-    images: its test films. model: another model than the run's, which also embedded the films.
+    images: its test films. model: another model than the run's, which also embedded the films. bank: other texts.
     """
-    prompts = prompts_of(role, ensemble)
+    prompts = prompts_of(role, ensemble, bank)
     embeds = evaluation.embed_prompts(model or run.model, run.tokenizer, prompts, device=run.device,
                                       max_tokens=run.experiment.max_tokens)
     score = evaluation.zero_shot_scores if paired(prompts) else evaluation.zero_shot_classes
@@ -96,7 +104,8 @@ def zero_shot_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddin
     return evaluation.score_frame(images, list(prompts), score(images.embeds, embeds), truth)
 
 
-def probe_frame(run: Run, role: mixes.Role, fraction: float, behaviours: Behaviours) -> pd.DataFrame:
+def probe_frame(run: Run, role: mixes.Role, fraction: float, behaviours: Behaviours,
+                strength: float | None = None) -> pd.DataFrame:
     """Per-sample scores of linear probes on the stored features of a test role.
 
     The optimum, of five stratified draws of `fraction` of its training studies, or of all of them. With the
@@ -113,8 +122,8 @@ def probe_frame(run: Run, role: mixes.Role, fraction: float, behaviours: Behavio
     if behaviours.adamw_probe:
         scores = adamw_probe(features, learn, test.features, fraction=fraction, behaviours=behaviours)
     else:
-        draws = 1 if fraction == 1 else 5
-        scores = evaluation.linear_probe(features, learn, test.features, fraction=fraction, draws=draws)
+        options = {"draws": 1 if fraction == 1 else 5} | ({} if strength is None else {"c": strength})
+        scores = evaluation.linear_probe(features, learn, test.features, fraction=fraction, **options)
     return evaluation.score_frame(test, classes, scores, truth)
 
 

@@ -71,6 +71,30 @@ def test_a_finding_in_words(finding, said):
     assert explorer.words(finding) == said
 
 
+def test_a_sentence_and_a_film_find_the_nearest_with_their_truth(committed):
+    films, texts = explorer.ask("There is a pacemaker.", committed)
+    assert len(films) == len(texts) == 5
+    assert films["cosine"].is_monotonic_decreasing
+    assert texts["text"].iloc[0] == "There is a pacemaker."
+    assert all("; ".join(committed["films"][i]["truth"]) in ("", said) or said == "nothing"
+               for i, said in zip(films["film"], films["truth"], strict=True))
+    films, texts = explorer.ask(2, committed, top=60)
+    assert 2 not in set(films["film"])
+    right = {text["text"] for text in committed["texts"] if 2 in text["right"]}
+    assert set(texts[texts["right"] == "yes"]["text"]) == right & set(texts["text"])
+
+
+def test_the_panel_answers_a_click(committed, monkeypatch):
+    asked = []
+    monkeypatch.setattr(explorer, "ask", lambda query, data: asked.append(query) or ())
+    query, button, _, films = explorer.panel(committed).children
+    for text in ("There is a nodule.", " 7 ", "700"):
+        query.value = text
+        button.click()
+    assert asked == ["There is a nodule.", 7, "700"]
+    assert films.value.count("<img") == explorer.FILMS
+
+
 def test_the_page_is_small_and_makes_no_request():
     folder = explorer.FILE.parent
     assert sum((folder / name).stat().st_size for name in ("explorer_data.js", "explorer.js", "explorer.md")) < 600_000

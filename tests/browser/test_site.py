@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[2]
 BOOK = Path(os.environ.get("BOOK", ROOT / "build" / "book")).resolve()
-PAGES = sorted(path.name for path in BOOK.glob("*.html"))
+PAGES = sorted(str(path.relative_to(BOOK)) for folder in (BOOK, BOOK / "api") for path in folder.glob("*.html"))
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), "")
 VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
@@ -120,7 +120,9 @@ def test_internal_links_and_anchors_resolve(links, name):
     for target in links[name].targets:
         parts = urlsplit(target)
         if not parts.scheme and not parts.netloc:
-            page, anchor = unquote(parts.path) or name, unquote(parts.fragment)
+            page, anchor = name, unquote(parts.fragment)
+            if parts.path:
+                page = os.path.normpath(Path(name).parent / unquote(parts.path))
             assert (BOOK / page).is_file(), target
             assert not anchor or page not in links or anchor in links[page].anchors, target
 

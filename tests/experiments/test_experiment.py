@@ -29,7 +29,7 @@ from cxrclip.experiments import (
     used_studies,
 )
 from cxrclip.experiments.cache import run_key
-from cxrclip.prompts import PromptBank
+from cxrclip.prompts import DEFAULT_FILE, PromptBank
 
 SWITCHES = ({"shares": (0.5, 1.0)}, {"draw": "random", "views": 1, "texts": 1}, {"augment": False}, {"mvs": False},
             {"false_negatives": "mask"}, {"batches": "one-source"}, {"report_share": 0.75}, {"reports_last": 0.5},
@@ -226,3 +226,19 @@ def test_evaluation_covers_the_mix_and_is_found_again(tiny_experiment, tiny_benc
     scores = run.scores("rsna", "zero-shot")
     assert set(scores.columns) >= {"study_id", "patient_id", "class", "score", "target"}
     assert len(scores) == 30
+
+
+def test_other_prompts_and_another_probe_are_measured_anew_and_hide_nothing(tiny_experiment, tiny_bench, tmp_path):
+    run = pretrain(tiny_experiment, tiny_bench)
+    rows = evaluate(run)
+    probed = evaluate(run, probe_strength=1e-6)
+    changes = (rows["value"] != probed["value"]) & rows["value"].notna()
+    assert set(rows[changes]["task"]) == {"linear-probe-10", "linear-probe-100"}
+    official, copy = DEFAULT_FILE.read_text(), tmp_path / "own.yaml"
+    copy.write_text(official.replace("- No evidence of pneumonia\n", "- Old rib fractures\n"))
+    worded = evaluate(run, prompts=copy)
+    changes = (rows["value"] != worded["value"]) & rows["value"].notna()
+    assert set(rows[changes]["task"]) == {"zero-shot"}
+    copy.write_text(official.replace("- No evidence of pneumonia\n", "- A pacemaker\n"))
+    assert not evaluate(run, prompts=copy).equals(worded), "a file that changed is read again"
+    assert evaluate(run).equals(rows)
