@@ -27,10 +27,10 @@ from cxrclip.data.progress import progress_bar
 from cxrclip.data.shards import read_about, resumable_studies
 from cxrclip.errors import InputError
 from cxrclip.studies import SPLITS, fingerprint, read_shards
+from cxrclip.views import SECTIONS
 
 THERE, BACK = "Helsinki-NLP/opus-mt-en-it", "Helsinki-NLP/opus-mt-it-en"
 MAX_TOKENS = 4096  # tokens a batch, with its padding
-SECTIONS = ("findings", "impression")
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+")
 
 Translate = Callable[[Sequence[str]], list[str]]

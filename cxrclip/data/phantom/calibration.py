@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
@@ -48,8 +48,8 @@ def phantom_numbers(studies: int = STUDIES, seed: int = 0) -> dict[str, dict[str
     return {
         "chestxray14": label_numbers(_states(rows["C14"], ("No Finding", *VOCABULARIES["chestxray14"]))),
         "chexpert": label_numbers(_states(rows["C"], CHEXPERT)),
-        "rsna": {"share with pneumonia": _share("Pneumonia" in row["positive"] for row in rows["rsna"])},
-        "siim": {"share with pneumothorax": _share("Pneumothorax" in row["positive"] for row in rows["siim"])},
+        "rsna": {"share with pneumonia": _share(rows["rsna"], "Pneumonia")},
+        "siim": {"share with pneumothorax": _share(rows["siim"], "Pneumothorax")},
         "openi": report_numbers(reports),
     }
 
@@ -121,5 +121,5 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
 
 
-def _share(flags: Iterable[bool]) -> float:
-    return float(pd.Series(list(flags)).mean())
+def _share(rows: Sequence[Mapping], name: str) -> float:
+    return sum(name in row["positive"] for row in rows) / len(rows)
