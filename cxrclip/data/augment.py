@@ -123,8 +123,6 @@ def augment(folder: str | Path, out: str | Path, there: Translate, back: Transla
     Interrupted, the same call goes on from the finished shards (see `cxrclip.data.shards.resumable_studies`).
 
     Args:
-        folder: study folder; it is not changed.
-        out: another folder.
         there, back: sentences -> sentences in the other language, and back.
         about: names the translators; kept in `dataset.json`. With another value, finished shards are made anew.
         split: whose studies to translate; None takes all. Only training reads the texts.

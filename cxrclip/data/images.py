@@ -131,13 +131,9 @@ def encode_gray(image: np.ndarray, format: Literal["jpeg", "png"] = "jpeg") -> b
 
 
 def store_film(path: Path, where: str, size: int) -> bytes | InputError:
-    """A film as a study table stores it: gray, shorter side at most `size` pixels, encoded as JPEG.
+    """A film as a study table stores it: gray, shorter side at most `size` pixels, JPEG; or why it cannot be used.
 
-    Args:
-        where: how the message names the film.
-
-    Returns:
-        Its bytes, or why it cannot be used.
+    where: how the message names the film.
     """
     try:
         gray = read_gray(path, where, at_least=size)
