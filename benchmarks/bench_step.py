@@ -110,7 +110,7 @@ def small_step(image_encoder, precision):
         transform = TrainTransform(64, config.image_mean, config.image_std)
         dataset = PretrainingDataset(studies, bank, transform.gray, seed=0)
         for index in range(len(dataset)):
-            dataset[index]
+            dataset[0, index]
         ours = load_batches(dataset, EpochBatches(len(dataset), BATCH, seed=0), tokenizer, config.max_tokens)
         plain = plain_batches(PretrainingDataset(studies, bank, transform, seed=0), tokenizer, config.max_tokens)
         ours, plain = map(timed, (ours, plain), seconds)

@@ -73,33 +73,21 @@ class _Facts(BaseModel, strict=True):
     about: dict[str, Any]
 
 
-def open_studies(
-    folders: str | Path | Sequence[str | Path], split: str | None = None, *, streaming: bool = False
-) -> datasets.Dataset | datasets.IterableDataset:
+def open_studies(folders: str | Path | Sequence[str | Path], split: str | None = None) -> datasets.Dataset:
     """Open one study folder, or several one after the other, through Hugging Face `datasets`.
 
-    At random (default): `ds[i]` is a dict of plain Python values, memory-mapped from an Arrow copy kept in
-    `<folder>/.cache` (or in the default cache of `datasets` where the folder is read-only). The copy is keyed
-    by the fingerprint of the content, so a folder that is made again is never read from an old copy.
-
-    Streaming: nothing is copied; shards are read as they come. For training sets which outgrow a disk, give
-    each process its own shards and shuffle within a buffer:
-
-        from datasets.distributed import split_dataset_by_node
-        stream = open_studies(folders, "train", streaming=True).shuffle(seed, buffer_size=1000)
-        stream = split_dataset_by_node(stream, rank=rank, world_size=world_size)
+    `ds[i]` is a dict of plain Python values, memory-mapped from an Arrow copy kept in `<folder>/.cache` (or in the
+    default cache of `datasets` where the folder is read-only). The copy is keyed by the fingerprint of the content, so
+    a folder that is made again is never read from an old copy. data/stream.py reads training sets without a copy.
 
     Raises:
-        InputError: a folder is no study table or not whole, the split is unknown, or (at random) empty.
+        InputError: a folder is no study table or not whole, the split is unknown or empty.
     """
     paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     if not paths:
         raise InputError("open_studies: no folder given; name at least one study folder")
     if split is not None and split not in SPLITS:
         raise InputError(f"open_studies: unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    if streaming:
-        files = [str(shard) for path in paths for shard in shard_files(path)]
-        return datasets.IterableDataset.from_parquet(files, filters=[("split", "==", split)] if split else None)
     whole = datasets.concatenate_datasets([_open_folder(path, split) for path in paths])
     if not len(whole):
         raise InputError(f"{', '.join(map(str, paths))}: no study in split {split!r}; see cxrclip.studies.summary")

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import small_film, small_row
-from datasets.distributed import split_dataset_by_node
 
 from cxrclip import studies
 from cxrclip.data.shards import Rejected, write_studies
+from cxrclip.data.stream import StreamedBatches
 from cxrclip.errors import InputError
 from cxrclip.studies import SCHEMA, check_leakage, fingerprint, open_studies, summary, validate
 
@@ -64,23 +64,12 @@ def test_the_fingerprint_is_of_the_content_not_of_the_files(tmp_path):
 def test_open_several_folders_by_split(tmp_path):
     a = write_studies([small_row(i) for i in range(8)], tmp_path / "a", shard_rows=3)
     b = write_studies([small_row(i, source="there") for i in range(20, 28)], tmp_path / "b")
-    for streaming in (False, True):
-        found = [row["study_id"] for row in open_studies([a, b], "train", streaming=streaming)]
-        assert found == [f"s{i}" for i in (0, 1, 4, 5, 20, 21, 24, 25)]
+    found = [row["study_id"] for row in open_studies([a, b], "train")]
+    assert found == [f"s{i}" for i in (0, 1, 4, 5, 20, 21, 24, 25)]
     assert [row["study_id"] for row in open_studies(str(a), "test")] == ["s3", "s7"]
     table = open_studies([a, b])
     assert isinstance(table, datasets.Dataset)
     assert [row["study_id"] for row in table.__getitems__([9, 2])] == ["s21", "s2"]
-
-
-def test_streams_are_divided_among_processes(tmp_path):
-    folder = write_studies([small_row(i) for i in range(12)], tmp_path / "a", shard_rows=3)
-    parts = [
-        {row["study_id"] for row in split_dataset_by_node(open_studies(folder, streaming=True), rank=r, world_size=2)}
-        for r in range(2)
-    ]
-    assert parts[0].isdisjoint(parts[1])
-    assert parts[0] | parts[1] == {f"s{i}" for i in range(12)}
 
 
 def test_opening_is_quiet_and_offline_and_leaves_the_progress_setting(tmp_path, monkeypatch, capfd):
@@ -92,7 +81,7 @@ def test_opening_is_quiet_and_offline_and_leaves_the_progress_setting(tmp_path, 
     folder = write_studies([small_row(0)], tmp_path / "a")
     shown = datasets.are_progress_bars_disabled()
     open_studies(folder)
-    next(iter(open_studies(folder, streaming=True)))
+    next(iter(StreamedBatches([folder], 1, seed=0)))
     assert datasets.are_progress_bars_disabled() == shown
     assert capfd.readouterr() == ("", "")
 

@@ -27,10 +27,10 @@ from cxrclip.data.progress import progress_bar
 from cxrclip.data.shards import read_about, resumable_studies
 from cxrclip.errors import InputError
 from cxrclip.studies import SPLITS, fingerprint, read_shards
+from cxrclip.views import SECTIONS
 
 THERE, BACK = "Helsinki-NLP/opus-mt-en-it", "Helsinki-NLP/opus-mt-it-en"
 MAX_TOKENS = 4096  # tokens a batch, with its padding
-SECTIONS = ("findings", "impression")
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+")
 
 Translate = Callable[[Sequence[str]], list[str]]
@@ -123,8 +123,6 @@ def augment(folder: str | Path, out: str | Path, there: Translate, back: Transla
     Interrupted, the same call goes on from the finished shards (see `cxrclip.data.shards.resumable_studies`).
 
     Args:
-        folder: study folder; it is not changed.
-        out: another folder.
         there, back: sentences -> sentences in the other language, and back.
         about: names the translators; kept in `dataset.json`. With another value, finished shards are made anew.
         split: whose studies to translate; None takes all. Only training reads the texts.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import cv2
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from cxrclip.data.memory import FilmMemory, TokenMemory
@@ -30,9 +29,8 @@ LIST_COLUMNS = ("images", "views", "findings_aug", "impression_aug", *STATES)
 COLUMNS = ("study_id", *SECTIONS, *LIST_COLUMNS)
 MAX_SET_ASIDE = 0.05
 CHUNK = 20_000  # rows that are looked at together
-SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))  # all that str.strip takes off
 
-Key = int | tuple[int, int]  # an index, or (epoch, index)
+Key = tuple[int, int]  # (epoch, index)
 Marks = Callable[[Study], Mapping[str, float]]  # a study -> numbers that go into the batch beside images and texts
 
 
@@ -89,12 +87,13 @@ class PretrainingDataset(StudyItems, Dataset):
                  keep_silent: bool = False, **options: Any) -> None:
         super().__init__(bank, transform, seed=seed, **options)
         check_columns(studies)
-        self.epoch = 0
         studies = studies.select_columns(list(COLUMNS))
         usable, silent = split_usable(studies, bank)
         self.set_aside: list[str] = []
         if silent and not keep_silent:
-            refuse_many_silent(silent, len(studies))
+            if len(silent) > MAX_SET_ASIDE * len(studies):
+                raise InputError(f"{len(silent)} of {len(studies)} studies have neither a report nor a label "
+                                 f"(first: {', '.join(silent[:3])}); {MAX_SET_ASIDE:.0%} are tolerated: mend the table")
             self.set_aside, studies = silent, studies.select(usable)
         self.studies, self.films = studies, FilmMemory()
 
@@ -106,19 +105,15 @@ class PretrainingDataset(StudyItems, Dataset):
         """(N,) bool: does the study have a report? The others have labels only."""
         return of_columns(self.studies, SECTIONS, has_text)
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of plain indices; batches carry their own, as (epoch, index)."""
-        self.epoch = epoch
-
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        """{"study_id", "images": (V, C, S, S), "texts": list of T strings} of index or (epoch, index)."""
+        """{"study_id", "images": (V, C, S, S), "texts": list of T strings} of (epoch, index)."""
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
         """Several items with one read of the table; DataLoader calls this by itself."""
-        pairs = [key if isinstance(key, tuple) else (self.epoch, key) for key in keys]
-        columns = self.studies[[index for _, index in pairs]]
-        return [self.item(row, *pair) for row, pair in zip(chunk_rows(columns), pairs, strict=True)]
+        rows = self.studies.__getitems__([index for _, index in keys])
+        return [self.item(row, *key) for row, key in zip(rows, keys, strict=True)]
+
 
 def check_columns(studies: datasets.Dataset) -> None:
     """InputError when a column is missing, or holds plain strings where lists belong (ledger B4)."""
@@ -133,21 +128,31 @@ def split_usable(studies: datasets.Dataset, bank: PromptBank) -> tuple[np.ndarra
     """Indices of the studies with a report or a label, and the ids of those without; labels are checked."""
     if not len(studies):
         raise InputError("no studies to train on; check the split")
-    faults: list[str] = []  # each kind once; number 0 stands for none
+
+    @cache
+    def labelled(*labels: tuple[str, ...]) -> bool | str:
+        """Do these labels say something, or what is wrong with them? Each set of labels is looked at once."""
+        try:
+            return bool(bank.labelled(*labels))
+        except InputError as error:
+            return str(error)
 
     def look(chunk: pa.Table) -> np.ndarray:
-        """(N, 2): has the row a text or a label, and the number of its fault."""
-        speaks = has_text(chunk)
-        labelled, fault = has_label(chunk, np.flatnonzero(~speaks), bank, faults)
-        fault[(_lengths(chunk["views"]) == 0) & (fault == 0)] = -1
-        return np.stack([speaks | labelled, fault], axis=1)
+        """(N,) has the row a text or a label, or what is wrong with it?"""
+        verdicts = has_text(chunk).astype(object)
+        silent = np.flatnonzero(~verdicts.astype(bool))
+        for row, labels in zip(silent, chunk.select(STATES).take(silent).to_pylist(), strict=True):
+            verdicts[row] = labelled(*(tuple(labels[state] or ()) for state in STATES))
+        images = pc.fill_null(pc.list_value_length(chunk["views"]), 0).to_numpy()
+        verdicts[images == 0] = "no image; remove the row"
+        return verdicts
 
-    speaks, fault = of_columns(studies, [name for name in COLUMNS if name != "images"], look).T
-    if fault.any():
-        row = int(np.flatnonzero(fault)[0])
-        message = faults[fault[row] - 1] if fault[row] > 0 else "no image; remove the row"
-        raise InputError(f"study {studies[row]['study_id']}: {message}")
-    silent = studies.select_columns(["study_id"])[np.flatnonzero(speaks == 0)]["study_id"]
+    verdicts = of_columns(studies, [name for name in COLUMNS if name != "images"], look)
+    for row, verdict in enumerate(verdicts):
+        if isinstance(verdict, str):
+            raise InputError(f"study {studies[row]['study_id']}: {verdict}")
+    speaks = verdicts.astype(bool)
+    silent = studies.select_columns(["study_id"])[np.flatnonzero(~speaks)]["study_id"]
     return np.flatnonzero(speaks), list(silent)
 
 
@@ -155,7 +160,7 @@ def of_columns(studies: datasets.Dataset, names: Sequence[str],
                values_of: Callable[[pa.Table], np.ndarray]) -> np.ndarray:
     """What `values_of` says of each study, from some columns as Arrow keeps them, CHUNK rows at a time.
 
-    No Python object is made of a row, and a selection is read as the whole table: datasets gathers row by row.
+    Texts stay in Arrow, and a selection is read as the whole table: datasets gathers row by row.
     """
     table, chosen = studies.data.table.select(list(names)), studies._indices  # datasets has no public name for it
     schema = pa.schema([SCHEMA.field(name) for name in names])  # a table made in memory may have columns of no type
@@ -166,83 +171,33 @@ def of_columns(studies: datasets.Dataset, names: Sequence[str],
 
 def has_text(chunk: pa.Table) -> np.ndarray:
     """(N,) bool: has the row a section that is not blank?"""
-    said = [pc.fill_null(pc.utf8_length(pc.utf8_trim(chunk[name], SPACES)), 0).to_numpy() > 0 for name in SECTIONS]
+    said = [pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(chunk[name])), 0).to_numpy() > 0
+            for name in SECTIONS]
     return said[0] | said[1]
 
 
-def has_label(chunk: pa.Table, rows: np.ndarray, bank: PromptBank,
-              faults: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) bool: is it one of `rows`, and labelled? (N,) the number of its fault from 1 on, 0 for none.
-
-    Each set of labels is checked once. Appends to `faults`.
-    """
-    labelled, fault = np.zeros(len(chunk), bool), np.zeros(len(chunk), int)
-    labels = chunk.select(STATES).take(rows)
-    texts = [pc.fill_null(pc.binary_join(labels[state], "\x1e"), "") for state in STATES]
-    sets = pc.binary_join_element_wise(*texts, "\x1f").to_numpy().astype(str)
-    _, firsts, numbers = np.unique(sets, return_index=True, return_inverse=True)
-    for number, first in enumerate(firsts):
-        same = rows[numbers == number]
-        try:
-            labelled[same] = bool(bank.labelled(*(labels[state][first].as_py() for state in STATES)))
-        except InputError as error:
-            faults.append(str(error))
-            fault[same] = len(faults)
-    return labelled, fault
-
-
-def _lengths(lists: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-
-
-def refuse_many_silent(silent: Sequence[str], total: int) -> None:
-    """InputError if more than 5 % of the studies have neither a report nor a label."""
-    if len(silent) > MAX_SET_ASIDE * total:
-        raise InputError(f"{len(silent)} of {total} studies have neither a report nor a label "
-                         f"(first: {', '.join(silent[:3])}); {MAX_SET_ASIDE:.0%} are tolerated: mend the table")
-
-
-def chunk_rows(columns: Mapping[str, Sequence]) -> Iterator[dict[str, Any]]:
-    """The rows of a dict of columns, as HF datasets returns several rows at once."""
-    for values in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, values, strict=True))
-
-
-class StudyMix(Dataset):
+class StudyMix(ConcatDataset):
     """Several data sets, one after the other, as one: the roles M, C and C14 with their own `max_negatives`."""
 
-    def __init__(self, parts: Sequence[PretrainingDataset]) -> None:
-        self.parts = parts
-        self.ends = list(itertools.accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    @property
-    def set_aside(self) -> list[str]:
-        """The ids of the studies set aside in any part."""
-        return [study_id for part in self.parts for study_id in part.set_aside]
+    datasets: list[PretrainingDataset]
 
     @cached_property
     def has_report(self) -> np.ndarray:
         """(N,) bool: does the study have a report?"""
-        return np.concatenate([part.has_report for part in self.parts])
+        return np.concatenate([part.has_report for part in self.datasets])
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
         """The items of (epoch, index) pairs, in their order, each part read once."""
         places = defaultdict(list)
         for place, (_, index) in enumerate(keys):
-            places[bisect_right(self.ends, index)].append(place)
+            places[bisect_right(self.cumulative_sizes, index)].append(place)
         items = {}
-        for part, where in places.items():
-            start = self.ends[part] - len(self.parts[part])
+        for number, where in places.items():
+            part = self.datasets[number]
+            start = self.cumulative_sizes[number] - len(part)
             local = [(keys[place][0], keys[place][1] - start) for place in where]
-            items |= zip(where, self.parts[part].__getitems__(local), strict=True)
+            items |= zip(where, part.__getitems__(local), strict=True)
         return [items[place] for place in range(len(keys))]
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """The item of one (epoch, index) pair."""
-        return self.__getitems__([key])[0]
 
 
 def collate(items: Sequence[Mapping[str, Any]], tokens: TokenMemory) -> dict[str, Tensor]:

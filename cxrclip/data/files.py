@@ -18,6 +18,7 @@ from psutil import pid_exists
 
 from cxrclip.errors import InputError
 
+MARKER = "dataset.json"  # the file that makes a folder one of ours
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # of several that share a disk
 
 
@@ -44,7 +45,8 @@ def atomic_file(path: str | Path, where: str | Path = "") -> Iterator[Path]:
         with writing(where or path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield draft
-            flush(draft)
+            with open(draft, "rb") as file:
+                os.fsync(file.fileno())  # or a power cut may leave a name with nothing in it
             os.replace(draft, path)
     finally:
         with suppress(OSError):  # no draft, or no folder that could hold one
@@ -70,10 +72,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_folder(folder: str | Path, marker: str = "dataset.json") -> Iterator[Path]:
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """Yield an empty draft folder beside `folder`, which becomes `folder` if the block ends well.
 
-    If not, it is removed. An older folder that holds `marker` is replaced; another with files in it is left alone.
+    If not, it is removed. An older folder that holds `MARKER` is replaced; another with files in it is left alone.
     A killed process leaves at most a hidden draft, never half of `folder`, and the next one removes it. Raises
     InputError if it cannot be written.
     """
@@ -81,7 +83,7 @@ def atomic_folder(folder: str | Path, marker: str = "dataset.json") -> Iterator[
     draft = _beside(folder, ".draft")
     try:
         with writing(folder):
-            refuse_foreign(folder, marker)
+            refuse_foreign(folder)
             draft.mkdir(parents=True)
         yield draft
         with writing(folder):
@@ -90,10 +92,10 @@ def atomic_folder(folder: str | Path, marker: str = "dataset.json") -> Iterator[
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def refuse_foreign(folder: Path, marker: str) -> None:
-    """Raise InputError if `folder` holds files, but no `marker`: it is somebody else's."""
-    if folder.exists() and not (folder / marker).is_file() and any(folder.iterdir()):
-        raise InputError(f"{folder}: holds other files (no {marker}): choose another folder")
+def refuse_foreign(folder: Path) -> None:
+    """Raise InputError if `folder` holds files, but no `MARKER`: it is somebody else's."""
+    if folder.exists() and not (folder / MARKER).is_file() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds other files (no {MARKER}): choose another folder")
 
 
 def replace_folder(draft: Path, folder: Path) -> None:
@@ -142,13 +144,6 @@ def making(path: str | Path, made: Callable[[], bool]) -> Iterator[bool]:
         return
     with locked(path):
         yield not made()
-
-
-def flush(*paths: Path) -> None:
-    """Wait until files are on the disk: without this a power cut may leave a name with nothing in it."""
-    for path in paths:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
 
 
 def digest(content: object) -> str:

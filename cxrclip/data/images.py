@@ -38,7 +38,7 @@ JPEG_QUALITY = 95
 # What Pillow raises on damaged files, found by flipping and cutting bytes.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 # What pydicom and its plugins raise beside these, found in the same way.
-_DICOM_DAMAGE = (*_DAMAGE, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+DICOM_DAMAGE = (*_DAMAGE, AttributeError, RuntimeError, ArithmeticError, MemoryError)
 # Without these there is no picture.
 _DICOM_REQUIRED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
 # The only elements of a DICOM file which are read at all: those that turn its pixels into light and dark.
@@ -131,13 +131,9 @@ def encode_gray(image: np.ndarray, format: Literal["jpeg", "png"] = "jpeg") -> b
 
 
 def store_film(path: Path, where: str, size: int) -> bytes | InputError:
-    """A film as a study table stores it: gray, shorter side at most `size` pixels, encoded as JPEG.
+    """A film as a study table stores it: gray, shorter side at most `size` pixels, JPEG; or why it cannot be used.
 
-    Args:
-        where: how the message names the film.
-
-    Returns:
-        Its bytes, or why it cannot be used.
+    where: how the message names the film.
     """
     try:
         gray = read_gray(path, where, at_least=size)
@@ -252,7 +248,7 @@ def _read_dicom(data: bytes, where: str) -> np.ndarray:
             return _dicom_gray(film, where)
     except InputError:
         raise
-    except (*_DICOM_DAMAGE, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException) as error:
+    except (*DICOM_DAMAGE, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException) as error:
         reason = type(error).__name__  # not the message: a damaged file may have put a patient's name into it
         raise InputError(f"{where}: the DICOM file is cut or damaged ({reason}); export it again") from None
 
@@ -327,7 +323,7 @@ def _dicom_values(film: Dataset, where: str) -> np.ndarray:
         film.pixel_array_options(decoding_plugin=safe[0])
     try:
         values = film.pixel_array
-    except _DICOM_DAMAGE as error:
+    except DICOM_DAMAGE as error:
         if not syntax.is_compressed:
             raise
         raise InputError(f"{where}: pixels in {syntax.name} that cannot be decoded ({type(error).__name__}); "

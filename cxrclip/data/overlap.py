@@ -22,6 +22,7 @@ from cxrclip.data.images import decode_gray
 from cxrclip.studies import open_studies
 
 SIDE = 32
+SAME_FILM = 0.99  # least correlation of two thumbnails of one film
 _AT_ONCE = 512  # films in one matrix product
 
 
@@ -32,18 +33,15 @@ def thumbnail(film: np.ndarray) -> np.ndarray:
     return small / max(float(np.linalg.norm(small)), 1e-6)
 
 
-def shared_films(pretraining: Mapping[str, str | Path], tests: Mapping[str, str | Path], *, split: str = "test",
-                 min_correlation: float = 0.99) -> pd.DataFrame:
-    """How many films of each test set a model has seen in the train split of each pretraining set.
+def shared_films(pretraining: Mapping[str, str | Path], tests: Mapping[str, str | Path]) -> pd.DataFrame:
+    """How many films of the test split of each test set a model has seen in the train split of each pretraining set.
 
     Memory holds the thumbnails of one test set (4 KB a film); pretraining films stream past. 112,120 NIH films
     against 4,003 RSNA films are 10^12 multiplications: minutes, most of them for decoding.
 
     Args:
-        pretraining: role -> study folder.
-        tests: role -> study folder, of which `split` is taken.
-        min_correlation: of two thumbnails that count as one film. Phantom films are more alike than real ones (up
-            to 0.989 in 22,500 pairs) and none is in two studies, so leave those roles out.
+        pretraining, tests: role -> study folder. Phantom films are more alike than real ones (up to 0.989 in 22,500
+            pairs) and none is in two studies, so leave those roles out.
 
     Returns:
         Columns test, pretraining, films (of the test split), shared (of these also in pretraining), share.
@@ -53,12 +51,12 @@ def shared_films(pretraining: Mapping[str, str | Path], tests: Mapping[str, str 
     """
     lines = []
     for test, folder in tests.items():
-        wanted = np.stack(list(_thumbnails(folder, split)))
+        wanted = np.stack(list(_thumbnails(folder, "test")))
         for role, other in pretraining.items():
             seen = np.zeros(len(wanted), bool)
             films = _thumbnails(other, "train")
             while batch := list(itertools.islice(films, _AT_ONCE)):
-                seen |= (wanted @ np.stack(batch).T).max(axis=1) >= min_correlation
+                seen |= (wanted @ np.stack(batch).T).max(axis=1) >= SAME_FILM
             lines.append((test, role, len(wanted), int(seen.sum()), float(seen.mean())))
     return pd.DataFrame(lines, columns=["test", "pretraining", "films", "shared", "share"])
 

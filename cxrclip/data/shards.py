@@ -16,11 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxrclip.data.files import atomic_file, locked, refuse_foreign, replace_folder, writing
+from cxrclip.data.files import MARKER, atomic_file, locked, refuse_foreign, replace_folder, writing
 from cxrclip.errors import InputError
 from cxrclip.studies import REQUIRED, SCHEMA, canonical, facts_of, faults_of, first_faults, sha256_of
-
-MARKER = "dataset.json"  # the file that makes a folder a study folder
 
 
 class Rejected(NamedTuple):
@@ -80,7 +78,7 @@ def resumable_studies(folder: str | Path, *, keep: bool = True) -> Iterator[Resu
     with locked(place / "shards", wait=False, where=folder):
         try:
             with writing(folder):
-                refuse_foreign(folder, MARKER)
+                refuse_foreign(folder)
                 for name in ("table", "notes"):
                     (place / name).mkdir(parents=True, exist_ok=True)
             yield ResumableStudies(folder, place)

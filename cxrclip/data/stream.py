@@ -11,12 +11,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch.utils.data import Dataset
 
@@ -53,10 +52,12 @@ class StreamedBatches:
     split: str = SPLITS[0]
     buffer: int = 1000
 
-    @property
+    @cached_property
     def shards(self) -> list[Shard]:
-        """The shards of the folders, counted once a process."""
-        return shards_of(tuple(self.folders), self.split)
+        """Each file: the number of its folder, its path, its studies of the split; only that column is read."""
+        files = [(part, str(file)) for part, folder in enumerate(self.folders) for file in shard_files(Path(folder))]
+        return [(*file, pq.read_table(file[1], columns=["split"])["split"].to_pylist().count(self.split))
+                for file in files]
 
     @property
     def studies_each(self) -> int:
@@ -92,15 +93,6 @@ class StreamedBatches:
         rows = iter(stream.skip(done * share))
         for _ in range(self.steps_per_epoch - done):
             yield epoch, [(row["part"], row["study"]) for row in itertools.islice(rows, share)]
-
-
-@lru_cache(maxsize=8)
-def shards_of(folders: tuple[Path, ...], split: str) -> list[Shard]:
-    """Each file: the number of its folder, its path, its studies of the split; only that column is read."""
-    files = [(part, str(file)) for part, folder in enumerate(folders) for file in shard_files(Path(folder))]
-    splits = (pq.read_table(file, columns=["split"])["split"] for _, file in files)
-    counts = (pc.sum(pc.equal(names, split)).as_py() or 0 for names in splits)
-    return [(*file, count) for file, count in zip(files, counts, strict=True)]
 
 
 def studies_of(shards: Sequence[Shard], split: str) -> Iterator[dict[str, int | Study]]:

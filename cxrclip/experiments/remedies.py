@@ -126,7 +126,7 @@ def arranged(batches: EpochBatches, mix: StudyMix, steps: int, *, kind: str = "m
     """
     found: Batches = batches
     if kind == "one-source":
-        found = one_source(batches, [len(part) for part in mix.parts])
+        found = one_source(batches, [len(part) for part in mix.datasets])
     elif report_share is not None:
         labels = np.flatnonzero(~mix.has_report).tolist()
         found = with_report_share(batches, np.flatnonzero(mix.has_report).tolist(), labels, report_share)

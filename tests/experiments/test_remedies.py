@@ -73,12 +73,12 @@ def test_draws_reach_the_items():
 def test_details_are_told_where_a_finding_is_not_denied():
     row = study(0, positive=["Edema"], negative=["Mass"], uncertain=["Fracture"])
     details = {"s0": {"Edema": "severe", "Mass": "left", "Hernia": "right"}}
-    (text, _) = dataset([row], texts=with_details(draw_texts, details))[0]["texts"]
+    (text, _) = dataset([row], texts=with_details(draw_texts, details))[0, 0]["texts"]
     sentences = re.split(r"(?<=[.])\s+", text)
     assert sum(sentence.endswith(": severe.") for sentence in sentences) == 1
     assert text.count(":") == 1
-    plain = dataset([row], texts=with_details(draw_texts, {"s1": {"Edema": "severe"}}))[0]["texts"]
-    assert plain == dataset([row])[0]["texts"]
+    plain = dataset([row], texts=with_details(draw_texts, {"s1": {"Edema": "severe"}}))[0, 0]["texts"]
+    assert plain == dataset([row])[0, 0]["texts"]
 
 
 def test_content_is_the_same_text_or_the_same_positive_classes():
@@ -203,7 +203,7 @@ def test_impossible_switches(three_sources):
     for options in ({"report_share": 0.01}, {"report_share": 0.99}):
         with pytest.raises(InputError, match="each batch needs some of both"):
             next(iter(switched(three_sources, **options)))
-    labels_only = StudyMix(three_sources.parts[1:])
+    labels_only = StudyMix(three_sources.datasets[1:])
     with pytest.raises(InputError, match="from 0 report and 20 label studies"):
         next(iter(switched(labels_only, report_share=0.5)))
     with pytest.raises(InputError, match="no training study has a report"):

@@ -172,8 +172,8 @@ def test_b12_empty_prompts(bank):
     intended, official = dataset(bank, "intended", *rows), dataset(bank, "B12", *rows)
     assert (len(intended), intended.set_aside) == (30, ["s30"])
     assert (len(official), official.set_aside) == (31, [])
-    assert official[30]["texts"] == ["", ""]
-    assert dataset(bank, "B12", SILENT)[0]["texts"] == ["", ""], "the released code has no limit"
+    assert official[0, 30]["texts"] == ["", ""]
+    assert dataset(bank, "B12", SILENT)[0, 0]["texts"] == ["", ""], "the released code has no limit"
 
 
 # ---- pooling and training -------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
+from cxrclip.data.settings import checked
 from cxrclip.data.sources import chestxray14, chexpert, chexpert5x200, mimic, openi, rsna, siim, table, vindr
 from cxrclip.data.sources.account import closing_account
 from cxrclip.data.sources.prepare import Source
@@ -57,18 +57,11 @@ def parse_options(source: str, pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals:
             raise InputError(f"option {pair!r}: write NAME=VALUE")
-        values[name] = _value(f"option {name}", text, TypeAdapter(known.get(name, Any)))
-    return values
-
-
-def _value(option: str, text: str, kind: TypeAdapter) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{option}: {text!r} is not YAML ({' '.join(str(error).split())})") from error
-    for candidate in (value, text):  # the text itself where YAML reads a name as a number: image=1
+        kind, option = known.get(name, Any), f"option {name}"
         try:
-            return kind.validate_python(candidate)
-        except ValidationError as error:
-            fault = error.errors()[0]["msg"]
-    raise InputError(f"{option}: {text!r} cannot be used: {fault}")
+            values[name] = checked(kind, yaml.safe_load(text), option)
+        except yaml.YAMLError as error:
+            raise InputError(f"{option}: {text!r} is not YAML ({' '.join(str(error).split())})") from error
+        except InputError:  # the text itself where YAML reads a name as a number: image=1
+            values[name] = checked(kind, text, option)
+    return values

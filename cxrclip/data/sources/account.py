@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 
+from cxrclip.data.shards import Rejected, read_about
 from cxrclip.data.sources.prepare import COUNTED, compared
 from cxrclip.studies import shard_files
+from cxrclip.views import SECTIONS
 
 ODD = 10            # values listed as the oddest
 HEADINGS = 5        # headings listed whose text is not kept
 _SHOWN = ("split", "studies", "patients", "images", "two_views", "findings", "impression", "labelled")
 _LISTS = {"views": "view", "positive": "positive label", "negative": "negative label", "uncertain": "uncertain label"}
-_TEXTS = ("findings", "impression")
 
 
 def closing_account(folder: Path, summary: pd.DataFrame) -> str:
     """The account of a study folder that was just prepared; summary: cxrclip.studies.summary of it."""
-    facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    about, table = facts["about"], _columns(folder)
+    (about, rejected), table = read_about(folder), _columns(folder)
     lines = [summary[list(_SHOWN)].to_string(index=False), ""]
     if counts := about.get("counts"):
         whole = "the whole release" if counts["whole"] else "NOT the whole release"
@@ -36,8 +34,7 @@ def closing_account(folder: Path, summary: pd.DataFrame) -> str:
         lines.append(f"sections not kept, by heading: {_listed(dropped, HEADINGS)}")
     lines += [f"the {ODD} oddest values (a look at them often finds a wrong column):",
               *(f"  {line}" for line in oddest(table)[:ODD])]
-    return "\n".join([*lines, *_set_aside(folder, facts["rejected"]),
-                      f"{facts['studies']:,} studies are in {folder}"])
+    return "\n".join([*lines, *_set_aside(folder, rejected), f"{len(table):,} studies are in {folder}"])
 
 
 def oddest(table: pd.DataFrame) -> list[str]:
@@ -53,7 +50,7 @@ def oddest(table: pd.DataFrame) -> list[str]:
 
 
 def _extremes(table: pd.DataFrame) -> Iterator[str]:
-    sizes = {"age": table["age"].astype(float), **{name: table[name].str.len() for name in _TEXTS}}
+    sizes = {"age": table["age"].astype(float), **{name: table[name].str.len() for name in SECTIONS}}
     for name, values in sizes.items():
         if values.notna().any():
             for word, row in (("least", values.idxmin()), ("most", values.idxmax())):
@@ -63,16 +60,16 @@ def _extremes(table: pd.DataFrame) -> Iterator[str]:
 
 def _columns(folder: Path) -> pd.DataFrame:
     """All of the study table but its films."""
-    columns = ["study_id", "sex", "age", *_TEXTS, *_LISTS]
+    columns = ["study_id", "sex", "age", *SECTIONS, *_LISTS]
     return pd.concat([pq.read_table(shard, columns=columns).to_pandas() for shard in shard_files(folder)],
                      ignore_index=True)
 
 
-def _set_aside(folder: Path, rejected: Any) -> list[str]:
+def _set_aside(folder: Path, rejected: list[Rejected]) -> list[str]:
     """Of each file and column how many rows, with the first reason."""
     if not rejected:
         return ["nothing set aside"]
-    aside = pd.read_csv(folder / "rejected.csv", dtype=str, keep_default_na=False)
+    aside = pd.DataFrame(rejected)
     return [f"{len(aside):,} set aside, listed in {folder / 'rejected.csv'}:",
             *(f"  {len(reasons):,} in {file}, column {column}, the first: {reasons.iloc[0]}"
               for (file, column), reasons in aside.groupby(["file", "column"], sort=False)["reason"])]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from cxrclip.data.images import DICOM_DAMAGE
 from cxrclip.data.sources.prepare import UNKNOWN, Film, Intake, Study
 from cxrclip.data.sources.tables import SUFFIXES, Rows, filled, grouped, years_of
 from cxrclip.studies import MAX_AGE, SEXES
@@ -17,8 +17,6 @@ from cxrclip.studies import MAX_AGE, SEXES
 Labels = tuple[Sequence[str], Sequence[str]]
 """Positive and negative findings."""
 _FIELDS = ("ViewPosition", "PatientSex", "PatientAge")
-# What pydicom raises on damaged files.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, RuntimeError, struct.error)
 
 
 class Header(NamedTuple):
@@ -51,7 +49,7 @@ def read_header(path: Path) -> Header:
         with config.disable_value_validation():  # RSNA's ages ("43") are not as the standard wants them
             data = dcmread(path, stop_before_pixels=True, specific_tags=list(_FIELDS))
             view, sex, age = (str(data.get(name) or "").strip().upper() for name in _FIELDS)
-    except (InvalidDicomError, *_DAMAGE):
+    except (InvalidDicomError, *DICOM_DAMAGE):
         return Header()
     years = years_of(age)
     years = years if years is not None and years <= MAX_AGE else None
