@@ -48,13 +48,8 @@ LOSS_WEIGHTS: Mapping[str, tuple[str, float]] = {
 
 
 def row_label(comparison: str, row: str) -> str:
-    """How a row of a comparison is printed."""
-    return ROW_LABELS.get(comparison, {}).get(row, row)
-
-
-def main_label(run: str) -> str:
-    """How a main row is printed: method, image encoder and data, without the settings behind them ("steps=405")."""
-    return re.sub(r" \w+=\S+", "", run)
+    """How a row of a comparison is printed; a main row's run is, without the settings behind its data ("steps=405")."""
+    return ROW_LABELS.get(comparison, {}).get(row, re.sub(r" \w+=\S+", "", row))
 
 
 def tidy_frame(rows: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
