@@ -16,7 +16,7 @@ from cxrclip.data.files import making
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.experiments.checkpoints import save_embeddings
 from cxrclip.experiments.workbench import Run, one_thread
-from cxrclip.official.behaviours import Behaviours, leaked_rows, text_rule
+from cxrclip.official.behaviours import Behaviours, alphabetical_text, leaked_rows
 from cxrclip.official.probe import adamw_probe
 from cxrclip.prompts import PromptBank
 from cxrclip.results.rows import read_results, write_results
@@ -64,7 +64,8 @@ def _evaluate_role(run: Run, role: mixes.Role, folder: Path) -> pd.DataFrame:
         to_rows = accuracy_rows if task == "zero-shot" and not paired(prompts_of(role)) else auroc_rows
         rows.append(to_rows(frame, about, role.name, task))
     if "retrieval" in role.tasks:
-        frames["retrieval"] = retrieval_frame(run, role, evaluation.DIRECTIONS, text_rule(behaviours))
+        text_of = alphabetical_text if behaviours.alphabetical_text else evaluation.retrieval_text
+        frames["retrieval"] = retrieval_frame(run, role, evaluation.DIRECTIONS, text_of)
         rows.append(retrieval_rows(frames["retrieval"], about, role.name))
     (folder / "scores").mkdir(parents=True, exist_ok=True)
     for task, frame in frames.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from cxrclip.results.rows import row_label
+from cxrclip.results.rows import in_percent, row_label
 from cxrclip.results.tables import column_label
 
 LEVEL = 0.05
@@ -70,8 +70,7 @@ def _measure(dataset: str, task: str, metric: str) -> str:
 
 def _said(cell: dict) -> str:
     """One difference: 'raises RSUM by 12.3 [4.5, 20.1]'."""
-    value, low, high = (100 * cell[name] for name in ("value", "low", "high"))
     if cell["reading"] == "cannot tell":
-        return f"{cell['measure']} {value:+.1f} [{low:+.1f}, {high:+.1f}], cannot tell"
-    said = f"{cell['reading']} {cell['measure']} by {abs(value):.1f} [{low:+.1f}, {high:+.1f}]"
+        return f"{cell['measure']} {in_percent(cell, '+')}, cannot tell"
+    said = f"{cell['reading']} {cell['measure']} by {in_percent(cell, '+')[1:]}"
     return f"**{said}**" if cell["p_holm"] < LEVEL else said

@@ -52,6 +52,12 @@ def row_label(comparison: str, row: str) -> str:
     return ROW_LABELS.get(comparison, {}).get(row, re.sub(r" \w+=\S+", "", row))
 
 
+def in_percent(row: Mapping[str, float], sign: str = "") -> str:
+    """'value [low, high]' of a row, in percent; without an interval the value alone. sign: "+" shows it always."""
+    value, low, high = (f"{100 * row[name]:{sign}.1f}" for name in ("value", "low", "high"))
+    return value if np.isnan(row["low"]) else f"{value} [{low}, {high}]"
+
+
 def tidy_frame(rows: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     """A frame with exactly COLUMNS: numbers as floats, all else as text; what a row lacks is empty."""
     frame = pd.DataFrame(rows, columns=list(COLUMNS))

@@ -25,6 +25,7 @@ from cxrclip.results.rows import (
     RETRIEVAL_SETS,
     SPLITS,
     STAMPS,
+    in_percent,
     merge_results,
     tidy_frame,
 )
@@ -446,7 +447,7 @@ def doubtful(results: pd.DataFrame) -> list[str]:
     measured = results[(results["reference"] == "") & (results["class"] == "all") & (results["origin"] != "published")]
     below = measured[(measured["metric"] == "auroc") & (measured["high"] < measured["chance"])]
     lost = measured[(measured["metric"] == "R@10") & (measured["low"] <= measured["chance"]) & (measured["chance"] < 1)]
-    lines = [f"{row.run}, seed {row.seeds}: {row.dataset} {row.task.replace('_', ' ')} {row.metric} "
-             f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}], chance {100 * row.chance:.1f}"
-             for row in pd.concat([below, lost]).itertuples()]
+    lines = [f"{row['run']}, seed {row['seeds']}: {row['dataset']} {row['task'].replace('_', ' ')} {row['metric']} "
+             f"{in_percent(row)}, chance {100 * row['chance']:.1f}"
+             for row in pd.concat([below, lost]).to_dict("records")]
     return list(dict.fromkeys(lines))

@@ -31,6 +31,7 @@ from cxrclip.results.rows import (
     SPLITS,
     STATUS,
     THIRD_PARTY,
+    in_percent,
     published,
     row_label,
 )
@@ -257,7 +258,7 @@ def other_sets_table(results: pd.DataFrame) -> Table:
     if beyond.empty:
         raise InputError("table of other sets: no result on a test set beyond the paper's: evaluate a run on one first")
     beyond = over_seeds(beyond)
-    cells = [[_interval(row), f"{100 * row['chance']:.0f}", f"{row['n']:.0f}", row["note"]]
+    cells = [[in_percent(row), f"{100 * row['chance']:.0f}", f"{row['n']:.0f}", row["note"]]
              for row in beyond.to_dict("records")]
     index = pd.MultiIndex.from_frame(beyond[["dataset", "image_encoder", "pretraining_data", "task", "metric"]],
                                      names=["test set", "image encoder", "pretrained on", "task", "metric"])
@@ -439,7 +440,7 @@ def _filled(layout: _Layout, results: pd.DataFrame, cells: Mapping[tuple, dict],
         return lacking, " ".join(dict.fromkeys(layout.lines[line]))
 
     lacking = f"not measured; run {'PROFILE=standard' if one_mix(results, layout.title)[1] == 'quick' else page}"
-    measured = {key: _interval(row) + _seeds_lacking(row, seeds) for key, row in cells.items()}
+    measured = {key: in_percent(row) + _seeds_lacking(row, seeds) for key, row in cells.items()}
     numbers = {key: f"{100 * row['value']:.1f} {STATUS[row['status']][0]}" for key, row in known.items()}
     legend = [*_legend(layout, seeds), *_marks(pd.DataFrame(list(known.values()), columns=["status"]))]
     return layout.table(measured, numbers, _header(results, layout.title, "Measured", bool(known)), legend, why)
@@ -471,14 +472,8 @@ def _budget_label(budget: str) -> str:
     return f"equal {budget}" if budget else ""
 
 
-def _interval(row: Mapping[str, float], sign: str = "") -> str:
-    """'value [low, high]' in percent."""
-    value, low, high = (f"{100 * row[name]:{sign}.1f}" for name in ("value", "low", "high"))
-    return value if np.isnan(row["low"]) else f"{value} [{low}, {high}]"
-
-
 def _difference(row: Mapping) -> str:
-    return f"{_interval(row, '+')}, p {row['p_holm']:.2g}"
+    return f"{in_percent(row, '+')}, p {row['p_holm']:.2g}"
 
 
 def _seeds_lacking(row: Mapping, seeds: int) -> str:
