@@ -57,7 +57,7 @@ def _evaluate_role(run: Run, role: mixes.Role, folder: Path) -> pd.DataFrame:
     if "zero-shot" in role.tasks:
         frames["zero-shot"] = zero_shot_frame(run, role, images)
         if f"{role.prompts}-ensemble" in _bank().tasks:
-            frames["zero-shot-ensemble"] = zero_shot_frame(run, role, images, ensemble=True)
+            frames["zero-shot-ensemble"] = zero_shot_frame(run, role, images, prompts_of(role, ensemble=True))
     if "linear-probe" in role.tasks:
         frames |= {f"linear-probe-{100 * part:.0f}": probe_frame(run, role, part, behaviours) for part in (0.1, 1.0)}
     for task, frame in frames.items():
@@ -83,13 +83,13 @@ def paired(prompts: Mapping) -> bool:
     return all(len(negative) for negative, _ in prompts.values())
 
 
-def zero_shot_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings, *, ensemble: bool = False,
+def zero_shot_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings, prompts: Mapping | None = None,
                     model: CXRCLIPModel | None = None) -> pd.DataFrame:
-    """Per-sample zero-shot scores of a test role: by its official texts, or an `ensemble` of wordings.
+    """Per-sample zero-shot scores of a test role by `prompts`, its official texts if none are given.
 
     images: its test films. model: another model than the run's, which also embedded the films.
     """
-    prompts = prompts_of(role, ensemble)
+    prompts = prompts or prompts_of(role)
     embeds = evaluation.embed_prompts(model or run.model, run.tokenizer, prompts, device=run.device,
                                       max_tokens=run.experiment.max_tokens)
     score = evaluation.zero_shot_scores if paired(prompts) else evaluation.zero_shot_classes
