@@ -82,8 +82,7 @@ class Table:
     footnotes: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """For a terminal, under 120 wide, a block a data set: lines and blocks without a measured number are left out.
-        """
+        """For a terminal, under 120 wide, a block a data set; lines and blocks without measured numbers are left out."""
         ours = [not measure.startswith(PUBLISHED) for _, measure in self.cells.columns]
         measured = self.cells.ne(DASH) & np.array(ours)
         shown = self.cells.loc[measured.any(axis=1).to_numpy()]
@@ -178,9 +177,9 @@ def table1(results: pd.DataFrame, missing: Mapping[str, str] = {}) -> Table:
     names = dict.fromkeys([*paper["dataset"], *counted["dataset"], *missing])
     layout = _Layout("Table 1: data sets and their sizes", {(split,): ("studies", split) for split in SPLITS},
                      {(name,): (LABELS.get(name, name),) for name in names}, ("data set",))
-    return layout.table(cells, known, _header(counted, layout.title, "Counted", bool(known)), _marks(paper),
-                        lambda line, _: (missing.get(line[0], f"not measured; run {PAGES['1']}"),
-                                         LABELS.get(line[0], line[0])))
+    header = _header(counted, layout.title, "Counted", bool(known))
+    return layout.table(cells, known, header, _marks({*paper["status"]}), lambda line, _: (
+        missing.get(line[0], f"not measured; run {PAGES['1']}"), LABELS.get(line[0], line[0])))
 
 
 def table2(results: pd.DataFrame, missing: Mapping[str, str] = {}) -> Table:
@@ -423,8 +422,7 @@ def _comparison_table(title: str, results: pd.DataFrame, comparison: str, lines:
 
 def _filled(layout: _Layout, results: pd.DataFrame, cells: Mapping[tuple, dict], known: Mapping[tuple, dict],
             missing: Mapping[str, str], page: str) -> Table:
-    """The table of measured `cells` and `known` published numbers, both (line, column) -> row; page: what makes them.
-    """
+    """The table of `cells` measured and numbers `known`, both (line, column) -> row. page: what makes the cells."""
     seeds = max((len(row["seeds"].split()) for row in cells.values()), default=0)
     runs = {line: row["run"] for (line, _), row in cells.items()}
 
@@ -442,7 +440,7 @@ def _filled(layout: _Layout, results: pd.DataFrame, cells: Mapping[tuple, dict],
     lacking = f"not measured; run {'PROFILE=standard' if one_mix(results, layout.title)[1] == 'quick' else page}"
     measured = {key: in_percent(row) + _seeds_lacking(row, seeds) for key, row in cells.items()}
     numbers = {key: f"{100 * row['value']:.1f} {STATUS[row['status']][0]}" for key, row in known.items()}
-    legend = [*_legend(layout, seeds), *_marks(pd.DataFrame(list(known.values()), columns=["status"]))]
+    legend = [*_legend(layout, seeds), *_marks({row["status"] for row in known.values()})]
     return layout.table(measured, numbers, _header(results, layout.title, "Measured", bool(known)), legend, why)
 
 
@@ -528,8 +526,7 @@ def _legend(layout: _Layout, seeds: int) -> list[str]:
     return [f"all in percent; {lines[0]}", *lines[1:]]
 
 
-def _marks(reference: pd.DataFrame) -> tuple[str, ...]:
-    """What the marks of the published numbers mean, those in use only."""
-    used = set(reference["status"])
+def _marks(used: set[str]) -> tuple[str, ...]:
+    """What the marks of the published numbers mean, those of the statuses in use only."""
     marks = [f"{mark}: {meaning}" for status, (mark, meaning) in STATUS.items() if status in used]
     return (*marks, *[f"{DASH} in a published column: no published number is known"][:len(marks)])
