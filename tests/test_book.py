@@ -110,7 +110,7 @@ def test_citation_files_agree():
 def test_the_colab_cell_names_files_of_the_repository_and_pins_the_lock():
     text = (ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8")
     lines = [line for line in json.loads(text)["cells"] if "On Google Colab" in "".join(line["source"])]
-    (cell,) = re.findall(r"```py\n(!git clone.*?)```", "".join(lines[0]["source"]), re.DOTALL)
+    (cell,) = re.findall(r"```text\n(!git clone.*?)```", "".join(lines[0]["source"]), re.DOTALL)
     installs = [line.split()[2:] for line in cell.splitlines() if line.startswith("!pip")]
     assert all("--no-deps" in words for words in installs)
     assert [words[-2:] for words in installs] == [["-r", "requirements.lock"], ["-e", "."]]

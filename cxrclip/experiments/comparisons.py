@@ -16,6 +16,7 @@ on the same test items.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -294,9 +295,14 @@ def seeds_of(experiment: Experiment, seeds: Mapping[str, int]) -> int:
 
 
 def planned(profile: str, mix: str, seed: int, data: mixes.Prepared, *names: str) -> tuple[list[Row], dict[str, str]]:
-    """`trainable` rows of some comparisons of the plan, of all without a name; a comparison left out has no rows."""
+    """The rows of some comparisons of the plan, of all without a name, that this mix can train.
+
+    And why not the others: the roles that they pretrain on -> the reason.
+    """
     rows = plan(profile, mix, seed, data)
-    return trainable([row for name in names or rows for row in rows.get(name, [])], data)
+    reasons = {row: runnable(row.experiment, data) for name in names or rows for row in rows.get(name, [])}
+    return ([row for row, reason in reasons.items() if reason is None],
+            {",".join(row.experiment.pretraining): reason for row, reason in reasons.items() if reason})
 
 
 def growing(rows: Sequence[Row]) -> list[Row]:
@@ -311,13 +317,6 @@ def left_out(rows: Sequence[Row], reasons: Mapping[str, str], data: mixes.Prepar
         return f"left out: {reasons}"
     lacking = f"all rows: this mix has no C or no C14 ({'; '.join(data.missing.values())})"
     return f"left out: {'nothing' if rows else lacking}"
-
-
-def trainable(rows: Iterable[Row], data: mixes.Prepared) -> tuple[list[Row], dict[str, str]]:
-    """The rows that this mix can train, and why not the others: the roles that they pretrain on -> the reason."""
-    reasons = {row: runnable(row.experiment, data) for row in rows}
-    return ([row for row, reason in reasons.items() if reason is None],
-            {",".join(row.experiment.pretraining): reason for row, reason in reasons.items() if reason})
 
 
 def distinct_experiments(rows: Iterable[Row]) -> list[Experiment]:
@@ -379,19 +378,19 @@ def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFram
     2 / (n_bootstrap + 1); p_holm is adjusted for all cells of this comparison.
     """
     cells, labels, done = [], [], set()
+    by_seed: dict[tuple[str, str], dict[int, Row]] = defaultdict(dict)
+    for row in runs:
+        by_seed[row.row, row.budget][row.experiment.seed] = row
     for budget, (name, reference) in product(dict.fromkeys(row.budget for row in runs), pairs(runs)):
-        ours, others = ({row: run for row, run in runs.items() if (row.row, row.budget) == (side, budget)}
-                        for side in (name, reference))
-        seeds = {row.experiment.seed for row in ours} & {row.experiment.seed for row in others}
-        ours, others = ({row: run for row, run in side.items() if row.experiment.seed in seeds}
-                        for side in (ours, others))
-        pair = tuple(tuple(run.key for run in side.values()) for side in (ours, others))
-        if not (ours and others) or pair[0] == pair[1] or pair in done:
+        ours, others = by_seed[name, budget], by_seed[reference, budget]
+        seeds = [seed for seed in ours if seed in others]
+        sides = [[runs[side[seed]] for seed in seeds] for side in (ours, others)]
+        pair = tuple(tuple(run.key for run in side) for side in sides)
+        if pair[0] == pair[1] or pair in done:      # no seed in common, or the same runs
             continue
         done.add(pair)
-        sides = list(ours.values()), list(others.values())
         if len(compared := _compared(*sides, n_bootstrap)):
-            row, other, about = next(iter(ours)), next(iter(others)), about_difference(*sides)
+            row, other, about = ours[seeds[0]], others[seeds[0]], about_difference(*sides)
             cells.append(compared)
             labels.append((about, other.experiment.run_name) if row.comparison == MAIN else
                           (about | stamps(row), other.row))

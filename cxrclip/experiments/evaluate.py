@@ -16,7 +16,7 @@ from cxrclip.data.files import digest, making
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.experiments.checkpoints import save_embeddings
 from cxrclip.experiments.workbench import Run, one_thread
-from cxrclip.official.behaviours import Behaviours, leaked_rows, text_rule
+from cxrclip.official.behaviours import Behaviours, alphabetical_text, leaked_rows
 from cxrclip.official.probe import adamw_probe
 from cxrclip.prompts import PromptBank
 from cxrclip.results.rows import read_results, write_results
@@ -62,9 +62,9 @@ def _evaluate_role(run: Run, role: mixes.Role, folder: Path, bank: PromptBank, s
             save_embeddings(evaluation.embed_studies(run.model, films, run.transform, device=run.device), path)
     images = run.embeddings(role.name, role.split)
     if "zero-shot" in role.tasks:
-        frames["zero-shot"] = zero_shot_frame(run, role, images, bank=bank)
+        frames["zero-shot"] = zero_shot_frame(run, role, images, prompts_of(role, bank=bank))
         if f"{role.prompts}-ensemble" in bank.tasks:
-            frames["zero-shot-ensemble"] = zero_shot_frame(run, role, images, ensemble=True, bank=bank)
+            frames["zero-shot-ensemble"] = zero_shot_frame(run, role, images, prompts_of(role, True, bank))
     if "linear-probe" in role.tasks:
         frames |= {f"linear-probe-{100 * part:.0f}": probe_frame(run, role, part, behaviours, strength)
                    for part in (0.1, 1.0)}
@@ -72,7 +72,8 @@ def _evaluate_role(run: Run, role: mixes.Role, folder: Path, bank: PromptBank, s
         to_rows = accuracy_rows if task == "zero-shot" and not paired(prompts_of(role, bank=bank)) else auroc_rows
         rows.append(to_rows(frame, about, role.name, task))
     if "retrieval" in role.tasks:
-        frames["retrieval"] = retrieval_frame(run, role, evaluation.DIRECTIONS, text_rule(behaviours))
+        text_of = alphabetical_text if behaviours.alphabetical_text else evaluation.retrieval_text
+        frames["retrieval"] = retrieval_frame(run, role, evaluation.DIRECTIONS, text_of)
         rows.append(retrieval_rows(frames["retrieval"], about, role.name))
     (folder / "scores").mkdir(parents=True, exist_ok=True)
     for task, frame in frames.items():
@@ -90,13 +91,13 @@ def paired(prompts: Mapping) -> bool:
     return all(len(negative) for negative, _ in prompts.values())
 
 
-def zero_shot_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings, *, ensemble: bool = False,
-                    model: CXRCLIPModel | None = None, bank: PromptBank | None = None) -> pd.DataFrame:
-    """Per-sample zero-shot scores of a test role: by its official texts, or an `ensemble` of wordings.
+def zero_shot_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddings, prompts: Mapping | None = None,
+                    model: CXRCLIPModel | None = None) -> pd.DataFrame:
+    """Per-sample zero-shot scores of a test role by `prompts`, its official texts if none are given.
 
-    images: its test films. model: another model than the run's, which also embedded the films. bank: other texts.
+    images: its test films. model: another model than the run's, which also embedded the films.
     """
-    prompts = prompts_of(role, ensemble, bank)
+    prompts = prompts or prompts_of(role)
     embeds = evaluation.embed_prompts(model or run.model, run.tokenizer, prompts, device=run.device,
                                       max_tokens=run.experiment.max_tokens)
     score = evaluation.zero_shot_scores if paired(prompts) else evaluation.zero_shot_classes

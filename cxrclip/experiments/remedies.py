@@ -20,12 +20,10 @@ from torch.nn import functional as F
 from cxrclip.data.batches import Batches, EpochBatches
 from cxrclip.data.dataset import StudyMix
 from cxrclip.errors import InputError
+from cxrclip.experiments.experiment import CHOICES
 from cxrclip.losses import EVERY, Contrast, CXRCLIPLoss, info_nce
 from cxrclip.prompts import STATES, PromptBank
 from cxrclip.views import Report, Study, generator, maybe_back_translated, prompts_of, sections_of
-
-FALSE_NEGATIVES = ("keep", "mask", "soft")  # what becomes of pairs of studies whose texts say the same
-
 
 # ---- the loss -------------------------------------------------------------------------------------------------------
 
@@ -41,8 +39,8 @@ class MarkedLoss(CXRCLIPLoss):
     def __init__(self, icl_weight: float = 1.0, tcl_weight: float = 0.5, *, false_negatives: str = "keep",
                  **options: bool) -> None:
         super().__init__(icl_weight, tcl_weight, **options)
-        if false_negatives not in FALSE_NEGATIVES:
-            raise InputError(f"loss: false_negatives={false_negatives!r}: choose one of {', '.join(FALSE_NEGATIVES)}")
+        if false_negatives not in (known := CHOICES["false_negatives"]):
+            raise InputError(f"loss: false_negatives={false_negatives!r}: choose one of {', '.join(known)}")
         self.false_negatives = false_negatives
 
     def contrast(self, content: Tensor | None = None, weight: Tensor | None = None) -> Contrast:

@@ -17,7 +17,7 @@ from sklearn.metrics import ndcg_score
 from cxrclip import evaluation
 from cxrclip.data import mixes
 from cxrclip.experiments import oracle
-from cxrclip.experiments.evaluate import paired, prompts_of
+from cxrclip.experiments.evaluate import paired, prompts_of, zero_shot_frame
 from cxrclip.experiments.workbench import Run
 from cxrclip.results import statistics
 from cxrclip.results.rows import together
@@ -42,10 +42,9 @@ def _classified(run: Run, role: mixes.Role) -> list[pd.DataFrame]:
     about, images = run.row_columns(role.name), run.embeddings(role.name, role.split)
     prompts = prompts_of(role)
     truth = evaluation.targets(run.data.studies(role.name, role.split), list(prompts))
-    embeds, unseen = (evaluation.embed_prompts(run.model, run.tokenizer, texts, device=run.device,
-                                               max_tokens=run.experiment.max_tokens)
-                      for texts in (prompts, unseen_wording(list(prompts))))
-    frame = evaluation.score_frame(images, list(prompts), evaluation.zero_shot_scores(images.embeds, unseen), truth)
+    frame = zero_shot_frame(run, role, images, unseen_wording(list(prompts)))
+    embeds = evaluation.embed_prompts(run.model, run.tokenizer, prompts, device=run.device,
+                                      max_tokens=run.experiment.max_tokens)
     cosines = np.stack([(images.embeds @ positive.T).mean(axis=1) for _, positive in embeds.values()], axis=1)
     negated = negation_hits(run.scores(role.name, "zero-shot"))
     return [statistics.auroc_rows(frame, about, role.name, "zero-shot-unseen"),

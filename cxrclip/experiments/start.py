@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from cxrclip.data import mixes
-from cxrclip.data.files import atomic_file, digest, making
+from cxrclip.data.files import digest, making
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, ImageEncoder, build_image_encoder
 from cxrclip.errors import InputError
 from cxrclip.experiments.cache import stages, tokenizer_key
+from cxrclip.experiments.checkpoints import save_state
 from cxrclip.experiments.experiment import Experiment
 from cxrclip.experiments.fractals import fractals
 from cxrclip.experiments.workbench import Workbench
@@ -60,9 +61,7 @@ def kept(path: Path, make: Callable[[], nn.Module]) -> dict[str, Tensor]:
     """The weights at `path`: those of `make()`, if there are none yet."""
     with making(path, path.is_file) as missing:
         if missing:
-            weights = {name: weight.contiguous() for name, weight in make().state_dict().items()}
-            with atomic_file(path) as draft:
-                save_file(weights, draft)
+            save_state(path, make().state_dict(), {})
     return load_file(path)
 
 

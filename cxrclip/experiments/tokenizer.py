@@ -17,14 +17,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> PreTrainedT
     """Learn a lower-case WordPiece vocabulary from `texts`.
 
     It works as BERT's does: [CLS] text [SEP], and [PAD] is token 0. The same texts, in any order and any process, give
-    the same vocabulary.
-
-    Args:
-        texts: the training texts.
-        vocab_size: the most tokens there may be; the single characters of the texts are kept even beyond it.
-
-    Raises:
-        InputError: there is no text, or all texts are blank.
+    the same vocabulary. vocab_size: the most tokens; the single characters of the texts are kept even beyond it.
+    Raises InputError if there is no text, or all texts are blank.
     """
     texts = list(texts)
     if not any(text.strip() for text in texts):

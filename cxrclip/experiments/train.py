@@ -144,8 +144,8 @@ def _train(experiment: Experiment, data: mixes.Prepared, folder: Path, bench: Wo
                                  chunk=chunk)
         store = FolderStore(folder)
         groups = behaviours.groups_of(Behaviours.of(experiment.rules))
-        with StepLog(folder, store.finished_steps(), recipe.steps, first_process(), report) as log:
-            model = training.fit(model, criterion_for(experiment), make, validation, recipe, store, log.write, groups)
+        with step_log(folder, store.finished_steps(), recipe.steps, report) as log:
+            model = training.fit(model, criterion_for(experiment), make, validation, recipe, store, log, groups)
     if not first_process():
         return
     with without_weight_bars():
@@ -350,35 +350,34 @@ def seen_studies(data: mixes.Prepared, role: str) -> Dataset:
     return Dataset.from_dict(columns, features=tested.features)
 
 
-class StepLog:
-    """log.jsonl, a line a step, with a progress bar; lines past the checkpoint are dropped, for they are run again."""
+@contextmanager
+def step_log(folder: Path, step: int, steps: int, report: Callable[[int], None] | None) -> Iterator[training.Log]:
+    """log.jsonl, a line a step, with a progress bar; lines past the checkpoint are dropped, for they are run again.
 
-    def __init__(self, folder: Path, step: int, steps: int, main: bool, report: Callable[[int], None] | None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.main, self.report, self.started = folder / "log.jsonl", main, report, time.monotonic()
-        if main:
-            kept = self.path.read_text(errors="replace").splitlines()[:step] if self.path.exists() else []
-            self.path.write_text("".join(f"{line}\n" for line in kept))
-        self.bar = progress_bar(total=steps, initial=step, unit="step", shown=main and report is None)
+    Yields what appends the lines of the steps that have been finished since its last call, and moves the bar.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "log.jsonl"
+    if not first_process():
+        yield lambda step, lines: None
+        return
+    kept = path.read_text(errors="replace").splitlines()[:step] if path.exists() else []
+    path.write_text("".join(f"{line}\n" for line in kept))
+    started = time.monotonic()
 
-    def __enter__(self) -> StepLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def write(self, step: int, lines: Sequence[dict[str, float]]) -> None:
-        """Append the lines of the steps that have been finished since the last call, and move the bar."""
-        if not self.main:
-            return
+    def write(step: int, lines: Sequence[dict[str, float]]) -> None:
+        nonlocal started
         now = time.monotonic()
-        seconds = round((now - self.started) / len(lines), 4)
-        with self.path.open("a") as file:
+        seconds = round((now - started) / len(lines), 4)
+        with path.open("a") as file:
             for number, line in enumerate(lines, step - len(lines) + 1):
                 file.write(json.dumps({"step": number, **line, "seconds": seconds}) + "\n")
-        self.started = now
-        self.bar.set_postfix({name: f"{lines[-1][name]:.2f}" for name in ("total", "mvs", "icl", "tcl",
-                                                                          "accuracy_image_text")}, refresh=False)
-        self.bar.update(len(lines))
-        if self.report:
-            self.report(step)
+        started = now
+        bar.set_postfix({name: f"{lines[-1][name]:.2f}" for name in ("total", "mvs", "icl", "tcl",
+                                                                     "accuracy_image_text")}, refresh=False)
+        bar.update(len(lines))
+        if report:
+            report(step)
+
+    with progress_bar(total=steps, initial=step, unit="step", shown=report is None) as bar:
+        yield write

@@ -16,7 +16,6 @@ from torch import nn
 
 from cxrclip.data.dataset import PretrainingDataset
 from cxrclip.errors import InputError
-from cxrclip.evaluation import RetrievalText, retrieval_text
 from cxrclip.prompts import STATES
 from cxrclip.training import ParameterGroups, parameter_groups
 from cxrclip.views import (
@@ -153,11 +152,6 @@ def groups_of(behaviours: Behaviours) -> ParameterGroups:
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
-
-
-def text_rule(behaviours: Behaviours) -> RetrievalText:
-    """Which text of a study retrieval searches for: the longer section, or the one later in the alphabet (B7)."""
-    return alphabetical_text if behaviours.alphabetical_text else retrieval_text
 
 
 def alphabetical_text(study: Study) -> str:

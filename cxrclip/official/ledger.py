@@ -16,7 +16,7 @@ from cxrclip.errors import InputError
 class Entry:
     """A row of the ledger. B: behaviour of the released code; D: sources that disagree about the data.
 
-    switch: a field of Behaviours, or how else the two behaviours are chosen. new: found here, not in the first list.
+    switch: a field of Behaviours, or how else the two behaviours are chosen.
     """
 
     id: str
@@ -24,7 +24,6 @@ class Entry:
     where: str
     intended: str
     official: str
-    new: bool = False
 
 
 LEDGER: tuple[Entry, ...] = (
@@ -60,7 +59,7 @@ LEDGER: tuple[Entry, ...] = (
     Entry("B14", "source chexpert5x200 or chexpert5x200-mgca", "test set", "A seeded draw, which anyone can repeat.",
           "GLoRIA's list was drawn without a seed, MGCA's with one: two different test sets."),
     Entry("B15", "adamw_probe", "protocol", "The optimum of the probe's convex problem, on five stratified draws.",
-          "A linear layer trained by AdamW, on one unstratified 10 % draw (random_state 1).", new=True),
+          "A linear layer trained by AdamW, on one unstratified 10 % draw (random_state 1)."),
     Entry("D1", "option `official_lists` of source chestxray14", "data",
           "The official training list, 80 / 20 by patient: 69,718 / 16,806 films (README).",
           "80 / 20 of all films, the official test list included: 89,696 / 22,423 (Table 1)."),

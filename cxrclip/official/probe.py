@@ -52,7 +52,7 @@ def adamw_probe(train_features: np.ndarray, train_targets: np.ndarray, test_feat
     warmup = 0.1 if behaviours.relative_warmup else WARMUP_EPOCHS / epochs
     best, scores = -math.inf, np.zeros((len(test_features), train_targets.shape[1]))
     for _ in fit(layer, x, y, epochs, warmup):
-        reached = _auroc(layer, train_features[pickers], train_targets[pickers])
+        reached = metrics.auroc(_scores(layer, train_features[pickers]), train_targets[pickers])
         if reached > best:
             best, scores = reached, _scores(layer, test_features)
     return scores[None]
@@ -89,7 +89,3 @@ def _tensor(array: np.ndarray) -> Tensor:
 @torch.no_grad()
 def _scores(layer: nn.Linear, features: np.ndarray) -> np.ndarray:
     return layer(_tensor(features)).double().numpy()
-
-
-def _auroc(layer: nn.Linear, features: np.ndarray, targets: np.ndarray) -> float:
-    return metrics.auroc(_scores(layer, features), targets)

@@ -33,8 +33,7 @@ T = TypeVar("T")
 def start_from_published(model: CXRCLIPModel) -> None:
     """Put the published weights into both encoders of `model`; a small encoder stays as it is.
 
-    Raises:
-        InputError: weights that are neither on this machine nor can be fetched; the message names them.
+    Raises InputError naming weights that are neither on this machine nor can be fetched.
     """
     encoders = {model.config.image_encoder: model.image_encoder, model.config.text_encoder: model.text_encoder}
     for name, encoder in encoders.items():
@@ -43,17 +42,12 @@ def start_from_published(model: CXRCLIPModel) -> None:
 
 
 def published_tokenizer(text_encoder: str = "bio-clinical-bert") -> PreTrainedTokenizerBase:
-    """The tokenizer of a published text encoder, fetched once.
-
-    Raises:
-        InputError: an encoder without published weights, or a tokenizer that cannot be fetched.
-    """
+    """The tokenizer of a published text encoder, fetched once; InputError if there is none or it cannot be fetched."""
     known = [name for name in BERTS if name in PUBLISHED_WEIGHTS]
     if text_encoder not in known:
         raise InputError(f"unknown published text encoder {text_encoder!r}: choose one of {', '.join(known)}")
     source = PUBLISHED_WEIGHTS[text_encoder]
-    kind = partial(AutoTokenizer.from_pretrained, source, trust_remote_code=False)
-    return _fetch(text_encoder, kind)
+    return _fetch(text_encoder, partial(AutoTokenizer.from_pretrained, source, trust_remote_code=False))
 
 
 def published_place(name: str) -> tuple[str, Path]:
@@ -72,8 +66,7 @@ def published_place(name: str) -> tuple[str, Path]:
 def published_fetched(image_encoder: str, text_encoder: str) -> None:
     """Fetch what an experiment with these encoders starts from, so that a fault shows before any work.
 
-    Raises:
-        InputError: what cannot be fetched; the message names the weights, their source and their place here.
+    Raises InputError naming what cannot be fetched, its source and its place here.
     """
     for name in (image_encoder, text_encoder):
         if name in PUBLISHED_WEIGHTS:

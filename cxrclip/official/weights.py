@@ -84,9 +84,8 @@ def load_official(path: str | Path) -> CXRCLIPModel:
     deviation are ImageNet's for ResNet-50, 0.5 for Swin. A "module." that all names begin with, from
     DistributedDataParallel, is removed.
 
-    Raises:
-        InputError: a file that is missing, damaged, no torch.save file, of another architecture, that holds code
-            (which is never run), or whose config contradicts its weights.
+    Raises InputError for a file that is missing, damaged, no torch.save file, of another architecture, that holds code
+    (which is never run), or whose config contradicts its weights.
     """
     path = Path(path)
     stored = _read(path)
@@ -104,8 +103,7 @@ def load_official(path: str | Path) -> CXRCLIPModel:
 def official_tokenizer(folder: str | Path = "") -> PreTrainedTokenizerBase:
     """The tokenizer of the released text encoder: from a local folder, or fetched once if none is given.
 
-    Raises:
-        InputError: no tokenizer, or one with another vocabulary; the message says what to put where.
+    Raises InputError, which says what to put where, for no tokenizer or one with another vocabulary.
     """
     size = BERTS["bio-clinical-bert"]["vocab_size"]
     what = f"config.json and vocab.txt of huggingface.co/{TOKENIZER}"
@@ -131,10 +129,8 @@ def random_official(path: str | Path, image_encoder: str = "resnet50", seed: int
     """Write RANDOM weights in the released format, at full size, in float16 (half the space): `path`.
 
     For trying a pipeline without the released files. Its results say nothing about the paper: write "random weights"
-    beside every number. image_encoder: "resnet50" or "swin-tiny".
-
-    Raises:
-        InputError: an unknown image encoder, or a path that cannot be written.
+    beside every number. image_encoder: "resnet50" or "swin-tiny". Raises InputError for another one, or for a path that
+    cannot be written.
     """
     path = Path(path)
     if image_encoder not in IMAGE_PREFIXES:

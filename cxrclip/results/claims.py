@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from cxrclip.data.settings import checked, read_settings
 from cxrclip.errors import InputError
-from cxrclip.results.rows import FAMILY, KEY, row_label, tidy_frame
+from cxrclip.results.rows import FAMILY, KEY, in_percent, row_label, tidy_frame
 from cxrclip.results.statistics import over_seeds, with_sums
 from cxrclip.results.tables import column_label, one_mix
 
@@ -135,8 +135,7 @@ def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, 
             done.add((row["key"], base["key"]))
             origin = {name: " ".join(dict.fromkeys(f"{row[name]} {base[name]}".split()))
                       for name in ("key", "data", "versions", "commit")}
-            difference = dict(zip(("value", "low", "high", "note"), _difference(table, row, base), strict=True))
-            lines.append({**row, "reference": base["row"], **difference, **origin})
+            lines.append({**row, "reference": base["row"], **_difference(table, row, base), **origin})
     return tidy_frame(lines)
 
 
@@ -171,7 +170,8 @@ def _compare(table: pd.DataFrame, item: Comparison, measure: Mapping[str, str], 
     if a is None or b is None:
         lacking = " and ".join(name for name, row in zip(names, (a, b), strict=True) if row is None)
         return Outcome("not run", f"{label}{budget}: no row for {lacking}", f"{label}{budget}: none")
-    value, low, high, paired = _difference(table, a, b)
+    difference = _difference(table, a, b)
+    value, low, high, paired = difference.values()
     toward, clear = (value > 0, low > 0) if item.expect == "higher" else (value < 0, high < 0)
     doubts = []
     if not clear:
@@ -182,10 +182,8 @@ def _compare(table: pd.DataFrame, item: Comparison, measure: Mapping[str, str], 
         doubts.append(f"a change of {abs(value) / b['value']:.0%}, more than {item.at_most:.0%}")
     verdict = "not reproduced" if not toward else "direction only" if doubts else "reproduced"
     notes = [f"{paired}, ± {50 * (high - low):.1f}", *doubts]
-    why = (f"{label}{budget}: {names[0]} against {names[1]} {100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-           f" ({', '.join(notes)})")
-    rows = "; ".join(f"{label}{budget}, {name}: {100 * row['value']:.1f} [{100 * row['low']:.1f}, "
-                     f"{100 * row['high']:.1f}], seeds {row['seeds']}, runs {row['key']}"
+    why = f"{label}{budget}: {names[0]} against {names[1]} {in_percent(difference, '+')} ({', '.join(notes)})"
+    rows = "; ".join(f"{label}{budget}, {name}: {in_percent(row)}, seeds {row['seeds']}, runs {row['key']}"
                      for name, row in zip(names, (a, b), strict=True))
     return Outcome(verdict, why, rows)
 
@@ -205,13 +203,12 @@ def _pick(table: pd.DataFrame, selector: Mapping[str, str], where: str) -> pd.Se
     return found.iloc[0] if len(found) else None
 
 
-def _difference(table: pd.DataFrame, a: pd.Series, b: pd.Series) -> tuple[float, float, float, str]:
-    """a - b with its interval: the paired one if the results hold it, else from the two rows' own intervals."""
+def _difference(table: pd.DataFrame, a: pd.Series, b: pd.Series) -> dict[str, float | str]:
+    """a - b as value, low, high, note: the paired one if the results hold it, else from the two rows' own intervals."""
     same = [name for name in KEY if name not in ("reference", "class", "profile", "mix", "origin")]
     paired = table[(table[same] == a[same]).all(axis=1) & (table["reference"] == (b["row"] or b["run"]))]
-    if len(paired):
-        return *paired.iloc[0][["value", "low", "high"]], "paired"
-    return *unpaired(a, b), "unpaired"
+    values = paired.iloc[0][["value", "low", "high"]] if len(paired) else unpaired(a, b)
+    return dict(zip(("value", "low", "high"), values, strict=True)) | {"note": "paired" if len(paired) else "unpaired"}
 
 
 def _name(selector: Mapping[str, str]) -> str:

@@ -36,27 +36,22 @@ from cxrclip.results.rows import DIRECTIONS, LABELS, LOSS_WEIGHTS, row_label
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CHANCE = "#6b6b6b"
-CURVES = {"total": "total", "mvs": "MVS", "icl": "ICL", "tcl": "TCL", "valid_total": "total, validation",
-          "valid_mvs": "MVS, validation",
-          "accuracy_image_text": "image → text", "accuracy_text_image": "text → image"}
+CURVES = {"mvs": "MVS", "icl": "ICL", "tcl": "TCL", "valid_total": "total, validation", "valid_mvs": "MVS, validation"}
 Measure = tuple[str, str, str]      # data set, task, metric
 CLASSIFICATION: Measure = ("all", "zero-shot", "auroc")
 RETRIEVAL: Measure = ("all", "image_to_text", "RSUM")
-PAPER_WEIGHTS: Mapping[str, float] = {"ICL": 1.0, "TCL": 0.5}
+PAPER_RECIPE = "m_c_c14"            # a row of the remedies
+PAPER_WEIGHTS = {"ICL": 1.0, "TCL": 0.5}
 BUDGET_NAMES = {"evaluation": "one run, scored both ways"}  # the others are "equal <budget>"
-LOSSES = ("total", "mvs", "icl", "tcl", "valid_total")
 ORIGIN = ("data", "key", "versions", "commit", "command")   # what a saved figure tells about where it comes from
 
 
-def training_curves(log: pd.DataFrame, axes: Axes, columns: Sequence[str] | None = None,
-                    unit: str = "loss (nats)") -> Axes:
-    """Curves over optimisation steps: thin as logged, bold as running mean; validation as points.
+def training_curves(log: pd.DataFrame, axes: Axes, columns: Sequence[str]) -> Axes:
+    """Losses over optimisation steps: thin as logged, bold as running mean; validation as points.
 
-    log: one row per step (training.fit): `step`, loss terms, in-batch accuracies, and valid_... where they were
-    read, NaN elsewhere. columns: which to draw (default: the loss terms that exist). unit: label of the y axis.
-    Raises InputError if a column is not in the log.
+    log: one row per step (training.fit): `step`, loss terms, and valid_... where they were read, NaN elsewhere.
+    columns: which to draw. Raises InputError if one is not in the log.
     """
-    columns = [name for name in LOSSES if name in log] if columns is None else list(columns)
     _require(log, ["step", *columns], "training log")
     for name, _, colour, marker, _ in _looks(columns):
         curve = log[["step", name]].dropna()
@@ -68,7 +63,7 @@ def training_curves(log: pd.DataFrame, axes: Axes, columns: Sequence[str] | None
         axes.plot(curve["step"], curve[name], color=colour, linewidth=0.6, alpha=0.3)
         axes.plot(curve["step"], smooth, color=colour, linewidth=2, label=label)
     axes.legend(loc="best", frameon=False, fontsize=9)
-    return _finish(axes, "optimisation step", unit)
+    return _finish(axes, "optimisation step", "loss (nats)")
 
 
 def training_panels(logs: Mapping[str, pd.DataFrame], axes: Sequence[Axes], chance: float) -> Sequence[Axes]:
@@ -114,13 +109,7 @@ def auroc_forest(results: pd.DataFrame, axes: Axes, row: str = "dataset", by: st
     """
     _require(results, [row, by, "metric", "value", "low", "high", "chance"], "results")
     _one(results, "metric")
-    _unique(results, [row, by])
-    rows = list(dict.fromkeys(results[row]))
-    for group, offset, colour, marker, _ in _looks(results[by]):
-        part = results[results[by] == group]
-        y = np.array([rows.index(name) for name in part[row]]) + offset
-        axes.errorbar(part["value"].to_numpy(float), y, xerr=_errors(part), fmt=marker, color=colour, capsize=3,
-                      label=str(group))
+    rows = _intervals(results, axes, row, by)
     for y, name in enumerate(rows):
         for chance in results.loc[results[row] == name, "chance"].dropna().unique():
             axes.plot([chance, chance], [y - 0.45, y + 0.45], color=CHANCE, linestyle="--", linewidth=1.2,
@@ -129,14 +118,13 @@ def auroc_forest(results: pd.DataFrame, axes: Axes, row: str = "dataset", by: st
     return _beside(_lines(axes, names, f"{_title(results['metric'].iloc[0])} (95 % interval)"))
 
 
-def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction", up_to: int | None = None) -> Axes:
+def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction") -> Axes:
     """R@k in percent for every k, from per-sample ranks (evaluation.retrieve), with the chance diagonal.
 
-    ranks: columns rank, n_candidates and `by`. up_to: the last k (default: the number of candidates).
+    ranks: columns rank, n_candidates and `by`.
     """
     _require(ranks, ["rank", "n_candidates", by], "ranks")
-    last = int(up_to or ranks["n_candidates"].max())
-    k = np.unique(np.round(np.geomspace(1, last, 60)).astype(int))
+    k = np.unique(np.round(np.geomspace(1, ranks["n_candidates"].max(), 60)).astype(int))
     for group, _, colour, _, style in _looks(ranks[by]):
         ordered = np.sort(ranks.loc[ranks[by] == group, "rank"].to_numpy())
         axes.plot(k, 100 * np.searchsorted(ordered, k, side="right") / len(ordered), style, color=colour, linewidth=2,
@@ -179,10 +167,9 @@ def reliability(tables: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
     """
     axes.plot([0, 100], [0, 100], color=CHANCE, linestyle="--", linewidth=1, label="perfectly calibrated")
     for (name, _, colour, marker, _), table in zip(_looks(tables), tables.values(), strict=True):
-        part = 100 * table[["predicted", "observed", "low", "high"]]
-        errors = [part["observed"] - part["low"], part["high"] - part["observed"]]
-        axes.errorbar(part["predicted"], part["observed"], yerr=np.clip(errors, 0, None), color=colour, marker=marker,
-                      linewidth=1.5, capsize=3, label=name)
+        part = 100 * table.rename(columns={"observed": "value"})
+        axes.errorbar(part["predicted"], part["value"], yerr=_errors(part), color=colour, marker=marker, linewidth=1.5,
+                      capsize=3, label=name)
     axes.legend(frameon=False, fontsize=9)
     return _finish(axes, "predicted probability (%)", "films with the finding (%)")
 
@@ -217,8 +204,7 @@ def growth(points: Mapping[str, pd.DataFrame], axes: Axes, x: str, y: str) -> Ax
     """
     for name, _, colour, marker, _ in _looks(points):
         frame = points[name]
-        errors = frame["value"] - frame["low"], frame["high"] - frame["value"]
-        axes.errorbar(frame["x"], frame["value"], yerr=errors, fmt=marker, color=colour, capsize=3, label=name)
+        axes.errorbar(frame["x"], frame["value"], yerr=_errors(frame), fmt=marker, color=colour, capsize=3, label=name)
         axes.plot(frame["x"], frame["model"], "--", color=colour, linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -266,44 +252,41 @@ def recall_panels(ranks: Mapping[str, pd.DataFrame], axes: Sequence[Axes], by: s
     return axes
 
 
-def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,
-           by: str = "budget") -> Axes:
+def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION) -> Axes:
     """Classification against retrieval as label data grow: a line a budget, a point a `row`, both intervals.
 
     results: tidy rows of one comparison, a row a run and measure (statistics.over_seeds of with_sums), in the
-    order in which the data grow; x and y: (dataset, task, metric) of each axis, drawn in percent. Up and to the right
-    is better. Raises InputError if a point lacks a measure or has it twice.
+    order in which the data grow; x: the measure of classification. Both axes are in percent; up and to the right is
+    better. Raises InputError if a point lacks a measure or has it twice.
     """
-    points = _points(results, [by, "row"], x, y)
-    for group, _, colour, marker, style in _looks(points[by]):
-        part = points[points[by] == group]
-        label = f"equal {group}" if by == "budget" else str(group)
+    points = _points(results, ["budget", "row"], x)
+    for budget, _, colour, marker, style in _looks(points["budget"]):
+        part = points[points["budget"] == budget]
         axes.errorbar(part["x"], part["y"], xerr=part[["x_low", "x_high"]].T, yerr=part[["y_low", "y_high"]].T,
                       fmt="none", ecolor=colour, alpha=0.45, capsize=2, elinewidth=0.8)
         axes.plot(part["x"], part["y"], marker=marker, linestyle=style, color=colour, markersize=7, linewidth=1.5,
-                  label=label)
+                  label=f"equal {budget}")
         turned = part["x"].diff() < 0  # where the line runs back its label would cover the point before
         for i, (point, left) in enumerate(zip(part.itertuples(), turned, strict=True)):
             shift = (-5 if left else 5, -12 if left or i % 2 else 5)    # neighbours take turns above and below
             axes.annotate(point.label, (point.x, point.y), shift, color=colour, textcoords="offset points", fontsize=9,
                           ha="right" if left else "left", path_effects=[withStroke(linewidth=3, foreground="white")])
-    return _above(_finish(axes, _measure_label(x), _measure_label(y)))
+    return _above(_finish(axes, _measure_label(x), _measure_label(RETRIEVAL)))
 
 
-def remedies_plot(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION, y: Measure = RETRIEVAL,
-                  reference: str = "m_c_c14") -> Axes:
-    """Remedies for the trade-off, both axes, against the paper's recipe: dashed lines cross at the row `reference`.
+def remedies_plot(results: pd.DataFrame, axes: Axes) -> Axes:
+    """Remedies for the trade-off, both axes, against the paper's recipe: dashed lines cross at its row, PAPER_RECIPE.
 
-    Arguments as for pareto, rows of one budget. Up and to the right of the cross is better in both. Raises InputError
-    without the reference.
+    results: as for pareto, rows of one budget. Up and to the right of the cross is better in both. Raises InputError
+    without the recipe.
     """
-    points = _points(results, ["row"], x, y)
-    if reference not in set(points["row"]):
-        raise InputError(f"remedies: no row {reference!r}; there are {', '.join(points['row'])}")
+    points = _points(results, ["row"], CLASSIFICATION)
+    if PAPER_RECIPE not in set(points["row"]):
+        raise InputError(f"remedies: no row {PAPER_RECIPE!r}; there are {', '.join(points['row'])}")
     _one(results, "budget")
     for point, (_, _, colour, marker, _) in zip(points.itertuples(), _looks(points["row"], PALETTE[:-1]), strict=True):
         look = {"fmt": marker, "color": colour, "markersize": 8, "label": point.label}
-        if point.row == reference:
+        if point.row == PAPER_RECIPE:
             look = {"fmt": "*", "color": "black", "markersize": 14, "label": f"{point.label} (paper's recipe)"}
             axes.axvline(point.x, color=CHANCE, linestyle="--", linewidth=1, zorder=0)
             axes.axhline(point.y, color=CHANCE, linestyle="--", linewidth=1, zorder=0)
@@ -311,7 +294,7 @@ def remedies_plot(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION
                                    yerr=[[point.y_low], [point.y_high]], elinewidth=1, **look)
         for bar in bars:
             bar.set_alpha(0.45)
-    return _beside(_finish(axes, _measure_label(x), _measure_label(y)))
+    return _beside(_finish(axes, _measure_label(CLASSIFICATION), _measure_label(RETRIEVAL)))
 
 
 def ablation_forest(differences: pd.DataFrame, axes: Axes, reference: str = "") -> Axes:
@@ -324,13 +307,9 @@ def ablation_forest(differences: pd.DataFrame, axes: Axes, reference: str = "") 
     _require(differences, ["comparison", "row", "reference", "budget", "metric", "value", "low", "high"], "differences")
     metric, comparison = _one(differences, "metric"), _one(differences, "comparison")
     reference = reference or row_label(comparison, _one(differences, "reference"))
-    _unique(differences, ["row", "budget"])
-    rows = list(dict.fromkeys(differences["row"]))
-    for group, offset, colour, marker, _ in _looks(differences["budget"]):
-        part = differences[differences["budget"] == group]
-        y = np.array([rows.index(name) for name in part["row"]]) + offset
-        axes.errorbar(100 * part["value"].to_numpy(float), y, xerr=100 * _errors(part), fmt=marker, color=colour,
-                      capsize=3, label=BUDGET_NAMES.get(group, f"equal {group}"))
+    points = differences.assign(**100 * differences[["value", "low", "high"]],
+                                budget=differences["budget"].map(lambda name: BUDGET_NAMES.get(name, f"equal {name}")))
+    rows = _intervals(points, axes, "row", "budget")
     axes.axvline(0, color=CHANCE, linestyle="--", linewidth=1.2, label="no difference")
     what = f"{_title(metric)}: difference to {reference} (percentage points, 95 % interval)"
     return _above(_lines(axes, [row_label(comparison, row) for row in rows], what))
@@ -351,14 +330,13 @@ def ledger_forest(results: pd.DataFrame, axes: Axes, task: str = "image_to_text"
     return ablation_forest(part.assign(row=names), axes, "the intended behaviour")
 
 
-def weights_curve(results: pd.DataFrame, axes: Axes, measure: Measure = RETRIEVAL,
-                  paper: Mapping[str, float] = PAPER_WEIGHTS) -> Axes:
-    """A measure against the weight of a loss, one line a loss; dotted lines mark the weights that the paper uses.
+def weights_curve(results: pd.DataFrame, axes: Axes) -> Axes:
+    """Retrieval against the weight of a loss, one line a loss; dotted lines mark the weights that the paper uses.
 
-    results: tidy rows of the comparison 'loss weights' (rows.LOSS_WEIGHTS), a row a run and measure. measure: (dataset,
-    task, metric), drawn in percent. Raises InputError for a row without a weight.
+    results: tidy rows of the comparison 'loss weights' (rows.LOSS_WEIGHTS), a row a run and measure. Raises InputError
+    for a row without a weight.
     """
-    part = _measure(results, measure)
+    part = _measure(results, RETRIEVAL)
     _unique(part, ["row"])
     if unknown := [row for row in part["row"] if row not in LOSS_WEIGHTS]:
         raise InputError(f"loss weights: row {unknown[0]!r} has no weight: choose from {', '.join(LOSS_WEIGHTS)}")
@@ -368,10 +346,9 @@ def weights_curve(results: pd.DataFrame, axes: Axes, measure: Measure = RETRIEVA
         line = part[part["loss"] == loss]
         axes.errorbar(line["weight"] + offset, 100 * line["value"], yerr=100 * _errors(line), fmt=marker, linestyle="-",
                       color=colour, capsize=3, label=f"{loss} weight")
-        if loss in paper:
-            axes.axvline(paper[loss] + offset, color=colour, linestyle=":", linewidth=1.5, zorder=0,
-                         label=f"{loss} in the paper")
-    return _above(_finish(axes, "weight of the loss (MVS has weight 1)", _measure_label(measure)))
+        axes.axvline(PAPER_WEIGHTS[loss] + offset, color=colour, linestyle=":", linewidth=1.5, zorder=0,
+                     label=f"{loss} in the paper")
+    return _above(_finish(axes, "weight of the loss (MVS has weight 1)", _measure_label(RETRIEVAL)))
 
 
 def coarse_text(results: pd.DataFrame, axes: Axes) -> Axes:
@@ -431,10 +408,8 @@ def film(pixels: np.ndarray, axes: Axes, title: str = "") -> Axes:
     """One film, gray as stored. pixels: (H, W) uint8. Fixed gray range, so that films can be compared."""
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
     axes.set_title(textwrap.fill(title, _characters(axes, 9), break_long_words=False), fontsize=9)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
     return axes
 
 
@@ -500,10 +475,10 @@ def pointing(tables: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
     """
     models = next(iter(tables.values())).index
     for model, offset, colour, marker, _ in _looks(models):
-        rows = pd.DataFrame({finding: table.loc[model] for finding, table in tables.items()}).T.astype(float)
-        errors = np.array([rows["hits"] - rows["low"], rows["high"] - rows["hits"]]) if model != "chance" else None
-        axes.errorbar(100 * rows["hits"], np.arange(len(rows)) + offset, xerr=None if errors is None else 100 * errors,
-                      fmt=marker, color=CHANCE if model == "chance" else colour, capsize=3, label=model)
+        rows = 100 * pd.DataFrame({finding: table.loc[model] for finding, table in tables.items()}).T.astype(float)
+        errors = None if model == "chance" else _errors(rows.rename(columns={"hits": "value"}))
+        axes.errorbar(rows["hits"], np.arange(len(rows)) + offset, xerr=errors, fmt=marker,
+                      color=CHANCE if model == "chance" else colour, capsize=3, label=model)
     axes.set_xlim(-3, 103)
     axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
     return _lines(axes, list(tables), "points in the true place (%)")
@@ -540,27 +515,25 @@ def retrieval_example(query: np.ndarray, reports: pd.DataFrame, axes: Sequence[A
     return axes
 
 
-def co_occurrence(matrix: pd.DataFrame, axes: Axes, title: str = "",
-                  unit: str = "% of studies with the row's finding") -> Axes:
-    """Heat map of how often findings stand together. matrix: square frame, named on both sides, values in `unit`."""
-    sns.heatmap(matrix, ax=axes, cmap="cividis", square=True, linewidths=0.3, cbar_kws={"label": unit, "shrink": 0.8},
+def co_occurrence(matrix: pd.DataFrame, axes: Axes, title: str = "") -> Axes:
+    """Heat map of how often findings stand together. matrix: square frame, named on both sides, in percent."""
+    sns.heatmap(matrix, ax=axes, cmap="cividis", square=True, linewidths=0.3,
+                cbar_kws={"label": "% of studies with the row's finding", "shrink": 0.8},
                 xticklabels=True, yticklabels=True, annot=len(matrix) <= 14, fmt=".0f", annot_kws={"fontsize": 7})
     axes.tick_params(labelsize=8, length=0)
     axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_xlabel("")
-    axes.set_ylabel("")
-    axes.set_title(title)
+    axes.set(xlabel="", ylabel="", title=title)
     return axes
 
 
-def roc_curves(scores: pd.DataFrame, axes: Axes, by: str = "class") -> Axes:
-    """ROC curves, one per `by` value, with the chance diagonal. scores: per-sample frame with score, target and `by`.
+def roc_curves(scores: pd.DataFrame, axes: Axes) -> Axes:
+    """ROC curves, one per class, with the chance diagonal. scores: per-sample frame with score, target and class.
 
-    A group with a single outcome has no curve; the legend says so.
+    A class with a single outcome has no curve; the legend says so.
     """
-    _require(scores, ["score", "target", by], "scores")
-    for group, _, colour, _, style in _looks(scores[by]):
-        part = scores[scores[by] == group]
+    _require(scores, ["score", "target", "class"], "scores")
+    for group, _, colour, _, style in _looks(scores["class"]):
+        part = scores[scores["class"] == group]
         if part["target"].nunique() < 2:
             axes.plot([], [], style, color=colour, label=f"{group} (one outcome only)")
             continue
@@ -641,6 +614,21 @@ def _unique(frame: pd.DataFrame, columns: list[str]) -> None:
         raise InputError(f"figure: several rows for {key}: filter the results first")
 
 
+def _intervals(results: pd.DataFrame, axes: Axes, row: str, by: str) -> list:
+    """A point with its interval for each row of the frame: a line a value of `row`, a look a value of `by`.
+
+    Returns the values of `row`, from the top. Raises InputError if two fall on one point.
+    """
+    _unique(results, [row, by])
+    rows = list(dict.fromkeys(results[row]))
+    for group, offset, colour, marker, _ in _looks(results[by]):
+        part = results[results[by] == group]
+        y = np.array([rows.index(name) for name in part[row]]) + offset
+        axes.errorbar(part["value"].to_numpy(float), y, xerr=_errors(part), fmt=marker, color=colour, capsize=3,
+                      label=str(group))
+    return rows
+
+
 def _measure(results: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     """The rows of one (dataset, task, metric). Raises InputError if there are none."""
     _require(results, ["comparison", "row", "dataset", "task", "metric", "class", "reference", "value", "low", "high"],
@@ -652,10 +640,10 @@ def _measure(results: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     return part
 
 
-def _points(results: pd.DataFrame, key: list[str], x: Measure, y: Measure) -> pd.DataFrame:
-    """A row a point: key, label, x, y in percent, and distances x_low, x_high, y_low, y_high to the interval's ends."""
+def _points(results: pd.DataFrame, key: list[str], x: Measure) -> pd.DataFrame:
+    """A row a point: key, label, x and RETRIEVAL as y in percent, and distances x_low, ... to the intervals' ends."""
     sides = []
-    for name, measure in (("x", x), ("y", y)):
+    for name, measure in (("x", x), ("y", RETRIEVAL)):
         part = _measure(results, measure)
         _unique(part, key)
         low, high = 100 * _errors(part)
@@ -663,7 +651,7 @@ def _points(results: pd.DataFrame, key: list[str], x: Measure, y: Measure) -> pd
     points = sides[0].merge(sides[1], how="outer", on=key, sort=False)
     if (lacking := points[points[["x", "y"]].isna().any(axis=1)]).size:
         point = ", ".join(map(str, lacking[key].iloc[0]))
-        raise InputError(f"figure: {point} lacks {' / '.join(x)} or {' / '.join(y)}: leave it out or run it")
+        raise InputError(f"figure: {point} lacks {' / '.join(x)} or {' / '.join(RETRIEVAL)}: leave it out or run it")
     order = sides[0][key].apply(tuple, axis=1)
     points = points.set_index(points[key].apply(tuple, axis=1)).loc[order].reset_index(drop=True)
     return points.assign(label=[row_label(results["comparison"].iloc[0], row) for row in points["row"]])
@@ -702,7 +690,7 @@ def _characters(axes: Axes, points: float) -> int:
 
 
 def _title(metric: str) -> str:
-    return {"auroc": "AUROC", "accuracy": "accuracy", "mean rank": "mean rank"}.get(metric, metric)
+    return "AUROC" if metric == "auroc" else metric
 
 
 def _lines(axes: Axes, names: Sequence[object], x: str) -> Axes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from cxrclip.results.rows import main_label, row_label
+from cxrclip.results.rows import in_percent, row_label
 from cxrclip.results.tables import column_label
 
 LEVEL = 0.05
@@ -33,9 +33,9 @@ def readings(results: pd.DataFrame, comparison: str) -> pd.DataFrame:
     part = results[(results["comparison"] == comparison) & (results["reference"] != "")].copy()
     part["measure"] = [_measure(*row) for row in zip(part["dataset"], part["task"], part["metric"], strict=True)]
     part["reading"] = [reading(*row) for row in zip(part["low"], part["high"], strict=True)]
-    part["row"] = [row_label(comparison, row) if row else main_label(run)
-                   for row, run in zip(part["row"], part["run"], strict=True)]
-    part["reference"] = [row_label(comparison, row) if comparison else main_label(row) for row in part["reference"]]
+    part["row"] = part["row"].where(part["row"] != "", part["run"])
+    for side in ("row", "reference"):
+        part[side] = [row_label(comparison, row) for row in part[side]]
     return part[["budget", "row", "reference", "measure", "value", "low", "high", "p_holm", "seeds", "reading"]]
 
 
@@ -70,8 +70,7 @@ def _measure(dataset: str, task: str, metric: str) -> str:
 
 def _said(cell: dict) -> str:
     """One difference: 'raises RSUM by 12.3 [4.5, 20.1]'."""
-    value, low, high = (100 * cell[name] for name in ("value", "low", "high"))
     if cell["reading"] == "cannot tell":
-        return f"{cell['measure']} {value:+.1f} [{low:+.1f}, {high:+.1f}], cannot tell"
-    said = f"{cell['reading']} {cell['measure']} by {abs(value):.1f} [{low:+.1f}, {high:+.1f}]"
+        return f"{cell['measure']} {in_percent(cell, '+')}, cannot tell"
+    said = f"{cell['reading']} {cell['measure']} by {in_percent(cell, '+')[1:]}"
     return f"**{said}**" if cell["p_holm"] < LEVEL else said

@@ -48,13 +48,14 @@ LOSS_WEIGHTS: Mapping[str, tuple[str, float]] = {
 
 
 def row_label(comparison: str, row: str) -> str:
-    """How a row of a comparison is printed."""
-    return ROW_LABELS.get(comparison, {}).get(row, row)
+    """How a row of a comparison is printed; a main row's run is, without the settings behind its data ("steps=405")."""
+    return ROW_LABELS.get(comparison, {}).get(row, re.sub(r" \w+=\S+", "", row))
 
 
-def main_label(run: str) -> str:
-    """How a main row is printed: method, image encoder and data, without the settings behind them ("steps=405")."""
-    return re.sub(r" \w+=\S+", "", run)
+def in_percent(row: Mapping[str, float], sign: str = "") -> str:
+    """'value [low, high]' of a row, in percent; without an interval the value alone. sign: "+" shows it always."""
+    value, low, high = (f"{100 * row[name]:{sign}.1f}" for name in ("value", "low", "high"))
+    return value if np.isnan(row["low"]) else f"{value} [{low}, {high}]"
 
 
 def tidy_frame(rows: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from cxrclip.results.rows import (
     RETRIEVAL_SETS,
     SPLITS,
     STAMPS,
+    in_percent,
     merge_results,
     tidy_frame,
 )
@@ -35,8 +36,8 @@ Scores = Sequence[pd.DataFrame] | Mapping[str, Sequence[pd.DataFrame]]
 # ---- per-sample scores -> tidy rows ---------------------------------------------------------------------------------
 
 
-def auroc_rows(scores: pd.DataFrame, about: Mapping[str, object], dataset: str, task: str, *, n_bootstrap: int = 1000,
-               seed: int = 0) -> pd.DataFrame:
+def auroc_rows(scores: pd.DataFrame, about: Mapping[str, object], dataset: str, task: str, *,
+               n_bootstrap: int = 1000) -> pd.DataFrame:
     """AUROC rows of one run: the mean over classes ('all') and each class, with patient-bootstrap intervals.
 
     scores: per-sample frame of evaluation.score_frame (study_id, patient_id, class, score, target, and draw for the
@@ -49,7 +50,7 @@ def auroc_rows(scores: pd.DataFrame, about: Mapping[str, object], dataset: str, 
         raise InputError(f"{dataset}, {task}: no class has both outcomes among {len(wide.targets)} studies: no AUROC")
     draws = wide.scores.transpose(1, 0, 2)                                      # (draws, N, K)
     value = np.mean([metrics.class_aurocs(draw, wide.targets) for draw in draws], axis=0)     # (K,)
-    weights = _patient_weights(wide.patients, n_bootstrap, seed)                # (R, N)
+    weights = _patient_weights(wide.patients, n_bootstrap)                      # (R, N)
     resampled = np.mean([_weighted_aurocs(draw, wide.targets, weights) for draw in draws], axis=0)   # (R, K)
     resampled = resampled[~np.isnan(resampled).all(axis=1)]
     columns = {"all": (value[usable].mean(), np.nanmean(resampled, axis=1)),
@@ -60,7 +61,7 @@ def auroc_rows(scores: pd.DataFrame, about: Mapping[str, object], dataset: str, 
 
 
 def accuracy_rows(scores: pd.DataFrame, about: Mapping[str, object], dataset: str, task: str = "zero-shot", *,
-                  n_bootstrap: int = 1000, seed: int = 0) -> pd.DataFrame:
+                  n_bootstrap: int = 1000) -> pd.DataFrame:
     """Accuracy of the class with the highest score, for studies with exactly one true class (CheXpert 5x200).
 
     scores: as for auroc_rows. Chance is 1 / classes. Raises InputError for a study without exactly one true class.
@@ -71,11 +72,11 @@ def accuracy_rows(scores: pd.DataFrame, about: Mapping[str, object], dataset: st
         raise InputError(f"{dataset}: study {wide.studies[wrong[0]]} has {wide.targets[wrong[0]].sum()} of the "
                          f"{len(wide.classes)} classes ({len(wrong)} such studies): accuracy needs exactly one")
     return _rows([{"class": "all", "metric": "accuracy", "chance": 1 / len(wide.classes),
-                   **_mean(wide.hits(), _patient_weights(wide.patients, n_bootstrap, seed))}], about, dataset, task)
+                   **_mean(wide.hits(), _patient_weights(wide.patients, n_bootstrap))}], about, dataset, task)
 
 
-def retrieval_rows(ranks: pd.DataFrame, about: Mapping[str, object], dataset: str, *, n_bootstrap: int = 1000,
-                   seed: int = 0) -> pd.DataFrame:
+def retrieval_rows(ranks: pd.DataFrame, about: Mapping[str, object], dataset: str, *,
+                   n_bootstrap: int = 1000) -> pd.DataFrame:
     """R@1, R@5, R@10, their sum (RSUM) and the mean rank for each direction, with patient-bootstrap intervals.
 
     ranks: per-sample frame of evaluation.retrieve. Chance is that of candidates in random order.
@@ -83,7 +84,7 @@ def retrieval_rows(ranks: pd.DataFrame, about: Mapping[str, object], dataset: st
     tidy = []
     for direction, part in ranks.groupby("direction", sort=False):
         rank, right, candidates = (part[name].to_numpy(float) for name in ("rank", "n_right", "n_candidates"))
-        weights = _patient_weights(part["patient_id"].to_numpy(), n_bootstrap, seed)
+        weights = _patient_weights(part["patient_id"].to_numpy(), n_bootstrap)
         chance = _with_rsum({f"R@{k}": metrics.chance_of_hit(right, candidates, k).mean() for k in KS})
         chance["mean rank"] = ((candidates + 1) / (right + 1)).mean()
         tidy += [{"task": direction, "class": "all", "metric": metric, "chance": chance[metric],
@@ -92,14 +93,14 @@ def retrieval_rows(ranks: pd.DataFrame, about: Mapping[str, object], dataset: st
 
 
 def share_rows(hits: pd.DataFrame, about: Mapping[str, object], dataset: str, task: str, metric: str = "accuracy", *,
-               n_bootstrap: int = 1000, seed: int = 0) -> pd.DataFrame:
+               n_bootstrap: int = 1000) -> pd.DataFrame:
     """A share of right answers for each class, with patient-bootstrap intervals: such as the accuracy of the side.
 
     hits: per-sample frame with patient_id, class, hit (0 or 1) and, if known, chance (of that answer).
     """
     tidy = []
     for name, part in hits.groupby("class", sort=False):
-        weights = _patient_weights(part["patient_id"].to_numpy(), n_bootstrap, seed)
+        weights = _patient_weights(part["patient_id"].to_numpy(), n_bootstrap)
         tidy.append({"class": name, "metric": metric, "chance": part["chance"].mean() if "chance" in part else np.nan,
                      **_mean(part["hit"].to_numpy(float), weights)})
     return _rows(tidy, about, dataset, task)
@@ -232,13 +233,12 @@ def _range(row: Mapping[str, object]) -> tuple[float, float]:
 # ---- paired differences ---------------------------------------------------------------------------------------------
 
 
-def differences(scores_a: Scores, scores_b: Scores, metric: str = "auroc", *, n_bootstrap: int = 2000,
-                seed: int = 0) -> pd.DataFrame:
+def differences(scores_a: Scores, scores_b: Scores, *, n_bootstrap: int = 2000) -> pd.DataFrame:
     """Differences a - b of two methods on the same test items: columns dataset, task, metric, value, low, high, p, n.
 
     scores_a, scores_b: per-sample frames, one a training seed (a list), or such a list for each data set (a mapping);
     then the rows of data set 'all' hold the mean AUROC or the summed RSUM. Frames with ranks (evaluation.retrieve)
-    give R@k and RSUM for each direction; frames with scores give `metric`: auroc (mean over classes) or accuracy.
+    give R@k and RSUM for each direction; frames with scores give the mean AUROC over classes.
 
     Two sources of spread, each redrawn in every resample. Patients: drawn with all their films, the same patients for
     both methods and all seeds, so that what is hard for both cancels. Seeds: the two methods' seeds are other trainings
@@ -255,36 +255,31 @@ def differences(scores_a: Scores, scores_b: Scores, metric: str = "auroc", *, n_
     cells: dict[tuple[str, str, str], tuple] = {}
     for i, dataset in enumerate(a):
         sides = [[frame.reset_index(drop=True) for frame in part[dataset]] for part in (a, b)]
-        cells |= {(dataset, *key): value for key, value in _resampled(sides, metric, n_bootstrap, seed + i).items()}
+        cells |= {(dataset, *key): value for key, value in _resampled(sides, n_bootstrap, i).items()}
     for task, name in dict.fromkeys((task, name) for _, task, name in cells if name in ("RSUM", "auroc")):
         parts = [cells[dataset, task, name] for dataset in a]
         if len(parts) > 1:
             weight = 1.0 if name == "RSUM" else 1 / len(parts)
-            cells["all", task, name] = tuple(_summed(column, weight) for column in zip(*parts, strict=True))
-    order = np.random.default_rng(seed).permutation(n_bootstrap)
+            *values, items = zip(*parts, strict=True)
+            cells["all", task, name] = (*(weight * np.sum(column, axis=0) for column in values), sum(items))
+    order = np.random.default_rng(0).permutation(n_bootstrap)
     return pd.DataFrame([{"dataset": dataset, "task": task, "metric": name, **_contrast(*cell, order)}
                          for (dataset, task, name), cell in cells.items()])
 
 
-def difference_rows(found: pd.DataFrame, about: Mapping[str, object], reference: str, task: str = "") -> pd.DataFrame:
+def difference_rows(found: pd.DataFrame, about: Mapping[str, object], reference: str) -> pd.DataFrame:
     """Rows of `differences` as tidy rows of the first method.
 
-    reference: the other method's `row` id inside a comparison, else its `run`. task: that of classification scores.
-    found: may have a column p_holm (metrics.holm over all cells looked at together).
+    reference: the other method's `row` id inside a comparison, else its `run`. found: may have a column p_holm
+    (metrics.holm over all cells looked at together).
     """
-    return _rows([{**line, "task": line["task"] or task, "class": "all", "reference": reference}
-                  for line in found.to_dict("records")], about)
+    return _rows([{**line, "class": "all", "reference": reference} for line in found.to_dict("records")], about)
 
 
-def _summed(parts: Sequence, weight: float) -> np.ndarray | int:
-    """Sum over data sets: counts of test items as they are, statistics times `weight`."""
-    return sum(parts) if isinstance(parts[0], int) else weight * np.sum(parts, axis=0)
-
-
-def _resampled(sides: Sequence[Sequence[pd.DataFrame]], metric: str, n: int, seed: int) -> dict[tuple[str, str], tuple]:
+def _resampled(sides: Sequence[Sequence[pd.DataFrame]], n: int, seed: int) -> dict[tuple[str, str], tuple]:
     """(task, metric) -> per-seed values (S,) of a and b, per-seed resamples (S, n) of a and b, test items."""
     statistic = _recall_samples if "rank" in sides[0][0] else _score_samples
-    found = [[statistic(frame, metric, n, seed) for frame in side] for side in sides]
+    found = [[statistic(frame, n, seed) for frame in side] for side in sides]
     items = {key: value[2] for key, value in found[0][0].items()}
     for frame in chain(*found):
         if {key: value[2] for key, value in frame.items()} != items:
@@ -295,7 +290,7 @@ def _resampled(sides: Sequence[Sequence[pd.DataFrame]], metric: str, n: int, see
             for key, item in items.items()}
 
 
-def _recall_samples(ranks: pd.DataFrame, _: str, n: int, seed: int) -> dict[tuple[str, str], tuple]:
+def _recall_samples(ranks: pd.DataFrame, n: int, seed: int) -> dict[tuple[str, str], tuple]:
     """(direction, R@k or RSUM) -> value, its resamples (n,), and the items they stand on."""
     found = {}
     for direction, part in ranks.sort_values("study_id").groupby("direction", sort=False):
@@ -306,20 +301,15 @@ def _recall_samples(ranks: pd.DataFrame, _: str, n: int, seed: int) -> dict[tupl
     return found
 
 
-def _score_samples(scores: pd.DataFrame, metric: str, n: int, seed: int) -> dict[tuple[str, str], tuple]:
-    """('', metric) -> value, its resamples (n,), and the items they stand on; metric is auroc or accuracy."""
+def _score_samples(scores: pd.DataFrame, n: int, seed: int) -> dict[tuple[str, str], tuple]:
+    """('', auroc) -> value, its resamples (n,), and the items they stand on."""
     wide = _Wide.of(scores.sort_values(["study_id", "class"]))
     weights = _patient_weights(wide.patients, n, seed)
-    if metric == "auroc":
-        draws = wide.scores.transpose(1, 0, 2)
-        value = np.mean([metrics.auroc(draw, wide.targets) for draw in draws])
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):     # a resample without any positive
-            samples = np.nanmean(np.mean([_weighted_aurocs(draw, wide.targets, weights) for draw in draws], axis=0), 1)
-    elif metric == "accuracy":
-        value, samples = wide.hits().mean(), _weighted_means(wide.hits(), weights)
-    else:
-        raise InputError(f"differences: unknown metric {metric!r}: choose auroc or accuracy")
-    return {("", metric): (value, samples, (tuple(wide.studies), tuple(wide.classes), wide.targets.tobytes()))}
+    draws = wide.scores.transpose(1, 0, 2)
+    value = np.mean([metrics.auroc(draw, wide.targets) for draw in draws])
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):     # a resample without any positive
+        samples = np.nanmean(np.mean([_weighted_aurocs(draw, wide.targets, weights) for draw in draws], axis=0), 1)
+    return {("", "auroc"): (value, samples, (tuple(wide.studies), tuple(wide.classes), wide.targets.tobytes()))}
 
 
 def _contrast(a: np.ndarray, b: np.ndarray, resampled_a: np.ndarray, resampled_b: np.ndarray, items: int,
@@ -373,7 +363,7 @@ class _Wide:
 # ---- resamples ------------------------------------------------------------------------------------------------------
 
 
-def _patient_weights(patients: np.ndarray, n: int, seed: int) -> np.ndarray:
+def _patient_weights(patients: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
     """(n, N) how often each row stands in n bootstrap resamples of whole patients."""
     number = np.unique(patients, return_inverse=True)[1]                        # (N,) patient of each row
     count = number.max() + 1
@@ -457,7 +447,7 @@ def doubtful(results: pd.DataFrame) -> list[str]:
     measured = results[(results["reference"] == "") & (results["class"] == "all") & (results["origin"] != "published")]
     below = measured[(measured["metric"] == "auroc") & (measured["high"] < measured["chance"])]
     lost = measured[(measured["metric"] == "R@10") & (measured["low"] <= measured["chance"]) & (measured["chance"] < 1)]
-    lines = [f"{row.run}, seed {row.seeds}: {row.dataset} {row.task.replace('_', ' ')} {row.metric} "
-             f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}], chance {100 * row.chance:.1f}"
-             for row in pd.concat([below, lost]).itertuples()]
+    lines = [f"{row['run']}, seed {row['seeds']}: {row['dataset']} {row['task'].replace('_', ' ')} {row['metric']} "
+             f"{in_percent(row)}, chance {100 * row['chance']:.1f}"
+             for row in pd.concat([below, lost]).to_dict("records")]
     return list(dict.fromkeys(lines))

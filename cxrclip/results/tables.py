@@ -31,7 +31,7 @@ from cxrclip.results.rows import (
     SPLITS,
     STATUS,
     THIRD_PARTY,
-    main_label,
+    in_percent,
     published,
     row_label,
 )
@@ -82,8 +82,7 @@ class Table:
     footnotes: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """For a terminal, under 120 wide, a block a data set: lines and blocks without a measured number are left out.
-        """
+        """For a terminal, under 120 wide, a block a data set; without measured numbers nothing is shown."""
         ours = [not measure.startswith(PUBLISHED) for _, measure in self.cells.columns]
         measured = self.cells.ne(DASH) & np.array(ours)
         shown = self.cells.loc[measured.any(axis=1).to_numpy()]
@@ -119,8 +118,7 @@ def losses_markdown(results: pd.DataFrame) -> str:
     rows = rows.drop_duplicates(["run", "seeds", "metric"])
     if rows.empty:
         return ""
-    rows = rows.assign(line=[row_label(comparison, row) if row else main_label(run) for comparison, row, run in
-                             zip(rows["comparison"], rows["row"], rows["run"], strict=True)],
+    rows = rows.assign(line=[row_label(row["comparison"], row["row"] or row["run"]) for _, row in rows.iterrows()],
                        comparison=rows["comparison"].replace("", "main tables"))
     values = rows.pivot_table(index=["comparison", "budget", "line"], columns="metric", values="value", sort=False)
     fall = values.get("fall in the last fifth", pd.Series(np.nan, values.index))
@@ -132,8 +130,7 @@ def losses_markdown(results: pd.DataFrame) -> str:
     said = (f"Losses in nats, means over seeds. A row had stopped improving if the last fifth of its steps lowered the "
             f"validation loss by less than {STOPPED:.0%}. Only rows with the same data and the same loss terms can be "
             "compared.")
-    grid = tabulate(cells.reset_index(), headers="keys", tablefmt="pipe", showindex=False, disable_numparse=True)
-    return f"{said}\n\n{grid}"
+    return f"{said}\n\n{cells.reset_index().to_markdown(index=False, disable_numparse=True)}"
 
 
 def _grid(block: pd.DataFrame, form: str, width: int = 0) -> str:
@@ -155,26 +152,24 @@ def _grid(block: pd.DataFrame, form: str, width: int = 0) -> str:
     return tabulate(rows, heads, tablefmt=form, disable_numparse=True).replace("\N{NO-BREAK SPACE}", " ")
 
 
-def write_table(table: Table, stem: str | Path, forms: Sequence[str] = (".txt", ".md", ".tex")) -> list[Path]:
-    """Writes stem.txt, stem.md and stem.tex, or those of `forms`; returns their paths."""
-    write = {".txt": table.text, ".md": table.markdown, ".tex": table.latex}
-    paths = [Path(stem).with_name(Path(stem).name + form) for form in forms]
-    for path, form in zip(paths, forms, strict=True):
-        write_text(path, write[form]())
-    return paths
+def write_table(table: Table, stem: str | Path) -> list[Path]:
+    """Writes stem.txt, stem.md and stem.tex; returns their paths."""
+    texts = {Path(f"{stem}.txt"): table.text(), Path(f"{stem}.md"): table.markdown(),
+             Path(f"{stem}.tex"): table.latex()}
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)
 
 
 # ---- the paper's tables ---------------------------------------------------------------------------------------------
 
 
-def table1(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
-           reference: pd.DataFrame | None = None) -> Table:
+def table1(results: pd.DataFrame, missing: Mapping[str, str] = {}) -> Table:
     """The paper's Table 1: studies per data set and split, the published sizes beside them.
 
     results: tidy rows; those of task size (statistics.size_rows) are used. missing: role -> why it has no data.
     """
-    missing = missing or {}
-    paper = (published() if reference is None else reference).query("task == 'size'")
+    paper = published().query("task == 'size'")
     counted = results[(results["task"] == "size") & (results["origin"] != "published")]
     cells = {((row.dataset,), (row.metric,)): f"{row.value:,.0f}" if row.value else "none"
              for row in counted.itertuples()}
@@ -182,49 +177,45 @@ def table1(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
     names = dict.fromkeys([*paper["dataset"], *counted["dataset"], *missing])
     layout = _Layout("Table 1: data sets and their sizes", {(split,): ("studies", split) for split in SPLITS},
                      {(name,): (LABELS.get(name, name),) for name in names}, ("data set",))
-    return layout.table(cells, known, _header(counted, layout.title, "Counted", bool(known)), _marks(paper),
-                        lambda line, _: (missing.get(line[0], f"not measured; run {PAGES['1']}"),
-                                         LABELS.get(line[0], line[0])))
+    header = _header(counted, layout.title, "Counted", bool(known))
+    return layout.table(cells, known, header, _marks({*paper["status"]}), lambda line, _: (
+        missing.get(line[0], f"not measured; run {PAGES['1']}"), LABELS.get(line[0], line[0])))
 
 
-def table2(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
-           reference: pd.DataFrame | None = None) -> Table:
+def table2(results: pd.DataFrame, missing: Mapping[str, str] = {}) -> Table:
     """The paper's Table 2: zero-shot and linear-probe classification (AUROC; accuracy for CheXpert5x200), in percent.
 
     The plain-CLIP baseline, which the paper's table does not have, stands above the CXR-CLIP rows. results: tidy rows
     of one mix and profile, one row a seed; rows of a comparison are left out. missing: role (test set or pretraining
-    data) -> why it has no data. reference: published rows. Raises InputError if two runs claim one cell.
+    data) -> why it has no data. Raises InputError if two runs claim one cell.
     """
-    return _main_table("Table 2: classification", results, TABLE_2, missing, reference)
+    return _main_table("Table 2: classification", results, TABLE_2, missing)
 
 
-def table3(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
-           reference: pd.DataFrame | None = None) -> Table:
+def table3(results: pd.DataFrame, missing: Mapping[str, str] = {}) -> Table:
     """The paper's Table 3: image-to-text retrieval, R@k in percent and their sum. Arguments as for table2.
 
     The last line is the attainable ceiling (statistics.ceiling_rows): reports that say the same cannot be told apart.
     """
-    table = _main_table("Table 3: image-to-text retrieval", results, TABLE_3, missing, reference)
+    table = _main_table("Table 3: image-to-text retrieval", results, TABLE_3, missing)
     return replace(table, legend=(*table.legend, *_gallery(results, "text_to_image", "distinct reports")))
 
 
-def table3_text_to_image(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
-                         reference: pd.DataFrame | None = None) -> Table:
+def table3_text_to_image(results: pd.DataFrame, missing: Mapping[str, str] = {}) -> Table:
     """Table 3 the other way round, which the paper does not print: find the film of a report."""
     columns = tuple((dataset, "text_to_image", metric) for dataset, _, metric in TABLE_3)
-    table = _main_table("Table 3, text-to-image retrieval (not in the paper)", results, columns, missing, reference)
+    table = _main_table("Table 3, text-to-image retrieval (not in the paper)", results, columns, missing)
     return replace(table, legend=(*table.legend, *_gallery(results, "image_to_text", "films")))
 
 
-def table4(results: pd.DataFrame, missing: Mapping[str, str] | None = None,
-           budgets: Sequence[str] = BUDGETS) -> Table:
+def table4(results: pd.DataFrame, missing: Mapping[str, str] = {}) -> Table:
     """The ablation, the paper's Table 4: what each part of the method adds, one block a budget. No published number is
     known. Arguments as for table2; the rows are those of the comparison 'ablation'."""
-    lines = [(budget, row) for budget in budgets for row in ABLATION]
+    lines = [(budget, row) for budget in BUDGETS for row in ABLATION]
     return _comparison_table("Table 4: ablation", results, "ablation", lines, missing, PAGES["4"])
 
 
-def comparison_table(results: pd.DataFrame, comparison: str, missing: Mapping[str, str] | None = None) -> Table:
+def comparison_table(results: pd.DataFrame, comparison: str, missing: Mapping[str, str] = {}) -> Table:
     """Table 4's columns for any other comparison (loss weights, label growth, remedies), which the paper lacks.
 
     Raises InputError if the results hold no row of it.
@@ -266,7 +257,7 @@ def other_sets_table(results: pd.DataFrame) -> Table:
     if beyond.empty:
         raise InputError("table of other sets: no result on a test set beyond the paper's: evaluate a run on one first")
     beyond = over_seeds(beyond)
-    cells = [[_interval(row), f"{100 * row['chance']:.0f}", f"{row['n']:.0f}", row["note"]]
+    cells = [[in_percent(row), f"{100 * row['chance']:.0f}", f"{row['n']:.0f}", row["note"]]
              for row in beyond.to_dict("records")]
     index = pd.MultiIndex.from_frame(beyond[["dataset", "image_encoder", "pretraining_data", "task", "metric"]],
                                      names=["test set", "image encoder", "pretrained on", "task", "metric"])
@@ -289,8 +280,8 @@ def differences_table(results: pd.DataFrame, comparison: str = "") -> Table:
     cells, lines = {}, {}
     for row in part.to_dict("records"):
         line = (row["budget"], row["row"] or row["run"], row["reference"])
-        lines[line] = ((_budget_label(row["budget"]), *(row_label(comparison, name) for name in line[1:])) if comparison
-                       else tuple(map(main_label, line[1:])))
+        names = [row_label(comparison, name) for name in line[1:]]
+        lines[line] = (_budget_label(row["budget"]), *names) if comparison else tuple(names)
         cells[line, (row["task"], row["metric"])] = _difference(row)
     columns = {column: ("all three sets", column_label("all", *column)[1]) for column in DIFFERENCES}
     spread = "and over seeds" if max(len(text.split()) for text in part["seeds"]) > 1 else "one seed"
@@ -341,7 +332,7 @@ def third_party_markdown() -> str:
     said = (f"{rows['source'].iloc[0]} trained both methods again on MIMIC-CXR alone, once, and gives no interval. "
             f"CXR-CLIP is ahead of CLIP in {ahead} of {len(values)} numbers (see claim 4). The gallery holds about "
             f"{rows['n'].max():,.0f} reports, so these are not comparable with the paper's numbers.")
-    return f"{said}\n\n{tabulate(100 * values, headers='keys', tablefmt='pipe', floatfmt='.2f')}"
+    return f"{said}\n\n{(100 * values).to_markdown(floatfmt='.2f')}"
 
 
 def column_label(dataset: str, task: str, metric: str) -> tuple[str, str]:
@@ -384,10 +375,9 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _main_table(title: str, results: pd.DataFrame, columns: Sequence[Column], missing: Mapping[str, str] | None,
-                reference: pd.DataFrame | None) -> Table:
+def _main_table(title: str, results: pd.DataFrame, columns: Sequence[Column], missing: Mapping[str, str]) -> Table:
     """A table of the main rows: (model, encoder, pretraining data), the published lines first."""
-    paper = published() if reference is None else reference
+    paper = published()
     main = results[results["comparison"] == ""]
     main = main.assign(metric=main["metric"].str.removeprefix("ceiling "))      # a line of the table, not a column
     cells = _by_cell(main, columns, title, _main_line)
@@ -404,7 +394,7 @@ def _main_table(title: str, results: pd.DataFrame, columns: Sequence[Column], mi
               for line in lines}
     layout = _Layout(title, {column: column_label(*column) for column in columns}, labels,
                      ("model", "image encoder (paper's)", "pretrained on"))
-    return _filled(layout, main, cells, known, missing or {}, PAGES["3" if retrieval else "2"])
+    return _filled(layout, main, cells, known, missing, PAGES["3" if retrieval else "2"])
 
 
 def _gallery(results: pd.DataFrame, opposite: str, what: str) -> list[str]:
@@ -416,7 +406,7 @@ def _gallery(results: pd.DataFrame, opposite: str, what: str) -> list[str]:
 
 
 def _comparison_table(title: str, results: pd.DataFrame, comparison: str, lines: Sequence[Line],
-                      missing: Mapping[str, str] | None, page: str) -> Table:
+                      missing: Mapping[str, str], page: str) -> Table:
     """A table of one comparison: lines (budget, row id), columns TABLE_4."""
     part = results[results["comparison"] == comparison]
     cells = _by_cell(part, TABLE_4, title, lambda row: (row["budget"], row["row"]))
@@ -427,13 +417,12 @@ def _comparison_table(title: str, results: pd.DataFrame, comparison: str, lines:
         name, measure = column_label(*column)
         columns[column] = ("retrieval" if column[1] in DIRECTIONS else "classification",
                            measure if column[0] == "all" else f"{name} {measure}")
-    return _filled(_Layout(title, columns, labels, ("budget", "row")), part, cells, {}, missing or {}, page)
+    return _filled(_Layout(title, columns, labels, ("budget", "row")), part, cells, {}, missing, page)
 
 
 def _filled(layout: _Layout, results: pd.DataFrame, cells: Mapping[tuple, dict], known: Mapping[tuple, dict],
             missing: Mapping[str, str], page: str) -> Table:
-    """The table of measured `cells` and `known` published numbers, both (line, column) -> row; page: what makes them.
-    """
+    """The table of `cells` measured and numbers `known`, both (line, column) -> row. page: what makes the cells."""
     seeds = max((len(row["seeds"].split()) for row in cells.values()), default=0)
     runs = {line: row["run"] for (line, _), row in cells.items()}
 
@@ -449,9 +438,9 @@ def _filled(layout: _Layout, results: pd.DataFrame, cells: Mapping[tuple, dict],
         return lacking, " ".join(dict.fromkeys(layout.lines[line]))
 
     lacking = f"not measured; run {'PROFILE=standard' if one_mix(results, layout.title)[1] == 'quick' else page}"
-    measured = {key: _interval(row) + _seeds_lacking(row, seeds) for key, row in cells.items()}
+    measured = {key: in_percent(row) + _seeds_lacking(row, seeds) for key, row in cells.items()}
     numbers = {key: f"{100 * row['value']:.1f} {STATUS[row['status']][0]}" for key, row in known.items()}
-    legend = [*_legend(layout, seeds), *_marks(pd.DataFrame(list(known.values()), columns=["status"]))]
+    legend = [*_legend(layout, seeds), *_marks({row["status"] for row in known.values()})]
     return layout.table(measured, numbers, _header(results, layout.title, "Measured", bool(known)), legend, why)
 
 
@@ -481,14 +470,8 @@ def _budget_label(budget: str) -> str:
     return f"equal {budget}" if budget else ""
 
 
-def _interval(row: Mapping[str, float], sign: str = "") -> str:
-    """'value [low, high]' in percent."""
-    value, low, high = (f"{100 * row[name]:{sign}.1f}" for name in ("value", "low", "high"))
-    return value if np.isnan(row["low"]) else f"{value} [{low}, {high}]"
-
-
 def _difference(row: Mapping) -> str:
-    return f"{_interval(row, '+')}, p {row['p_holm']:.2g}"
+    return f"{in_percent(row, '+')}, p {row['p_holm']:.2g}"
 
 
 def _seeds_lacking(row: Mapping, seeds: int) -> str:
@@ -543,8 +526,7 @@ def _legend(layout: _Layout, seeds: int) -> list[str]:
     return [f"all in percent; {lines[0]}", *lines[1:]]
 
 
-def _marks(reference: pd.DataFrame) -> tuple[str, ...]:
-    """What the marks of the published numbers mean, those in use only."""
-    used = set(reference["status"])
+def _marks(used: set[str]) -> tuple[str, ...]:
+    """What the marks of the published numbers mean, those of the statuses in use only."""
     marks = [f"{mark}: {meaning}" for status, (mark, meaning) in STATUS.items() if status in used]
     return (*marks, *[f"{DASH} in a published column: no published number is known"][:len(marks)])

@@ -38,7 +38,7 @@ def test_training_curves_draw_each_term_and_validation_where_it_was_read(axes):
     steps = np.arange(1, 9)
     validation = np.where(steps % 4 == 0, 2.0, np.nan)
     log = pd.DataFrame({"step": steps, "total": 9.0 / steps, "mvs": 4.0 / steps, "valid_total": validation})
-    figures.training_curves(log, axes)
+    figures.training_curves(log, axes, ["total", "mvs", "valid_total"])
     assert legend(axes) == ["total", "MVS", "total, validation"]
     raw, _, _, _, valid = axes.lines
     np.testing.assert_array_equal(raw.get_xydata(), np.stack([steps, 9.0 / steps], 1))
