@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,9 +53,14 @@ def row_label(comparison: str, row: str) -> str:
     return ROW_LABELS.get(comparison, {}).get(row, re.sub(r" \w+=\S+", "", row))
 
 
-def in_percent(row: Mapping[str, float], sign: str = "") -> str:
-    """'value [low, high]' of a row, in percent; without an interval the value alone. sign: "+" shows it always."""
-    value, low, high = (f"{100 * row[name]:{sign}.1f}" for name in ("value", "low", "high"))
+def as_printed(value: float, metric: str, sign: str = "") -> str:
+    """A number of a row: in percent, but a rank as it is. sign: "+" shows it always."""
+    return f"{value * (1 if metric.endswith('rank') else 100):{sign}.1f}"
+
+
+def in_percent(row: Mapping[str, Any], sign: str = "") -> str:
+    """'value [low, high]' of a row, in percent; without an interval the value alone. Arguments as for as_printed."""
+    value, low, high = (as_printed(row[name], row.get("metric", ""), sign) for name in ("value", "low", "high"))
     return value if np.isnan(row["low"]) else f"{value} [{low}, {high}]"
 
 

@@ -106,6 +106,41 @@ def share_rows(hits: pd.DataFrame, about: Mapping[str, object], dataset: str, ta
     return _rows(tidy, about, dataset, task)
 
 
+def f1_rows(scores: pd.DataFrame, thresholds: Mapping[str, float], about: Mapping[str, object], dataset: str,
+            task: str = "zero-shot", *, n_bootstrap: int = 1000) -> pd.DataFrame:
+    """The mean F1 over classes, "present" from the class's threshold on, with a patient-bootstrap interval.
+
+    scores: as for auroc_rows, one draw. Chance is the F1 of who calls every finding present. A class that no study of a
+    resample has does not count there.
+    """
+    wide = _Wide.of(scores)
+    called = wide.scores[:, 0] >= [thresholds[name] for name in wide.classes]           # (N, K)
+    weights = _patient_weights(wide.patients, n_bootstrap)
+
+    def f1(called: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        both, either = (weights @ part.astype(float) for part in (called & wide.targets, 0. + called + wide.targets))
+        present = weights @ wide.targets > 0                                            # (R, K)
+        return np.nanmean(np.where(present, 2 * both / np.maximum(either, 1), np.nan), axis=1)
+
+    once = np.ones((1, len(called)))
+    return _rows([{"class": "all", "metric": "F1", "value": f1(called, once).item(), **_interval(f1(called, weights)),
+                   "chance": f1(np.ones_like(called), once).item(), "n": len(called)}], about, dataset, task)
+
+
+def median_rank_rows(ranks: pd.DataFrame, about: Mapping[str, object], dataset: str, *,
+                     n_bootstrap: int = 1000) -> pd.DataFrame:
+    """The median rank for each direction, with a patient-bootstrap interval. Arguments as for retrieval_rows."""
+    tidy = []
+    for direction, part in ranks.groupby("direction", sort=False):
+        part = part.sort_values("rank")
+        weights = _patient_weights(part["patient_id"].to_numpy(), n_bootstrap).cumsum(axis=1)
+        middle = (weights >= weights[:, -1:] / 2).argmax(axis=1)                        # (R,) the lower median
+        tidy.append({"task": direction, "class": "all", "metric": "median rank", "value": part["rank"].median(),
+                     **_interval(part["rank"].to_numpy()[middle]), "chance": (part["n_candidates"].median() + 1) / 2,
+                     "n": len(part)})
+    return _rows(tidy, about, dataset)
+
+
 def ceiling_rows(texts: Sequence[str], contents: Sequence[object], about: Mapping[str, object],
                  dataset: str) -> pd.DataFrame:
     """The attainable R@k and RSUM of a retrieval set, both directions: metrics "ceiling R@1", ..., "ceiling RSUM".
@@ -227,7 +262,7 @@ def _range(row: Mapping[str, object]) -> tuple[float, float]:
     if row["reference"]:
         return -np.inf, np.inf
     sets = len(RETRIEVAL_SETS) if row["dataset"] == "all" else 1
-    return 0.0, {"RSUM": float(len(KS) * sets), "mean rank": np.inf}.get(str(row["metric"]), 1.0)
+    return 0.0, {"RSUM": float(len(KS) * sets), "mean rank": np.inf, "median rank": np.inf}.get(str(row["metric"]), 1.0)
 
 
 # ---- paired differences ---------------------------------------------------------------------------------------------

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
+from cxrclip.data.phantom.anatomy import VOCABULARIES
 from cxrclip.experiments import oracle, sharper
 from cxrclip.experiments.schedule import run_all
 from cxrclip.prompts import PromptBank
@@ -59,10 +63,27 @@ def test_the_unseen_wording_is_in_no_prompt():
     assert "a sign of" not in str(vars(PromptBank.load())).lower()
 
 
+def test_no_training_prompt_speaks_of_an_unnamed_finding():
+    sentences = str(PromptBank.load().prompts).lower()
+    assert set(sharper.UNNAMED) < set(VOCABULARIES["vindr"])
+    assert not re.findall("aort|calcif|shift|tubercul|granulom", sentences)
+    assert "effusion" in sentences
+
+
+def test_the_threshold_with_the_highest_f1_by_trying_all():
+    draw = np.random.default_rng(0)
+    truth = draw.random(60) < 0.3
+    scores = (draw.random(60) + 0.5 * truth).round(1)       # with ties
+    best = sharper.best_threshold(scores, truth)
+    assert f1_score(truth, scores >= best) == max(f1_score(truth, scores >= each) for each in np.unique(scores))
+    assert sharper.best_threshold(scores, np.zeros(60, bool)) == np.inf
+
+
 def test_a_run_has_all_readings(tiny_experiment, tiny_bench):
     (run,) = run_all([tiny_experiment], tiny_bench)
     tidy = sharper.sharper([run])
     assert {"negation", "zero-shot-unseen"} <= set(tidy["task"])
+    assert {"F1", "median rank"} <= set(tidy["metric"])
     assert set(tidy.loc[tidy["task"] == "negation", "metric"]) == {"right if present", "right if absent"}
     assert (tidy["low"] <= tidy["value"]).all()
     assert (tidy["key"] == run.key).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import ttest_ind
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 from synthetic import ABOUT, row, tidy
 
 from cxrclip import metrics, results
@@ -112,6 +112,35 @@ def test_retrieval_rows_by_hand():
     assert (found["task"] == "image_to_text").all()
     assert (found["low"] <= found["value"]).all()
     assert (found["high"] >= found["value"]).all()
+
+
+def test_median_rank_by_hand_and_its_interval_by_resampling():
+    ranks = pd.DataFrame({"study_id": range(7), "patient_id": list("ppqrstu"), "rank": [9.0, 1, 3, 2, 5, 40, 7],
+                          "n_candidates": 50, "n_right": 1, "direction": "image_to_text"})
+    (found,) = statistics.median_rank_rows(ranks, ABOUT, "openi", n_bootstrap=200).to_dict("records")
+    assert (found["value"], found["chance"], found["n"]) == (5, 25.5, 7)
+    medians = []
+    for weight in statistics._patient_weights(ranks["patient_id"].to_numpy(), 200).astype(int):
+        drawn = np.sort(np.repeat(ranks["rank"], weight))
+        medians.append(drawn[(len(drawn) - 1) // 2])
+    assert [found["low"], found["high"]] == np.percentile(medians, (2.5, 97.5)).tolist()
+
+
+def test_f1_is_that_of_scikit_learn_and_of_repeated_rows():
+    rng = np.random.default_rng(0)
+    names, patients = ["a", "b", "c"], rng.integers(0, 12, 30)
+    frame = pd.DataFrame([{"study_id": f"s{i}", "patient_id": f"p{patient}", "class": name, "score": rng.random(),
+                           "target": bool(rng.random() < 0.4)} for i, patient in enumerate(patients) for name in names])
+    thresholds = {"a": 0.3, "b": 0.5, "c": np.inf}
+    (found,) = statistics.f1_rows(frame, thresholds, ABOUT, "vindr-cxr", n_bootstrap=50).to_dict("records")
+    called = frame["score"] >= frame["class"].map(thresholds)
+    targets, answers = (values.to_numpy().reshape(30, 3) for values in (frame["target"], called))
+    assert found["value"] == pytest.approx(f1_score(targets, answers, average="macro", zero_division=0))
+    assert found["chance"] == pytest.approx(f1_score(targets, np.ones((30, 3)), average="macro"))
+    weights = statistics._patient_weights(frame["patient_id"].to_numpy()[::3], 50).astype(int)
+    redrawn = [f1_score(np.repeat(targets, weight, axis=0), np.repeat(answers, weight, axis=0), average="macro",
+                        zero_division=0) for weight in weights]
+    assert [found["low"], found["high"]] == pytest.approx(np.percentile(redrawn, (2.5, 97.5)))
 
 
 def test_chance_of_several_right_candidates_is_counted_out():

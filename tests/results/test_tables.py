@@ -342,3 +342,13 @@ def test_differences_table_shows_points_interval_and_adjusted_p():
     assert "2 cells" in table.text()
     with pytest.raises(InputError, match="no differences of 'remedies'"):
         tables.differences_table(full, "remedies")
+
+
+def test_a_rank_is_printed_as_it_is_and_a_chance_that_is_not_one_half_is_told():
+    cells = tidy(row(dataset="mimic-cxr", task="image_to_text", metric="median rank", value=31.0, low=25.0, high=40.5,
+                     chance=450.0),
+                 row(dataset="vindr-cxr", task="pairs", metric="accuracy", value=0.7, low=0.6, high=0.8))
+    table = tables.sharper_table(cells).markdown()
+    assert "31.0 [25.0, 40.5]" in table
+    assert "70.0 [60.0, 80.0]" in table
+    assert "- chance is 50 %, but: MIMIC-CXR median rank 450.0\n" in f"{table}\n"
