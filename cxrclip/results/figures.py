@@ -257,19 +257,22 @@ def pareto(results: pd.DataFrame, axes: Axes, x: Measure = CLASSIFICATION) -> Ax
 
     results: tidy rows of one comparison, a row a run and measure (statistics.over_seeds of with_sums), in the
     order in which the data grow; x: the measure of classification. Both axes are in percent; up and to the right is
-    better. Raises InputError if a point lacks a measure or has it twice.
+    better. A mixture with a share of a data set is a small point without a name. Raises InputError if a point lacks a
+    measure or has it twice.
     """
     points = _points(results, ["budget", "row"], x)
     for budget, _, colour, marker, style in _looks(points["budget"]):
         part = points[points["budget"] == budget]
         axes.errorbar(part["x"], part["y"], xerr=part[["x_low", "x_high"]].T, yerr=part[["y_low", "y_high"]].T,
                       fmt="none", ecolor=colour, alpha=0.45, capsize=2, elinewidth=0.8)
-        axes.plot(part["x"], part["y"], marker=marker, linestyle=style, color=colour, markersize=7, linewidth=1.5,
+        axes.plot(part["x"], part["y"], marker=marker, linestyle=style, color=colour, markersize=3.5, linewidth=1.5,
                   label=f"equal {budget}")
-        turned = part["x"].diff() < 0  # where the line runs back its label would cover the point before
-        for i, (point, left) in enumerate(zip(part.itertuples(), turned, strict=True)):
-            shift = (-5 if left else 5, -12 if left or i % 2 else 5)    # neighbours take turns above and below
-            axes.annotate(point.label, (point.x, point.y), shift, color=colour, textcoords="offset points", fontsize=9,
+        whole = part[~part["label"].str.contains("%")]
+        axes.plot(whole["x"], whole["y"], marker=marker, linestyle="none", color=colour, markersize=8)
+        turned = whole["x"].diff() < 0  # where the line runs back its label would cover the point before
+        for i, (point, left) in enumerate(zip(whole.itertuples(), turned, strict=True)):
+            shift = (-5 if left else 5, -14 if left or i % 2 else 6)    # neighbours take turns above and below
+            axes.annotate(point.label, (point.x, point.y), shift, color=colour, textcoords="offset points", fontsize=10,
                           ha="right" if left else "left", path_effects=[withStroke(linewidth=3, foreground="white")])
     return _above(_finish(axes, _measure_label(x), _measure_label(RETRIEVAL)))
 

@@ -49,3 +49,24 @@ def test_what_page_10_says_of_the_remedies():
     rows = over_seeds(with_sums(rows))
     rows = rows[(rows["metric"] == "RSUM") & (rows["dataset"] == "all")].set_index("row")["value"]
     assert rows["one_source"] > rows["m"] > 4 * rows["labels_only"]
+
+
+def read(comparison: str, budget: str = "steps"):
+    """(row, reference, measure) -> reading and adjusted p of the committed differences."""
+    table = readings.readings(render.standard_results(), comparison)
+    return table[table["budget"] == budget].set_index(["row", "reference", "measure"])
+
+
+def test_what_page_8_says_of_icl_and_tcl():
+    decided = [*(read("ablation").loc[("+ TCL", "+ ICL", measure)] for measure in ("zero-shot AUROC", "RSUM")),
+               read("loss combinations").loc[("MVS + TCL", "MVS + ICL + TCL", "RSUM")]]
+    assert [said["reading"] for said in decided] == ["raises"] * 3
+    assert max(said["p_holm"] for said in decided) < readings.LEVEL
+    weights = read("loss weights")
+    assert [weights.loc[(f"ICL {weight}", "ICL 1", "RSUM"), "reading"] for weight in (0, 0.1, 0.3)] == ["raises"] * 3
+
+
+def test_what_page_9_says_of_the_budgets():
+    epochs = read("label growth", "epochs").loc[("M,C,C14", "M")]["reading"].to_dict()
+    assert epochs == {"zero-shot AUROC": "raises", "probe 100 % AUROC": "raises", "RSUM": "cannot tell"}
+    assert read("label growth").loc[("M,C", "M", "RSUM"), "reading"] == "lowers"

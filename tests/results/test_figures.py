@@ -197,15 +197,16 @@ def points(axes) -> list[list[float]]:
 
 
 def test_pareto_draws_a_line_a_budget_in_the_order_of_the_rows(axes):
-    frame = pd.concat([both_axes(["M", "M,C"], [0.6, 0.7], [0.3, 0.2]),
+    frame = pd.concat([both_axes(["M", "M + 50% C", "M,C"], [0.6, 0.65, 0.7], [0.3, 0.25, 0.2]),
                        both_axes(["M", "A"], [0.6, 0.8], [0.3, 0.4], budget="epochs")])
     figures.pareto(frame, axes)
-    drawn = [line.get_xydata() for line in axes.lines if line.get_marker() in figures.MARKERS]
-    np.testing.assert_allclose(np.concatenate(drawn), [[60, 30], [70, 20], [60, 30], [80, 40]])
+    drawn = [line.get_xydata() for line in axes.lines
+             if line.get_marker() in figures.MARKERS and line.get_linestyle() != "None"]
+    np.testing.assert_allclose(np.concatenate(drawn), [[60, 30], [65, 25], [70, 20], [60, 30], [80, 40]])
     assert [text.get_text() for text in axes.texts] == ["M", "M,C", "M", "A"]
     assert legend(axes) == ["equal steps", "equal epochs"]
     ends = axes.containers[0].lines[2][0].get_segments()
-    np.testing.assert_allclose([[end[0][0], end[1][0]] for end in ends], [[55, 65], [65, 75]])
+    np.testing.assert_allclose([[end[0][0], end[1][0]] for end in ends], [[55, 65], [60, 70], [65, 75]])
     assert "AUROC" in axes.get_xlabel()
     assert "RSUM" in axes.get_ylabel()
     with pytest.raises(InputError, match="epochs, A lacks"):
