@@ -166,9 +166,8 @@ def main():
                          ratio.text(), f"{apart:.1g}"])
     write_section(f"A training step at the quick size, batch {BATCH}", [
         *table(["image encoder", "precision", "CPU ms (of it the batch)", "plain", "ratio", "losses apart"], rows), "",
-        "The goals were 1.6 for the ResNet and 1.4 for the Swin. What is left of our step is nearly all arithmetic of "
-        "the two encoders, which a plain step does as well, and the faster a CPU multiplies the less it is: the "
-        "ratios of bf16 are lower for AdamW, the loss and the batch stay what they are.", *note])
+        "The goals were 1.6 for the ResNet and 1.4 for the Swin. Most of what we save lies in the batch. The rest of a "
+        "step is the arithmetic of the two encoders, the loss and AdamW, which a plain step needs as well.", *note])
     with one_thread():
         rows = []
         for precision in precisions:
