@@ -81,7 +81,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, object], out:
     started = time.time()
     try:
         papermill.execute_notebook(str(notebook.absolute()), str(failed), parameters=dict(parameters),
-                                   cwd=str(notebook.parent.absolute()), progress_bar=False,
+                                   cwd=str(notebook.parent.absolute()), progress_bar=False, coalesce_streams=True,
                                    extra_arguments=["--IPKernelApp.log_level=ERROR"])
     except PapermillExecutionError as error:
         message = " ".join(str(error.evalue).split())

@@ -174,10 +174,11 @@ def test_a_failing_cell_names_notebook_and_cell_and_keeps_the_copy(pages, tmp_pa
 
 
 def test_notebooks_in_place_are_tidy(pages):
-    write_notebook(pages / "01_tell.ipynb", "import sys\nprint(seed)\nprint('noise', file=sys.stderr)")
+    halves = "print(seed, flush=True)\ntime.sleep(0.5)\nprint('more')"      # reach the notebook as two outputs
+    write_notebook(pages / "01_tell.ipynb", f"import sys, time\n{halves}\nprint('noise', file=sys.stderr)")
     notebooks.execute_in_place([pages / "01_tell.ipynb"])
     notebook = nbformat.read(pages / "01_tell.ipynb", 4)
-    assert [output["text"] for cell in notebook.cells for output in cell.outputs] == ["0\n"]
+    assert [output["text"] for cell in notebook.cells for output in cell.outputs] == ["0\nmore\n"]
     assert "papermill" not in notebook.metadata
     assert sorted(path.name for path in pages.iterdir()) == ["00_draw.ipynb", "01_tell.ipynb"]
 
