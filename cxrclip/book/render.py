@@ -24,7 +24,7 @@ import pandas as pd
 from cxrclip.data.files import write_text
 from cxrclip.errors import InputError
 from cxrclip.results import claims, readings, tables
-from cxrclip.results.rows import accumulated, published, read_results, write_by_comparison
+from cxrclip.results.rows import CEILING, accumulated, published, read_results, write_by_comparison
 from cxrclip.results.statistics import over_seeds, with_sums
 
 if TYPE_CHECKING:
@@ -207,11 +207,28 @@ def drawings() -> dict[str, Drawing]:
             return pd.concat([rows, paper], ignore_index=True) if len(paper) else rows
         return select
 
+    def main(*columns: tables.Column) -> Callable[[pd.DataFrame], pd.DataFrame]:
+        """Main rows of some columns of a table, in their order, and the published numbers beside them."""
+        def select(results: pd.DataFrame) -> pd.DataFrame:
+            ours = (results[["comparison", "reference"]] == "").all(axis=1) & (results["model"] != CEILING)
+            rows = pd.concat([over_seeds(results[ours & (results["class"] == "all")]), published()])
+            rows = pd.concat([rows[(rows[["dataset", "task", "metric"]] == column).all(axis=1)] for column in columns])
+            return rows.assign(measure=[" ".join(tables.column_label(*row)) for row in
+                                        zip(rows["dataset"], rows["task"], rows["metric"], strict=True)],
+                               line=[", ".join(tables.main_line(row)) for row in rows.to_dict("records")])
+        return select
+
     def effects(results: pd.DataFrame) -> pd.DataFrame:
         """The differences of the ledger."""
         return results[(results["comparison"] == "ledger") & (results["reference"] != "")]
 
+    auroc = [column for column in tables.TABLE_2 if column[1] != "linear-probe-10" and column[2] == "auroc"]
+    recall = [column for column in tables.TABLE_3 if column[2] == "R@10"]
     found = {
+        "table2": Drawing(main(*auroc), figures.main_points, 8,
+                          "AUROC of each method and mixture, zero-shot and by the probe, beside the published numbers"),
+        "table3": Drawing(main(*recall), figures.main_points, 5,
+                          "R@10 of each method and mixture on the three sets, beside the published numbers"),
         "tradeoff": Drawing(comparison("label growth"), figures.pareto, 5,
                             "Retrieval against zero-shot classification as label data join, at equal steps and epochs"),
         "loss_weights": Drawing(comparison("loss weights"), figures.weights_curve, 4.5,

@@ -115,7 +115,26 @@ def auroc_forest(results: pd.DataFrame, axes: Axes, row: str = "dataset", by: st
             axes.plot([chance, chance], [y - 0.45, y + 0.45], color=CHANCE, linestyle="--", linewidth=1.2,
                       label="chance" if y == 0 else "_")
     names = [row_label(results["comparison"].iloc[0], name) for name in rows] if row == "row" else rows
-    return _beside(_lines(axes, names, f"{_title(results['metric'].iloc[0])} (95 % interval)"))
+    return _above(_lines(axes, names, f"{_title(results['metric'].iloc[0])} (95 % interval)"), columns=2)
+
+
+def main_points(results: pd.DataFrame, axes: Axes) -> Axes:
+    """A main table as points: a line a measure, in percent; filled with its interval what was measured, hollow what the
+    paper published of the same row, on its own films.
+
+    results: tidy rows over seeds, with columns `measure` and `line`, how both are printed; a published row has a
+    status. Published rows that nobody measured are left out. Raises InputError if two rows fall on one point.
+    """
+    _require(results, ["measure", "line", "status", "value", "low", "high"], "results")
+    results = results.assign(**{name: 100 * results[name].astype(float) for name in ("value", "low", "high")})
+    measured, known = results[results["status"] == ""], results[results["status"] != ""]
+    measures = _intervals(measured, axes, "measure", "line")
+    for line, offset, colour, marker, _ in _looks(measured["line"]):
+        part = known[known["line"] == line]
+        axes.plot(part["value"], [measures.index(name) + offset for name in part["measure"]], marker=marker,
+                  linestyle="none", color=colour, fillstyle="none", markersize=7)
+    axes.plot([], [], marker="o", linestyle="none", color=CHANCE, fillstyle="none", label="published, on real films")
+    return _above(_lines(axes, measures, "percent (95 % interval)"), columns=2)
 
 
 def recall_curve(ranks: pd.DataFrame, axes: Axes, by: str = "direction") -> Axes:
@@ -704,10 +723,10 @@ def _lines(axes: Axes, names: Sequence[object], x: str) -> Axes:
     return _finish(axes, x, "")
 
 
-def _above(axes: Axes) -> Axes:
-    """A legend above the plot, in as many columns as it has entries, four at most."""
+def _above(axes: Axes, columns: int = 4) -> Axes:
+    """A legend above the plot, in as many columns as it has entries, `columns` at most."""
     entries = len(axes.get_legend_handles_labels()[1])
-    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(entries, 4))
+    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(entries, columns))
     return axes
 
 

@@ -240,7 +240,7 @@ def sharper_table(results: pd.DataFrame) -> Table:
     """
     title = "Sharper readings (not in the paper)"
     main = results[results["comparison"] == ""]
-    cells = _by_cell(main, SHARPER, title, _main_line)
+    cells = _by_cell(main, SHARPER, title, main_line)
     layout = _Layout(title, {column: column_label(*column) for column in SHARPER}, {line: line for line, _ in cells},
                      ("model", "image encoder (paper's)", "pretrained on"))
     table = _filled(layout, main, cells, {}, {}, PAGES["2"])
@@ -384,10 +384,10 @@ def _main_table(title: str, results: pd.DataFrame, columns: Sequence[Column], mi
     paper = published()
     main = results[results["comparison"] == ""]
     main = main.assign(metric=main["metric"].str.removeprefix("ceiling "))      # a line of the table, not a column
-    cells = _by_cell(main, columns, title, _main_line)
-    known = _by_cell(paper, columns, title, _main_line)
+    cells = _by_cell(main, columns, title, main_line)
+    known = _by_cell(paper, columns, title, main_line)
     retrieval = columns[0][1] in DIRECTIONS
-    lines = list(dict.fromkeys(_main_line(row) for row in paper.to_dict("records")
+    lines = list(dict.fromkeys(main_line(row) for row in paper.to_dict("records")
                                if row["model"] and (row["model"] in OURS or known)))
     first = next((i for i, line in enumerate(lines) if line[0] in OURS), len(lines))
     lines[first:first] = [] if BASELINE in lines else [BASELINE]
@@ -463,7 +463,7 @@ def _by_cell(results: pd.DataFrame, columns: Sequence[Column], title: str,
     return cells
 
 
-def _main_line(row: Mapping) -> Line:
+def main_line(row: Mapping) -> Line:
     """A row's line; a small encoder stands in the line of the published one of its family."""
     if row["model"] == CEILING:
         return CEILING_LINE

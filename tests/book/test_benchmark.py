@@ -30,3 +30,16 @@ def test_cells_become_numbers(tmp_path):
 def test_the_committed_tables_are_found():
     assert len(benchmark(["batch", "tokens"])) == 9
     assert len(benchmark(["studies"])) == 3
+
+
+def test_what_page_15_says_of_the_measured_growth():
+    step = benchmark(["batch", "tokens"])
+    ms = step.pivot(index="tokens", columns="batch", values="CPU ms a step")
+    for batch in (24, 48):
+        assert (1.6 < ms[2 * batch] / ms[batch]).all(), "twice the batch"
+        assert (ms[2 * batch] / ms[batch] < 2).all()
+    longer = ms.loc[80] / ms.loc[20]
+    assert 1.35 < longer.min() <= longer.max() < 1.65, "four times the text takes about half as long again"
+    assert (1 / (1 + step["MiB at its highest, model's error"])).max() < 1.6, "plan for 60 % more"
+    studies = benchmark(["studies"])
+    assert studies["CPU ms a batch of 48"].max() < 1.1 * studies["CPU ms a batch of 48"].min(), "no slower"

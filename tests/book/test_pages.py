@@ -56,3 +56,9 @@ def test_cells_are_short(page):
         code = [line for line in cell.source.splitlines() if line.strip()]
         assert len(code) <= 12, f"{len(code)} lines: {code[0]}"
         assert not [line for line in code if len(line) > 88]
+
+
+def test_no_table_cuts_a_text_short(page):
+    for cell in cells(page, "code"):
+        for output in cell.outputs:
+            assert "...</td>" not in output.get("data", {}).get("text/html", ""), cell.source[:60]

@@ -82,6 +82,19 @@ def test_forest_draws_values_intervals_and_chance(axes):
     assert [list(line.get_xdata()) for line in dashed] == [[0.5, 0.5]] * 2
 
 
+def test_main_points_are_filled_where_measured_and_hollow_where_published(axes):
+    frame = tidy(value=[0.7, 0.8, 0.75, 0.9], low=[0.6, 0.75, np.nan, np.nan], high=[0.75, 0.9, np.nan, np.nan],
+                 status=["", "", "recalled", "recalled"])
+    frame = frame.assign(measure="RSNA", line=["M", "M,C", "M,C", "never measured"])
+    figures.main_points(frame, axes)
+    assert [float(container.lines[0].get_xdata()[0]) for container in axes.containers] == pytest.approx([70, 80])
+    (hollow,) = [line for line in axes.lines if line.get_fillstyle() == "none" and len(line.get_xdata())
+                 and line.get_color() != figures.CHANCE]
+    assert hollow.get_xdata() == pytest.approx([75])
+    assert hollow.get_ydata() == axes.containers[1].lines[0].get_ydata(), "beside the measured point of its row"
+    assert legend(axes) == ["published, on real films", "M", "M,C"]
+
+
 def test_forest_refuses_two_rows_on_one_point_and_mixed_metrics(axes):
     frame = tidy(run=["M", "M"], value=[0.7, 0.8], low=[0.6, 0.7], high=[0.8, 0.9])
     with pytest.raises(InputError, match="several rows for rsna, M"):
