@@ -71,3 +71,13 @@ def test_what_page_9_says_of_the_budgets():
     epochs = read("label growth", "epochs").loc[("M,C,C14", "M")]["reading"].to_dict()
     assert epochs == {"zero-shot AUROC": "raises", "probe 100 % AUROC": "raises", "RSUM": "cannot tell"}
     assert read("label growth").loc[("M,C", "M", "RSUM"), "reading"] == "lowers"
+
+
+def test_what_page_9_says_of_the_small_swin():
+    both = readings.readings(render.standard_results(), "").set_index(["row", "reference", "measure"])["reading"]
+    for mixture in ("M,C", "M,C,C14"):
+        for measure in ("zero-shot AUROC", "probe 100 % AUROC", "RSUM"):
+            assert both[f"CXR-CLIP swin-small {mixture}", "CXR-CLIP swin-small M", measure] == "raises"
+    main = render.standard_results().query("comparison == '' and reference == '' and task == 'image_to_text'")
+    rsum = over_seeds(with_sums(main)).query("metric == 'RSUM' and dataset == 'all'").set_index("run")["value"]
+    assert 2 * rsum["CXR-CLIP swin-small M"] < rsum["CXR-CLIP resnet-small M"]
