@@ -53,15 +53,15 @@ def working_point(probabilities: ArrayLike, labels: ArrayLike, threshold: float)
     return {"sensitivity": above[y].mean(), "specificity": (~above[~y]).mean(), "read": above.mean()}
 
 
-def risk_coverage(probabilities: ArrayLike, labels: ArrayLike, threshold: float = 0.5) -> pd.DataFrame:
-    """Abstention: columns coverage, risk. The films farthest from the threshold are decided first.
+def risk_coverage(confidence: ArrayLike, wrong: ArrayLike) -> pd.DataFrame:
+    """Abstention: columns coverage, risk. The answers with the highest confidence are given first.
 
-    coverage: share of the films that are decided. risk: share of these that are decided wrongly.
+    confidence, wrong: (N,) of each answer, how sure it is and whether it is wrong. coverage: share of the answers that
+    are given. risk: share of these that are wrong.
     """
-    p, y = np.asarray(probabilities, float), np.asarray(labels, bool)
-    order = np.argsort(-np.abs(p - threshold), kind="stable")
-    wrong, decided = np.cumsum(((p >= threshold) != y)[order]), np.arange(1, len(p) + 1)
-    return pd.DataFrame({"coverage": decided / len(p), "risk": wrong / decided})
+    order = np.argsort(-np.asarray(confidence, float), kind="stable")
+    faults, given = np.cumsum(np.asarray(wrong, bool)[order]), np.arange(1, len(order) + 1)
+    return pd.DataFrame({"coverage": given / len(order), "risk": faults / given})
 
 
 def films_with_tubes(n: int, ill: float, healthy: float, seed: int = 0,

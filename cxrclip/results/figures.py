@@ -194,13 +194,13 @@ def reliability(tables: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
 
 
 def risk_coverage(curves: Mapping[str, pd.DataFrame], axes: Axes) -> Axes:
-    """Share decided wrongly against share decided, in percent. curves: name -> columns coverage, risk."""
+    """Share of wrong answers against share of answers given, in percent. curves: name -> columns coverage, risk."""
     for (name, _, colour, _, style), curve in zip(_looks(curves), curves.values(), strict=True):
         axes.plot(100 * curve["coverage"], 100 * curve["risk"], style, color=colour, linewidth=2, label=name)
     axes.legend(frameon=False, fontsize=9)
     axes.set_xlim(0, 100)
     axes.set_ylim(bottom=0)
-    return _finish(axes, "films decided (%)", "of these decided wrongly (%)")
+    return _finish(axes, "answers given (%)", "of these wrong (%)")
 
 
 def over_scale(scales: np.ndarray, curves: Mapping[str, Sequence[float]], axes: Axes, label: str,

@@ -33,7 +33,7 @@ def test_working_point_by_hand():
 
 
 def test_risk_coverage_decides_the_surest_first():
-    curve = safety.risk_coverage(P, Y)
+    curve = safety.risk_coverage(abs(P - 0.5), (P >= 0.5) != Y)
     assert curve["coverage"].tolist() == [i / 8 for i in range(1, 9)]
     # By distance from .5: .1 and .9 right, .2 and .8 right, .3 wrong and .7 right, .4 right and .6 wrong.
     assert curve["risk"].tolist() == pytest.approx([0, 0, 0, 0, 1 / 5, 1 / 6, 1 / 7, 2 / 8])
