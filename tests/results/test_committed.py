@@ -70,7 +70,8 @@ def test_what_page_8_says_of_icl_and_tcl():
 def test_what_page_9_says_of_the_budgets():
     epochs = read("label growth", "epochs").loc[("M,C,C14", "M")]["reading"].to_dict()
     assert epochs == {"zero-shot AUROC": "raises", "probe 100 % AUROC": "raises", "RSUM": "cannot tell"}
-    assert read("label growth").loc[("M,C", "M", "RSUM"), "reading"] == "lowers"
+    steps = read("label growth")
+    assert [steps.loc[(mixture, "M", "RSUM"), "reading"] for mixture in ("M,C", "M,C,C14")] == ["lowers"] * 2
 
 
 def test_what_page_9_says_of_the_small_swin():
