@@ -24,7 +24,7 @@ import pandas as pd
 from cxrclip.data.files import write_text
 from cxrclip.errors import InputError
 from cxrclip.results import claims, readings, tables
-from cxrclip.results.rows import CEILING, accumulated, published, read_results, write_by_comparison
+from cxrclip.results.rows import accumulated, published, read_results, write_by_comparison
 from cxrclip.results.statistics import over_seeds, with_sums
 
 if TYPE_CHECKING:
@@ -182,73 +182,78 @@ def write_tables(root: Path = ROOT) -> list[str]:
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
+def _comparison(name: str, *budgets: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Rows of a comparison at some budgets (all, if none are given), over seeds; one row alone is none."""
+    def select(results: pd.DataFrame) -> pd.DataFrame:
+        rows = results[(results["comparison"] == name) & (results["class"] == "all")]
+        rows = rows[rows["budget"].isin(budgets)] if budgets else rows
+        return over_seeds(with_sums(rows)) if rows["row"].nunique() > 1 else rows.iloc[:0]
+    return select
+
+
+def _against(name: str, reference: str, measure: tables.Column) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Differences of a comparison's rows to one of them, or to the row above."""
+    keys = dict(zip(("dataset", "task", "metric"), measure, strict=True))
+    return lambda results: claims.differences_to(results[results["comparison"] == name], reference, keys)
+
+
+def _task(name: str, reference: bool = False) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Rows of a task, and the published ones beside them if there is such a `reference`."""
+    def select(results: pd.DataFrame) -> pd.DataFrame:
+        rows = over_seeds(results[(results["task"] == name) & results["budget"].isin(["", "epochs"])])
+        paper = published().query("task == @name") if reference and len(rows) else rows.iloc[:0]
+        return pd.concat([rows, paper], ignore_index=True) if len(paper) else rows
+    return select
+
+
+def _main(*columns: tables.Column) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Main rows of some columns of a table, in their order, and the published numbers of the same rows."""
+    def select(results: pd.DataFrame) -> pd.DataFrame:
+        measured, known = (tables.by_cell(rows, columns, "figure", tables.main_line)
+                           for rows in (results[results["comparison"] == ""], published()))
+        lines = {line for line, _ in measured}
+        cells = [*measured.items(), *(cell for cell in known.items() if cell[0][0] in lines)]
+        return pd.DataFrame([{**row, "measure": " ".join(tables.column_label(*column)), "line": ", ".join(line)}
+                             for (line, column), row in sorted(cells, key=lambda cell: columns.index(cell[0][1]))])
+    return select
+
+
+def _effects(results: pd.DataFrame) -> pd.DataFrame:
+    """The differences of the ledger."""
+    return results[(results["comparison"] == "ledger") & (results["reference"] != "")]
+
+
 def drawings() -> dict[str, Drawing]:
     """Stem -> figure. Matplotlib is imported here: the tables do not need it."""
     from cxrclip.results import figures
 
-    def comparison(name: str, *budgets: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
-        """Rows of a comparison at some budgets (all, if none are given), over seeds; one row alone is none."""
-        def select(results: pd.DataFrame) -> pd.DataFrame:
-            rows = results[(results["comparison"] == name) & (results["class"] == "all")]
-            rows = rows[rows["budget"].isin(budgets)] if budgets else rows
-            return over_seeds(with_sums(rows)) if rows["row"].nunique() > 1 else rows.iloc[:0]
-        return select
-
-    def against(name: str, reference: str, measure: figures.Measure) -> Callable[[pd.DataFrame], pd.DataFrame]:
-        """Differences of a comparison's rows to one of them, or to the row above."""
-        keys = dict(zip(("dataset", "task", "metric"), measure, strict=True))
-        return lambda results: claims.differences_to(results[results["comparison"] == name], reference, keys)
-
-    def task(name: str, reference: bool = False) -> Callable[[pd.DataFrame], pd.DataFrame]:
-        """Rows of a task, and the published ones beside them if there is such a `reference`."""
-        def select(results: pd.DataFrame) -> pd.DataFrame:
-            rows = over_seeds(results[(results["task"] == name) & results["budget"].isin(["", "epochs"])])
-            paper = published().query("task == @name") if reference and len(rows) else rows.iloc[:0]
-            return pd.concat([rows, paper], ignore_index=True) if len(paper) else rows
-        return select
-
-    def main(*columns: tables.Column) -> Callable[[pd.DataFrame], pd.DataFrame]:
-        """Main rows of some columns of a table, in their order, and the published numbers beside them."""
-        def select(results: pd.DataFrame) -> pd.DataFrame:
-            ours = (results[["comparison", "reference"]] == "").all(axis=1) & (results["model"] != CEILING)
-            rows = pd.concat([over_seeds(results[ours & (results["class"] == "all")]), published()])
-            rows = pd.concat([rows[(rows[["dataset", "task", "metric"]] == column).all(axis=1)] for column in columns])
-            return rows.assign(measure=[" ".join(tables.column_label(*row)) for row in
-                                        zip(rows["dataset"], rows["task"], rows["metric"], strict=True)],
-                               line=[", ".join(tables.main_line(row)) for row in rows.to_dict("records")])
-        return select
-
-    def effects(results: pd.DataFrame) -> pd.DataFrame:
-        """The differences of the ledger."""
-        return results[(results["comparison"] == "ledger") & (results["reference"] != "")]
-
     auroc = [column for column in tables.TABLE_2 if column[1] != "linear-probe-10" and column[2] == "auroc"]
     recall = [column for column in tables.TABLE_3 if column[2] == "R@10"]
     found = {
-        "table2": Drawing(main(*auroc), figures.main_points, 8,
+        "table2": Drawing(_main(*auroc), figures.main_points, 8,
                           "AUROC of each method and mixture, zero-shot and by the probe, beside the published numbers"),
-        "table3": Drawing(main(*recall), figures.main_points, 5,
+        "table3": Drawing(_main(*recall), figures.main_points, 5,
                           "R@10 of each method and mixture on the three sets, beside the published numbers"),
-        "tradeoff": Drawing(comparison("label growth"), figures.pareto, 5,
+        "tradeoff": Drawing(_comparison("label growth"), figures.pareto, 5,
                             "Retrieval against zero-shot classification as label data join, at equal steps and epochs"),
-        "loss_weights": Drawing(comparison("loss weights"), figures.weights_curve, 4.5,
+        "loss_weights": Drawing(_comparison("loss weights"), figures.weights_curve, 4.5,
                                 "Retrieval against the weights of the losses ICL and TCL"),
-        "remedies": Drawing(comparison("remedies", "epochs"), figures.remedies_plot, 4.5,
+        "remedies": Drawing(_comparison("remedies", "epochs"), figures.remedies_plot, 4.5,
                             "Retrieval against zero-shot classification of each remedy, and of the paper's recipe"),
-        "coarse_text": Drawing(task("coarse-text"), figures.coarse_text, 4.5,
+        "coarse_text": Drawing(_task("coarse-text"), figures.coarse_text, 4.5,
                                "Share of nearest reports with the right side, zone and severity as label data join"),
-        "collisions": Drawing(task("collision", reference=True), figures.collisions, 4,
+        "collisions": Drawing(_task("collision", reference=True), figures.collisions, 4,
                               "Probability that two studies carry the same text, in the phantom and in public tables"),
     }
     for side, measure in {"retrieval": figures.RETRIEVAL, "classification": figures.CLASSIFICATION}.items():
         above = partial(figures.ablation_forest, reference=claims.ABOVE)
         found |= {
-            f"ablation_{side}": Drawing(against("ablation", claims.ABOVE, measure), above, 4,
+            f"ablation_{side}": Drawing(_against("ablation", claims.ABOVE, measure), above, 4,
                                         f"What each part of the method adds to {side}, with its interval"),
-            f"loss_combinations_{side}": Drawing(against("loss combinations", "mvs_icl_tcl", measure),
+            f"loss_combinations_{side}": Drawing(_against("loss combinations", "mvs_icl_tcl", measure),
                                                  figures.ablation_forest, 4,
                                                  f"Difference in {side} of every combination of losses to all three"),
-            f"ledger_{side}": Drawing(effects, partial(figures.ledger_forest, task=measure[1], metric=measure[2]), 5,
+            f"ledger_{side}": Drawing(_effects, partial(figures.ledger_forest, task=measure[1], metric=measure[2]), 5,
                                       f"What each behaviour of the released code changes in {side}"),
         }
     return found

@@ -240,7 +240,7 @@ def sharper_table(results: pd.DataFrame) -> Table:
     """
     title = "Sharper readings (not in the paper)"
     main = results[results["comparison"] == ""]
-    cells = _by_cell(main, SHARPER, title, main_line)
+    cells = by_cell(main, SHARPER, title, main_line)
     layout = _Layout(title, {column: column_label(*column) for column in SHARPER}, {line: line for line, _ in cells},
                      ("model", "image encoder (paper's)", "pretrained on"))
     table = _filled(layout, main, cells, {}, {}, PAGES["2"])
@@ -384,8 +384,8 @@ def _main_table(title: str, results: pd.DataFrame, columns: Sequence[Column], mi
     paper = published()
     main = results[results["comparison"] == ""]
     main = main.assign(metric=main["metric"].str.removeprefix("ceiling "))      # a line of the table, not a column
-    cells = _by_cell(main, columns, title, main_line)
-    known = _by_cell(paper, columns, title, main_line)
+    cells = by_cell(main, columns, title, main_line)
+    known = by_cell(paper, columns, title, main_line)
     retrieval = columns[0][1] in DIRECTIONS
     lines = list(dict.fromkeys(main_line(row) for row in paper.to_dict("records")
                                if row["model"] and (row["model"] in OURS or known)))
@@ -413,7 +413,7 @@ def _comparison_table(title: str, results: pd.DataFrame, comparison: str, lines:
                       missing: Mapping[str, str], page: str) -> Table:
     """A table of one comparison: lines (budget, row id), columns TABLE_4."""
     part = results[results["comparison"] == comparison]
-    cells = _by_cell(part, TABLE_4, title, lambda row: (row["budget"], row["row"]))
+    cells = by_cell(part, TABLE_4, title, lambda row: (row["budget"], row["row"]))
     labels = {(budget, row): (_budget_label(budget), row_label(comparison, row))
               for budget, row in (*lines, *(line for line, _ in cells))}
     columns = {}
@@ -448,7 +448,7 @@ def _filled(layout: _Layout, results: pd.DataFrame, cells: Mapping[tuple, dict],
     return layout.table(measured, numbers, _header(results, layout.title, "Measured", bool(known)), legend, why)
 
 
-def _by_cell(results: pd.DataFrame, columns: Sequence[Column], title: str,
+def by_cell(results: pd.DataFrame, columns: Sequence[Column], title: str,
              line: Callable[[Mapping], Line]) -> dict[tuple, dict]:
     """(line, column) -> row over seeds, of means (class 'all'). Raises InputError if two rows fall into one cell."""
     means = with_sums(results[(results[["class", "reference"]] == ["all", ""]).all(axis=1)])
