@@ -452,7 +452,7 @@ def losses(runs: Mapping[Row, Run]) -> pd.DataFrame:
         log = run.log()
         valid = log.set_index("step")["valid_total"].dropna()
         values = {"training loss": log["total"].tail(len(log) // 5 or 1).mean(), "validation loss": valid.iloc[-1]}
-        if len(before := valid[valid.index <= 0.8 * len(log)]):
+        if len(before := valid[valid.index <= round(0.8 * len(log))]):
             values["fall in the last fifth"] = 1 - valid.iloc[-1] / before.iloc[-1]
         about = run.row_columns(next(iter(run.data.mix.tests))) | {"data": " ".join(
             run.data.fingerprints(run.experiment.pretraining).values())}

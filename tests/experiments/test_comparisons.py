@@ -326,6 +326,10 @@ def test_losses_are_those_of_the_log(finished):
     longer = comparisons.losses({row: Longer()})
     assert longer.set_index("metric")["value"]["fall in the last fifth"] == pytest.approx(1 - 6 / 8)
     assert set(longer["comparison"]) == {"ablation"}
+    Longer.log = lambda _: pd.DataFrame({"step": range(1, 12), "total": 1.0, "valid_total": [np.nan] * 6 + [8.0, np.nan]
+                                         + [7.0, np.nan, 6.0]})
+    steps_of_no_whole_fifths = comparisons.losses({row: Longer()}).set_index("metric")["value"]
+    assert steps_of_no_whole_fifths["fall in the last fifth"] == pytest.approx(1 - 6 / 7)
     main = comparisons.losses({replace(row, comparison=MAIN): Longer()})
     assert set(main["comparison"]) == {""}
 
