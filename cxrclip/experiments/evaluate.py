@@ -25,19 +25,20 @@ from cxrclip.results.statistics import CAUSES, accuracy_rows, auroc_rows, doubtf
 _bank = cache(PromptBank.load)  # the library's own prompts, read once a process: every task asks for them
 
 
-def evaluate(run: Run, *, prompts: str | Path | None = None, probe_strength: float | None = None) -> pd.DataFrame:
+def evaluate(run: Run, *, prompts: str | Path | None = None,
+             probe_strength: float = evaluation.PROBE_C) -> pd.DataFrame:
     """Tidy rows (results.COLUMNS) of a run on every test role of its mix; found again by its key.
 
     Embeddings and per-sample scores are stored beside them (Run.scores). Test roles with no data have no rows:
     their reasons are in `run.data.missing`.
 
-    prompts: another prompts file for the zero-shot texts. probe_strength: another inverse L2 strength of the linear
-    probes (evaluation.PROBE_C). What is measured with either stands in a folder of its own, and `Run.scores` does not
+    prompts: another prompts file for the zero-shot texts. probe_strength: the inverse L2 strength of the linear
+    probes. What is measured with another file or strength stands in a folder of its own, and `Run.scores` does not
     read it. Raises InputError for a file that holds no prompts.
     """
     folder, bank = run.evaluation_folder, PromptBank.load(prompts) if prompts else _bank()
     changed = {"prompts": Path(prompts).read_text(encoding="utf-8") if prompts else None, "strength": probe_strength}
-    if any(value is not None for value in changed.values()):
+    if changed != {"prompts": None, "strength": evaluation.PROBE_C}:
         folder = folder / digest(changed)
     with making(folder, (folder / "results.csv").is_file) as missing:
         if missing:
@@ -51,7 +52,7 @@ def evaluate(run: Run, *, prompts: str | Path | None = None, probe_strength: flo
     return read_results(folder / "results.csv")
 
 
-def _evaluate_role(run: Run, role: mixes.Role, folder: Path, bank: PromptBank, strength: float | None) -> pd.DataFrame:
+def _evaluate_role(run: Run, role: mixes.Role, folder: Path, bank: PromptBank, strength: float) -> pd.DataFrame:
     """All tasks of one test role: embeddings and per-sample scores to disk, tidy rows back."""
     about, frames, rows = run.row_columns(role.name), {}, []
     behaviours = Behaviours.of(run.experiment.rules)
@@ -106,7 +107,7 @@ def zero_shot_frame(run: Run, role: mixes.Role, images: evaluation.ImageEmbeddin
 
 
 def probe_frame(run: Run, role: mixes.Role, fraction: float, behaviours: Behaviours,
-                strength: float | None = None) -> pd.DataFrame:
+                strength: float = evaluation.PROBE_C) -> pd.DataFrame:
     """Per-sample scores of linear probes on the stored features of a test role.
 
     The optimum, of five stratified draws of `fraction` of its training studies, or of all of them. With the
@@ -123,8 +124,8 @@ def probe_frame(run: Run, role: mixes.Role, fraction: float, behaviours: Behavio
     if behaviours.adamw_probe:
         scores = adamw_probe(features, learn, test.features, fraction=fraction, behaviours=behaviours)
     else:
-        options = {"draws": 1 if fraction == 1 else 5} | ({} if strength is None else {"c": strength})
-        scores = evaluation.linear_probe(features, learn, test.features, fraction=fraction, **options)
+        scores = evaluation.linear_probe(features, learn, test.features, fraction=fraction,
+                                         draws=1 if fraction == 1 else 5, c=strength)
     return evaluation.score_frame(test, classes, scores, truth)
 
 
