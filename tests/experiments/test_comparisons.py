@@ -160,7 +160,7 @@ def test_studies_used_are_those_drawn():
     assert comparisons.studies_used(item, STUDIES) == drawn == 60 + 15
 
 
-def test_each_remedy_changes_one_thing():
+def test_each_remedy_changes_what_it_names():
     rows = remedies(BASE)
     recipe = rows.pop("m_c_c14")
     assert recipe == replace(BASE, pretraining=("M", "C", "C14"))
@@ -168,8 +168,8 @@ def test_each_remedy_changes_one_thing():
     assert rows.pop("labels_only") == replace(BASE, pretraining=("C", "C14"))
     for name, item in rows.items():
         changed = [field for field in item.__dataclass_fields__ if getattr(item, field) != getattr(recipe, field)]
-        assert changed == list((comparisons.REMEDIES | comparisons.GROUPNORM)[name])
-    assert len(distinct_experiments(GRIDS["remedies"])) == 12
+        assert sorted(changed) == sorted((comparisons.REMEDIES | comparisons.GROUPNORM)[name])
+    assert len(distinct_experiments(GRIDS["remedies"])) == 13
 
 
 def test_no_groupnorm_row_for_a_network_that_has_none():
