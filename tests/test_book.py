@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import cxrclip
+from cxrclip import cli
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -147,16 +148,34 @@ def test_the_installed_versions_are_those_of_the_lock():
         assert version(name).split("+")[0] == line.split("==")[1].split(" ")[0]
 
 
+def prose(page):
+    """The Markdown of a page or of a notebook."""
+    if (path := ROOT / page).suffix == ".md":
+        return path.read_text("utf-8")
+    return "\n".join(cell.source for cell in cells(path, "markdown"))
+
+
+def commands_in(page):
+    """Lines of a page's blocks of commands; what a backslash carries on is one line."""
+    blocks = [block for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", prose(page), re.S | re.M)
+              if language in ("", "sh")]
+    return "\n".join(blocks).replace("\\\n", " ").splitlines()
+
+
 def make_targets_in(page):
     """Targets that a page tells its reader to make, in running text or in a block of commands."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return set(re.findall(r"`make\s+([a-z-]+)", text)) | set(re.findall(r"^make +([a-z-]+)", text, re.M))
+    return {target for text in (prose(page), *(f"`{line}" for line in commands_in(page)))
+            for target in re.findall(r"`make\s+([a-z-]+)", text)}
 
 
-@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "CONTRIBUTING.md", "DATA.md"])
-def test_named_make_targets_exist(page):
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "CONTRIBUTING.md", "DATA.md", *NOTEBOOKS],
+                         ids=lambda page: Path(page).stem)
+def test_commands_can_be_pasted(page):
     targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M))
     assert make_targets_in(page) <= targets, make_targets_in(page) - targets
+    assert not [line for line in commands_in(page) if line.endswith("\\") or "\\ " in line]  # two: the line ends early
+    named = set(re.findall(r"\bcxrclip(?:\.cli)? ([a-z-]+)", "\n".join(commands_in(page))))
+    assert named <= (known := {command.name for command in cli.app.registered_commands}), named - known
 
 
 def test_readme_names_the_main_targets():
