@@ -102,6 +102,16 @@ def coarse_text_rows(seeds: int) -> list[dict]:
             for name, base, chance in (("side", 0.8, 0.5), ("zone", 0.7, 0.33), ("severity", 0.75, 0.4))]
 
 
+def text_kind_rows(seeds: int) -> list[dict]:
+    """Label sentences among the nearest texts, by remedy and test set."""
+    return [COMMON | {"run": "CXR-CLIP resnet-small", "model": "CXR-CLIP", "comparison": "remedies", "row": row,
+                      "budget": "epochs", "dataset": dataset, "task": "text-kind", "metric": "label sentences",
+                      "class": "all", "value": value, "low": value - 0.02, "high": value + 0.02, "chance": 0.5,
+                      "n": 500, "seeds": str(seed)}
+            for row, value in (("m", 0.2), ("m_c_c14", 0.9)) for dataset in ("mimic-cxr", "chexpert5x200")
+            for seed in range(seeds)]
+
+
 def collision_rows() -> list[dict]:
     """Measured collisions of the phantom's sources."""
     return [COMMON | {"run": "collisions", "dataset": dataset, "task": "collision", "metric": "collision probability",
@@ -123,5 +133,5 @@ def ledger_rows() -> list[dict]:
 
 def tidy_results(seeds: int = 3) -> pd.DataFrame:
     """A full set of SYNTHETIC tidy results, one row a seed."""
-    return tidy(*main_rows(seeds), *comparison_rows(seeds), *coarse_text_rows(seeds), *collision_rows(),
-                *ledger_rows())
+    return tidy(*main_rows(seeds), *comparison_rows(seeds), *coarse_text_rows(seeds), *text_kind_rows(seeds),
+                *collision_rows(), *ledger_rows())

@@ -139,7 +139,7 @@ def _sections(results: pd.DataFrame) -> list[tuple[str, str, list[tables.Table]]
     if (results["task"] == "pairs").any():
         sections.append(("Sharper readings", "", [tables.sharper_table(results)]))
     for name in dict.fromkeys(results["comparison"]):
-        part = results[(results["comparison"] == name) & (results["task"] != "coarse-text")]
+        part = results[(results["comparison"] == name) & ~results["task"].isin(["coarse-text", "text-kind"])]
         compared, told = (part["reference"] != "").any(), readings.markdown(results, name)
         differences = [tables.differences_table(results, name)] if compared and name != "ledger" else []
         if name == "ledger" and compared:
@@ -242,6 +242,8 @@ def drawings() -> dict[str, Drawing]:
                             "Retrieval against zero-shot classification of each remedy, and of the paper's recipe"),
         "coarse_text": Drawing(_task("coarse-text"), figures.coarse_text, 4.5,
                                "Share of nearest reports with the right side, zone and severity as label data join"),
+        "text_kinds": Drawing(_task("text-kind"), figures.text_kinds, 5,
+                              "Share of label sentences among the ten texts nearest to a film, by remedy and test set"),
         "collisions": Drawing(_task("collision", reference=True), figures.collisions, 4,
                               "Probability that two studies carry the same text, in the phantom and in public tables"),
     }

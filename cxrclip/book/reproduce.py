@@ -180,7 +180,9 @@ def finished_results(profile: str, mix: str, seed: int, bench: Workbench, n_boot
     largest = [run for row, run in runs.items() if row.comparison == comparisons.MAIN
                and (run.experiment.image_encoder, run.experiment.pretraining)
                == (IMAGE_ENCODERS["resnet"][profile], comparisons.MIXTURES[-1])]
-    return together([*parts, comparisons.coarse_text(growth), protocol_effects(largest, n_bootstrap)])
+    remedies = {row: run for row, run in runs.items() if row.comparison == "remedies"}
+    return together([*parts, comparisons.coarse_text(growth), comparisons.text_kinds(remedies),
+                     protocol_effects(largest, n_bootstrap)])
 
 
 def main_rows(runs: Sequence[Run]) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise, product
 
+import numpy as np
 import pandas as pd
 
 from cxrclip import evaluation, metrics
@@ -35,6 +36,7 @@ from cxrclip.experiments.schedule import run_all
 from cxrclip.experiments.train import growing_mixtures, runnable
 from cxrclip.experiments.workbench import Run, Workbench
 from cxrclip.official.behaviours import Behaviours
+from cxrclip.prompts import PromptBank
 from cxrclip.results import statistics
 from cxrclip.results.rows import (
     ABOUT,
@@ -45,6 +47,7 @@ from cxrclip.results.rows import (
     tidy_frame,
     together,
 )
+from cxrclip.views import generator, prompts_of, sections_of
 
 MAIN = "tables 2 and 3"  # the comparison whose rows are the paper's main tables: they carry no stamp in the results
 MIXTURES = (("M",), ("M", "C"), ("M", "C", "C14"))
@@ -478,6 +481,37 @@ def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFram
         tidy = statistics.share_rows(hits, run.row_columns(role), role, "coarse-text")
         parts.append(tidy.assign(**stamps(row)))
     return together(parts)
+
+
+def text_kinds(runs: Mapping[Row, Run], top: int = 10) -> pd.DataFrame:
+    """Tidy rows, task text-kind: of the `top` texts nearest to a film, which share are sentences made from labels?
+
+    For each retrieval set the gallery holds its reports and as many label sentences, those of the validation studies
+    without a report. A model that goes by what a film shows has no reason to prefer one kind in the films of one set.
+    One that goes by the source of a film looks for the kind of text that it met with that source.
+    """
+    parts = []
+    for row, run in runs.items():
+        roles = [role for role in RETRIEVAL_SETS if role in run.data.folders]
+        sentences = label_sentences(run.data) if roles else []
+        for role in roles if sentences else ():
+            position, reports = evaluation.retrieval_texts(run.data.studies(role, run.data.mix.tests[role].split))
+            images, n = run.embeddings(role)[position], min(len(reports), len(sentences))
+            cosines = images.embeds @ run.embed_texts([*reports[:n], *sentences[:n]]).T          # (N, 2 n)
+            share = (np.argsort(-cosines, axis=1)[:, :top] >= n).mean(axis=1)                     # (N,)
+            hits = pd.DataFrame({"patient_id": images.patient_ids, "class": "all", "hit": share, "chance": 0.5})
+            tidy = statistics.share_rows(hits, run.row_columns(role), role, "text-kind", "label sentences")
+            parts.append(tidy.assign(**stamps(row)))
+    return together(parts)
+
+
+def label_sentences(data: mixes.Prepared) -> list[str]:
+    """One training sentence of each validation study without a report: the same ones for every run."""
+    bank = PromptBank.load()
+    roles = [role for role in data.mix.pretraining if role in data.folders]
+    studies = [study for role in roles for study in data.studies(role, "valid").remove_columns("images").to_list()]
+    return [prompts_of(study, bank.report, generator(0, 0, study["study_id"]), 1)[0]
+            for study in studies if not sections_of(study)]
 
 
 # What the texts of a role say, by name: how two of its studies can say the same, as counted on the real tables.

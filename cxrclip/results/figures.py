@@ -393,6 +393,18 @@ def coarse_text(results: pd.DataFrame, axes: Axes) -> Axes:
     return _beside(_finish(axes, "pretraining data", "nearest reports that are right (%)"))
 
 
+def text_kinds(results: pd.DataFrame, axes: Axes) -> Axes:
+    """Share of label sentences among the texts nearest to a film: a line a row, a point a test set, one half dashed.
+
+    results: tidy rows of task text-kind (comparisons.text_kinds), of one comparison and budget.
+    """
+    percent = results.assign(dataset=results["dataset"].map(LABELS), **100 * results[["value", "low", "high"]])
+    rows = _intervals(percent, axes, "row", "dataset")
+    axes.axvline(50, color=CHANCE, linestyle="--", linewidth=1.2, label="one half")
+    names = [row_label(results["comparison"].iloc[0], row) for row in rows]
+    return _above(_lines(axes, names, "label sentences among the ten nearest texts (%)"))
+
+
 def collisions(results: pd.DataFrame, axes: Axes) -> Axes:
     """Probability that two studies carry the same text, a line a source: the phantom's beside the real tables'.
 

@@ -7,7 +7,7 @@ numbers have columns of their own, where there are any. Values are printed in pe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
@@ -241,8 +241,7 @@ def sharper_table(results: pd.DataFrame) -> Table:
     title = "Sharper readings (not in the paper)"
     main = results[results["comparison"] == ""]
     cells = by_cell(main, SHARPER, title, main_line)
-    layout = _Layout(title, {column: column_label(*column) for column in SHARPER}, {line: line for line, _ in cells},
-                     ("model", "image encoder (paper's)", "pretrained on"))
+    layout = _main_layout(title, SHARPER, dict.fromkeys(line for line, _ in cells), cells)
     table = _filled(layout, main, cells, {}, {}, PAGES["2"])
     told = {column: " ".join((*column_label(*column), as_printed(row["chance"], column[-1])))
             for (_, column), row in cells.items() if abs(row["chance"] - 0.5) > 0}
@@ -305,7 +304,7 @@ def ledger_table(results: pd.DataFrame) -> Table:
     if part.empty:
         raise InputError("no effects of the ledger: make them, comparisons.ledger and official.effects")
     behaviour = {item.id: (item.where, item.official) for item in LEDGER}
-    behaviour["official"] = ("all of it", 'rules="official": all B rows together')
+    behaviour["official"] = ("all of it", 'rules="official": all B rows but B1*, B4 and B14')
     lines, cells = [], []
     for name, about in behaviour.items():
         effects = [(" ".join(column_label(row["dataset"], row["task"], row["metric"])), _difference(row))
@@ -387,18 +386,23 @@ def _main_table(title: str, results: pd.DataFrame, columns: Sequence[Column], mi
     cells = by_cell(main, columns, title, main_line)
     known = by_cell(paper, columns, title, main_line)
     retrieval = columns[0][1] in DIRECTIONS
-    lines = list(dict.fromkeys(main_line(row) for row in paper.to_dict("records")
-                               if row["model"] and (row["model"] in OURS or known)))
+    in_paper = dict.fromkeys(main_line(row) for row in paper.to_dict("records") if row["model"])
+    lines = [line for line in in_paper if line[0] in OURS or any(line == other for other, _ in known)]
     first = next((i for i, line in enumerate(lines) if line[0] in OURS), len(lines))
     lines[first:first] = [] if BASELINE in lines else [BASELINE]
     lines = [*dict.fromkeys([*lines, *(line for line, _ in cells if line != CEILING_LINE)]),
              *([CEILING_LINE] if retrieval else [])]
+    layout = _main_layout(title, columns, lines, cells)
+    return _filled(layout, main, cells, known, missing, PAGES["3" if retrieval else "2"])
+
+
+def _main_layout(title: str, columns: Sequence[Column], lines: Iterable[Line], cells: Mapping[tuple, dict]) -> _Layout:
+    """Lines of main rows, each with the encoder that was measured and the paper's in brackets where it is another."""
     used = {line: row["image_encoder"] for (line, _), row in cells.items() if row["image_encoder"]}
     labels = {line: (line[0], line[1] if used.get(line, line[1]) == line[1] else f"{used[line]} ({line[1]})", line[2])
               for line in lines}
-    layout = _Layout(title, {column: column_label(*column) for column in columns}, labels,
-                     ("model", "image encoder (paper's)", "pretrained on"))
-    return _filled(layout, main, cells, known, missing, PAGES["3" if retrieval else "2"])
+    return _Layout(title, {column: column_label(*column) for column in columns}, labels,
+                   ("model", "image encoder (paper's)", "pretrained on"))
 
 
 def _gallery(results: pd.DataFrame, opposite: str, what: str) -> list[str]:

@@ -345,7 +345,8 @@ def test_rows_are_compared_over_the_seeds_that_both_have(finished):
 
 
 def test_nothing_to_compare_gives_an_empty_table():
-    for empty in (comparisons.measured({}), comparisons.differences({}), comparisons.coarse_text({})):
+    for empty in (comparisons.measured({}), comparisons.differences({}), comparisons.coarse_text({}),
+                  comparisons.text_kinds({})):
         assert list(empty.columns) == list(results.COLUMNS)
         assert empty.empty
 
@@ -380,6 +381,22 @@ def test_a_perfect_retriever_is_always_right(finished, monkeypatch):
     assert (tidy["value"] == 1).all()
     assert (tidy["chance"] < 1).all()
     assert set(tidy["row"]) == {row.row}
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_films_that_stand_on_one_kind_of_text_find_no_other(kind, finished, monkeypatch):
+    """Embeddings know the kind of a text alone: 0 a report, 1 a label sentence. All films stand on one of the two."""
+    row, run = next(iter(finished.items()))
+    sentences = comparisons.label_sentences(run.data)
+    assert sentences == comparisons.label_sentences(run.data)
+    assert len(sentences) == len(run.data.studies("C14", "valid")) == 8
+    unit, found = np.eye(2, dtype=np.float32), run.embeddings("openi")
+    films = replace(found, embeds=np.repeat(unit[[kind]], len(found), axis=0))
+    monkeypatch.setattr(type(run), "embeddings", lambda *_: films)
+    monkeypatch.setattr(type(run), "embed_texts", lambda _, texts: unit[[int(text in sentences) for text in texts]])
+    tidy = comparisons.text_kinds({row: run}, top=8)
+    assert tidy[["dataset", "row", "value", "chance"]].to_numpy().tolist() == [["openi", row.row, kind, 0.5]]
+    assert comparisons.text_kinds({row: run}, top=16)["value"].item() == 0.5  # as many of each in the gallery
 
 
 def test_collisions_are_those_of_all_pairs(tiny_experiment, tiny_bench):

@@ -279,6 +279,17 @@ def test_coarse_text_is_drawn_in_the_order_of_the_rows(axes):
         figures.coarse_text(frame.assign(budget=["steps", "epochs"]), axes)
 
 
+def test_kinds_of_texts_have_a_point_for_each_set(axes):
+    frame = tidy(row=["m", "m", "m_c_c14"], dataset=["mimic-cxr", "chexpert5x200", "mimic-cxr"], value=[0.2, 0.3, 0.9],
+                 low=[0.1, 0.2, 0.8], high=[0.3, 0.4, 1.0], comparison="remedies")
+    figures.text_kinds(frame, axes)
+    assert sorted(x for x, _ in points(axes)) == pytest.approx([20, 30, 90])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["M alone", "M,C,C14"]
+    assert legend(axes) == ["one half", "MIMIC-CXR", "CheXpert5x200"]
+    with pytest.raises(InputError, match="several rows for m, MIMIC-CXR"):
+        figures.text_kinds(pd.concat([frame, frame], ignore_index=True), axes)
+
+
 def test_collisions_stand_beside_the_real_tables(axes):
     frame = pd.DataFrame({"dataset": ["C14", "C14", "M"], "class": ["label set", "label set", "longest section"],
                           "origin": ["published", "measured", "measured"], "value": [0.3, 0.25, 0.002],

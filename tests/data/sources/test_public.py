@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cxrclip import results
 from cxrclip.data.sources import public
 from cxrclip.errors import InputError
 
@@ -75,10 +76,11 @@ def test_collisions_are_the_known_ones():
         ("chestxray14", "label set"): (0.3023, 112_120),
         ("chexpert", "positive labels"): (0.0224, 223_414),
         ("chexpert", "label triplet"): (0.0026, 223_414),
-        ("openi", "impression"): (0.0160, 3_419),  # results/published.csv has 0.0158: no choice of reports gave that
+        ("openi", "impression"): (0.0160, 3_419),
         ("openi", "longest section"): (0.0014, 3_419),
     }
     assert {(line.table, line.content): (round(line.probability, 4), line.n) for line in found.itertuples()} == expected
+    assert list(results.published().query("task == 'collision'")["value"]) == list(found["probability"].round(4))
 
 
 def test_the_code_of_the_package_is_not_run_nor_is_torch_for_the_counts():
