@@ -74,6 +74,23 @@ def test_what_page_9_says_of_the_budgets():
     assert [steps.loc[(mixture, "M", "RSUM"), "reading"] for mixture in ("M,C", "M,C,C14")] == ["lowers"] * 2
 
 
+def test_what_page_9_says_of_the_reasons():
+    """No accuracy of side, zone or severity sinks; the probe gains no less; R@10 falls on one set and rises on another."""
+    shown = render.standard_results()
+    means = over_seeds(shown[(shown["comparison"] == "label growth") & (shown["reference"] == "")])
+    means = means[means["budget"] == "epochs"]
+    coarse = means[means["task"] == "coarse-text"].pivot_table(index="row", columns="class", values="value")
+    assert (coarse.loc["m_c_c14"] >= coarse.loc["m"]).all()
+    gained = readings.readings(shown, "label growth").query("budget == 'epochs' and row == 'M,C,C14'")
+    gained = gained.set_index("measure")["value"]
+    assert gained["probe 100 % AUROC"] >= gained["zero-shot AUROC"]
+    recall = means[(means["task"] == "image_to_text") & (means["metric"] == "R@10") & (means["class"] == "all")]
+    recall = recall.set_index(["dataset", "row"])
+    for later in ("m_c25", "m_c50", "m_c", "m_c_c14"):
+        assert recall.loc[("chexpert5x200", later), "high"] < recall.loc[("chexpert5x200", "m"), "low"]
+        assert recall.loc[("mimic-cxr", later), "value"] > recall.loc[("mimic-cxr", "m"), "value"]
+
+
 def test_what_page_9_says_of_the_small_swin():
     both = readings.readings(render.standard_results(), "").set_index(["row", "reference", "measure"])["reading"]
     for mixture in ("M,C", "M,C,C14"):
