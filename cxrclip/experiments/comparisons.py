@@ -36,7 +36,7 @@ from cxrclip.experiments.schedule import run_all
 from cxrclip.experiments.train import growing_mixtures, runnable
 from cxrclip.experiments.workbench import Run, Workbench
 from cxrclip.official.behaviours import Behaviours
-from cxrclip.prompts import PromptBank
+from cxrclip.prompts import STATES, PromptBank
 from cxrclip.results import statistics
 from cxrclip.results.rows import (
     ABOUT,
@@ -506,12 +506,12 @@ def text_kinds(runs: Mapping[Row, Run], top: int = 10) -> pd.DataFrame:
 
 
 def label_sentences(data: mixes.Prepared) -> list[str]:
-    """One training sentence of each validation study without a report: the same ones for every run."""
+    """One training sentence of each validation study that has labels and no report: the same ones for every run."""
     bank = PromptBank.load()
     roles = [role for role in data.mix.pretraining if role in data.folders]
     studies = [study for role in roles for study in data.studies(role, "valid").remove_columns("images").to_list()]
     return [prompts_of(study, bank.report, generator(0, 0, study["study_id"]), 1)[0]
-            for study in studies if not sections_of(study)]
+            for study in studies if not sections_of(study) and any(study[state] for state in STATES)]
 
 
 # What the texts of a role say, by name: how two of its studies can say the same, as counted on the real tables.

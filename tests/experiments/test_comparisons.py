@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Dataset
 
 from cxrclip import evaluation, metrics, results
 from cxrclip.data import mixes
@@ -381,6 +382,17 @@ def test_a_perfect_retriever_is_always_right(finished, monkeypatch):
     assert (tidy["value"] == 1).all()
     assert (tidy["chance"] < 1).all()
     assert set(tidy["row"]) == {row.row}
+
+
+def test_a_study_with_neither_report_nor_label_has_no_label_sentence():
+    empty = dict.fromkeys(("findings", "impression")) | {
+        name: [] for name in ("positive", "negative", "uncertain", "findings_aug", "impression_aug")}
+    studies = Dataset.from_list([empty | {"study_id": "a", "images": "", "positive": ["Edema"]},
+                                 empty | {"study_id": "b", "images": ""},
+                                 empty | {"study_id": "c", "images": "", "findings": "Clear.", "positive": ["Edema"]}])
+    data = SimpleNamespace(mix=SimpleNamespace(pretraining=["C"]), folders={"C": "c"}, studies=lambda *_: studies)
+    (sentence,) = comparisons.label_sentences(data)
+    assert "edema" in sentence.lower()
 
 
 @pytest.mark.parametrize("kind", [0, 1])
