@@ -132,7 +132,7 @@ def losses_markdown(results: pd.DataFrame) -> str:
     cells.loc[fall.isna(), ["its fall in the last fifth", "had stopped improving"]] = DASH
     said = (f"Losses in nats, means over seeds. A row had stopped improving if the last fifth of its steps lowered the "
             f"validation loss by less than {STOPPED:.0%}. Only rows with the same data and the same loss terms can be "
-            "compared.")
+            "compared. [`benchmarks/sizes.md`](benchmarks/sizes.md) tells how long a row takes to stop.")
     return f"{said}\n\n{cells.reset_index().to_markdown(index=False, disable_numparse=True)}"
 
 
