@@ -138,8 +138,9 @@ def _sections(results: pd.DataFrame) -> list[tuple[str, str, list[tables.Table]]
     sections = [("The paper's tables", readings.markdown(results, ""), [make(results) for make in TABLES.values()])]
     if (results["task"] == "pairs").any():
         sections.append(("Sharper readings", "", [tables.sharper_table(results)]))
+    shown = [task for _, task, _ in tables.TABLE_4]
     for name in dict.fromkeys(results["comparison"]):
-        part = results[(results["comparison"] == name) & ~results["task"].isin(["coarse-text", "text-kind"])]
+        part = results[(results["comparison"] == name) & results["task"].isin(shown)]
         compared, told = (part["reference"] != "").any(), readings.markdown(results, name)
         differences = [tables.differences_table(results, name)] if compared and name != "ledger" else []
         if name == "ledger" and compared:

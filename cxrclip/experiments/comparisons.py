@@ -486,32 +486,43 @@ def coarse_text(runs: Mapping[Row, Run], role: str = "mimic-cxr") -> pd.DataFram
 def text_kinds(runs: Mapping[Row, Run], top: int = 10) -> pd.DataFrame:
     """Tidy rows, task text-kind: of the `top` texts nearest to a film, which share are sentences made from labels?
 
-    For each retrieval set the gallery holds its reports and as many label sentences, those of the validation studies
-    without a report. A model that goes by what a film shows has no reason to prefer one kind in the films of one set.
-    One that goes by the source of a film looks for the kind of text that it met with that source.
+    runs: of one mix. For each retrieval set the gallery holds its reports and as many label sentences, those of the
+    validation studies without a report. A model that goes by what a film shows has no reason to prefer one kind in the
+    films of one set. One that goes by the source of a film looks for the kind of text that it met with that source.
     """
+    galleries = galleries_of_two_kinds(next(iter(runs.values())).data) if runs else {}
     parts = []
-    for row, run in runs.items():
-        roles = [role for role in RETRIEVAL_SETS if role in run.data.folders]
-        sentences = label_sentences(run.data) if roles else []
-        for role in roles if sentences else ():
-            position, reports = evaluation.retrieval_texts(run.data.studies(role, run.data.mix.tests[role].split))
-            images, n = run.embeddings(role)[position], min(len(reports), len(sentences))
-            cosines = images.embeds @ run.embed_texts([*reports[:n], *sentences[:n]]).T          # (N, 2 n)
-            share = (np.argsort(-cosines, axis=1)[:, :top] >= n).mean(axis=1)                     # (N,)
-            hits = pd.DataFrame({"patient_id": images.patient_ids, "class": "all", "hit": share, "chance": 0.5})
-            tidy = statistics.share_rows(hits, run.row_columns(role), role, "text-kind", "label sentences")
-            parts.append(tidy.assign(**stamps(row)))
+    for (row, run), (role, (position, texts)) in product(runs.items(), galleries.items()):
+        images = run.embeddings(role)[position]
+        cosines = images.embeds @ run.embed_texts(texts).T                                                # (N, 2 n)
+        share = (np.argsort(-cosines, axis=1)[:, :top] >= len(texts) // 2).mean(axis=1)                   # (N,)
+        hits = pd.DataFrame({"patient_id": images.patient_ids, "class": "all", "hit": share, "chance": 0.5})
+        tidy = statistics.share_rows(hits, run.row_columns(role), role, "text-kind", "label sentences")
+        parts.append(tidy.assign(**stamps(row)))
     return together(parts)
 
 
+def galleries_of_two_kinds(data: mixes.Prepared) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Retrieval set -> its studies with a report (N), and 2 n texts: n of the reports, then as many label sentences."""
+    galleries, sentences = {}, label_sentences(data)
+    for role in RETRIEVAL_SETS if sentences else ():
+        if role in data.folders:
+            position, reports = evaluation.retrieval_texts(data.studies(role, data.mix.tests[role].split))
+            n = min(len(reports), len(sentences))
+            galleries[role] = position, [*reports[:n], *sentences[:n]]
+    return galleries
+
+
 def label_sentences(data: mixes.Prepared) -> list[str]:
-    """One training sentence of each validation study that has labels and no report: the same ones for every run."""
-    bank = PromptBank.load()
-    roles = [role for role in data.mix.pretraining if role in data.folders]
-    studies = [study for role in roles for study in data.studies(role, "valid").remove_columns("images").to_list()]
-    return [prompts_of(study, bank.report, generator(0, 0, study["study_id"]), 1)[0]
-            for study in studies if not sections_of(study) and any(study[state] for state in STATES)]
+    """A sentence of each validation study that has labels and no report, by its role's rule, but drawn once for all."""
+    bank, sentences = PromptBank.load(), []
+    for name, role in data.mix.pretraining.items():
+        report = partial(bank.report, max_negatives=role.max_negatives)
+        studies = data.studies(name, "valid").remove_columns("images").to_list() if name in data.folders else []
+        for study in studies:
+            if not sections_of(study) and bank.labelled(*(study[state] for state in STATES)):
+                sentences += prompts_of(study, report, generator(0, 0, study["study_id"]), 1)
+    return sentences
 
 
 # What the texts of a role say, by name: how two of its studies can say the same, as counted on the real tables.

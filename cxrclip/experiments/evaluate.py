@@ -37,9 +37,9 @@ def evaluate(run: Run, *, prompts: str | Path | None = None,
     read it. Raises InputError for a file that holds no prompts.
     """
     folder, bank = run.evaluation_folder, PromptBank.load(prompts) if prompts else _bank()
-    changed = {"prompts": Path(prompts).read_text(encoding="utf-8") if prompts else None, "strength": probe_strength}
-    if changed != {"prompts": None, "strength": evaluation.PROBE_C}:
-        folder = folder / digest(changed)
+    if prompts or probe_strength != evaluation.PROBE_C:
+        text = Path(prompts).read_text(encoding="utf-8") if prompts else None
+        folder = folder / digest({"prompts": text, "strength": probe_strength})
     with making(folder, (folder / "results.csv").is_file) as missing:
         if missing:
             with one_thread():

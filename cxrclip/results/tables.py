@@ -241,7 +241,7 @@ def sharper_table(results: pd.DataFrame) -> Table:
     title = "Sharper readings (not in the paper)"
     main = results[results["comparison"] == ""]
     cells = by_cell(main, SHARPER, title, main_line)
-    layout = _main_layout(title, SHARPER, dict.fromkeys(line for line, _ in cells), cells)
+    layout = _main_layout(title, SHARPER, (line for line, _ in cells), cells)
     table = _filled(layout, main, cells, {}, {}, PAGES["2"])
     told = {column: " ".join((*column_label(*column), as_printed(row["chance"], column[-1])))
             for (_, column), row in cells.items() if abs(row["chance"] - 0.5) > 0}
@@ -387,7 +387,8 @@ def _main_table(title: str, results: pd.DataFrame, columns: Sequence[Column], mi
     known = by_cell(paper, columns, title, main_line)
     retrieval = columns[0][1] in DIRECTIONS
     in_paper = dict.fromkeys(main_line(row) for row in paper.to_dict("records") if row["model"])
-    lines = [line for line in in_paper if line[0] in OURS or any(line == other for other, _ in known)]
+    with_numbers = {line for line, _ in known}
+    lines = [line for line in in_paper if line[0] in OURS or line in with_numbers]
     first = next((i for i, line in enumerate(lines) if line[0] in OURS), len(lines))
     lines[first:first] = [] if BASELINE in lines else [BASELINE]
     lines = [*dict.fromkeys([*lines, *(line for line, _ in cells if line != CEILING_LINE)]),
@@ -453,7 +454,7 @@ def _filled(layout: _Layout, results: pd.DataFrame, cells: Mapping[tuple, dict],
 
 
 def by_cell(results: pd.DataFrame, columns: Sequence[Column], title: str,
-             line: Callable[[Mapping], Line]) -> dict[tuple, dict]:
+            line: Callable[[Mapping], Line]) -> dict[tuple, dict]:
     """(line, column) -> row over seeds, of means (class 'all'). Raises InputError if two rows fall into one cell."""
     means = with_sums(results[(results[["class", "reference"]] == ["all", ""]).all(axis=1)])
     keys = pd.MultiIndex.from_frame(means[["dataset", "task", "metric"]])

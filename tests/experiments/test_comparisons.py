@@ -385,14 +385,17 @@ def test_a_perfect_retriever_is_always_right(finished, monkeypatch):
 
 
 def test_a_study_with_neither_report_nor_label_has_no_label_sentence():
+    """Nor does a sentence say more negatives than the role's rule keeps."""
     empty = dict.fromkeys(("findings", "impression")) | {
         name: [] for name in ("positive", "negative", "uncertain", "findings_aug", "impression_aug")}
-    studies = Dataset.from_list([empty | {"study_id": "a", "images": "", "positive": ["Edema"]},
+    absent = ["Pneumonia", "Fracture", "Pneumothorax"]
+    studies = Dataset.from_list([empty | {"study_id": "a", "images": "", "positive": ["Edema"], "negative": absent},
                                  empty | {"study_id": "b", "images": ""},
                                  empty | {"study_id": "c", "images": "", "findings": "Clear.", "positive": ["Edema"]}])
-    data = SimpleNamespace(mix=SimpleNamespace(pretraining=["C"]), folders={"C": "c"}, studies=lambda *_: studies)
-    (sentence,) = comparisons.label_sentences(data)
+    mix = SimpleNamespace(pretraining={"C": SimpleNamespace(max_negatives=1), "C14": SimpleNamespace(max_negatives=3)})
+    (sentence,) = comparisons.label_sentences(SimpleNamespace(mix=mix, folders={"C": "c"}, studies=lambda *_: studies))
     assert "edema" in sentence.lower()
+    assert sentence.count(".") == 2  # one finding that is there, one of three that are not
 
 
 @pytest.mark.parametrize("kind", [0, 1])
