@@ -6,8 +6,9 @@ Everything is counted on torch's fake tensors: the real networks run through the
                  `views` images and `texts` texts. The loss and AdamW are left out: a thousandth of the whole.
     activations  bytes that autograd keeps for the backward pass, each storage once, in float32. Mixed precision keeps
                  about half; attention that is not a fused kernel is counted as it stands.
-    hours        training FLOPs / (GPUs * peak * UTILISATION): an assumption, not a measurement. Reading and augmenting
-                 films is not in it: a machine whose CPU cores cannot feed its GPUs takes longer.
+    hours        training FLOPs / (GPUs * peak * UTILISATION), a share that was measured on one H100 and is assumed for
+                 the others. Reading and augmenting films is not in it: a machine whose CPU cores cannot feed its GPUs
+                 takes longer.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from cxrclip.results.rows import published
 
 # Peak dense FLOP/s in fp16 or bf16 with float32 accumulation, from the makers' data sheets.
 PEAKS: Mapping[str, float] = {"V100": 125e12, "A100": 312e12, "H100": 989e12}
-# The share of that peak a run sustains. ResNet-50 reaches a sixth to a quarter of it, BERT about twice that.
-UTILISATION = 0.2
+# The share of that peak a run sustains: the middle of what one H100 did (benchmarks/bench_gpu.py). Long texts raise it.
+UTILISATION = 0.12
 SHORT = 64  # tokens: a report section of some fifty words
 BYTES = 4  # of a float32: weights, gradients and moments are kept so under mixed precision too
 NOTES = "\n".join([
     "FLOPs: a multiply-add counts as two. Activations: float32; bf16 or fp16 keeps about half.",
-    f"Hours: assumed, not measured: {UTILISATION:.0%} of the peak in fp16 or bf16 is sustained (TFLOP/s: "
-    f"{', '.join(f'{name} {peak / 1e12:.0f}' for name, peak in PEAKS.items())}).",
+    f"Hours: {UTILISATION:.0%} of the peak in fp16 or bf16, as one H100 sustained; of others it is assumed.",
+    f"Peaks in TFLOP/s: {', '.join(f'{name} {peak / 1e12:.0f}' for name, peak in PEAKS.items())}.",
     "Reading films is not in it: give each GPU enough CPU cores. Validation and evaluation come on top."])
 
 
@@ -73,7 +74,7 @@ class Costs:
                 "activations": share * self.activation_bytes}
 
     def hours(self, device: str, gpus: int) -> float:
-        """Hours of training on `gpus` GPUs of a kind in PEAKS, at the assumed UTILISATION."""
+        """Hours of training on `gpus` GPUs of a kind in PEAKS, at UTILISATION of their peak."""
         if device not in PEAKS:
             raise InputError(f"unknown GPU {device!r}: peaks are known of {', '.join(PEAKS)}")
         return self.total_flops / (gpus * PEAKS[device] * UTILISATION) / 3600
