@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import statistics
 import time
-from contextlib import nullcontext
 
 import torch
 from timing import table, write_section
-from torch.utils.flop_counter import FlopCounterMode
 
 from cxrclip import training
+from cxrclip.book.costs import PEAKS, Costs, of_recipe
+from cxrclip.data.mixes import load_mix
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
+from cxrclip.experiments import Experiment
+from cxrclip.experiments.memory import GIB
 from cxrclip.losses import CXRCLIPLoss
 
 BATCH, WARM, STEPS = 128, 5, 15
-RUN_STEPS = 15 * ((222_628 + 216_478 + 89_696) // BATCH)  # the paper's 15 epochs on M, C and C14 (Table 1)
-PEAK = 989e12                                             # an H100 or H200 in bf16 or fp16, by its data sheet
+PEAK = PEAKS["H100"]  # an H200 has the same
 
 
-def measured(encoder: str, tokens: int, precision: str, chunk: int | None = None) -> list[str]:
-    """A row of the table: the median step of a fresh model, with its highest memory."""
+def measured(cost: Costs, precision: str, chunk: int | None = None) -> list[str]:
+    """A row of the table: the median step of a fresh model, with its highest memory, beside what is counted of it."""
+    encoder, tokens = cost.experiment.image_encoder, cost.tokens
     torch.manual_seed(0)
     torch.cuda.empty_cache()
     model = CXRCLIPModel(CXRCLIPConfig(encoder, "bio-clinical-bert")).to(memory_format=torch.channels_last)
@@ -40,29 +42,28 @@ def measured(encoder: str, tokens: int, precision: str, chunk: int | None = None
     def step(number: int) -> float:
         start = time.perf_counter()
         line = training.train_step(accelerator, wrapped, optimizer, CXRCLIPLoss(), batch, number, recipe)
-        loss = float(line["total"])  # waits for the GPU
-        if loss != loss:
-            raise SystemExit(f"the loss of {encoder} in {precision} is not a number at step {number}")
+        training.read_lines([line], number + 1)  # waits for the GPU
         return time.perf_counter() - start
 
-    with nullcontext() if chunk else FlopCounterMode(display=False) as counter:  # it does not count cached gradients
-        step(0)
+    step(0)
     torch.cuda.reset_peak_memory_stats()
     seconds = [step(number) for number in range(1, WARM + STEPS)][WARM - 1:]
     median = statistics.median(seconds)
-    share = counter.get_total_flops() / median / PEAK if counter and precision != "no" else None
+    share = None if chunk or precision == "no" else BATCH * cost.training_flops / median / PEAK
     return [encoder, tokens, {"no": "float32"}.get(precision, precision), chunk or "whole batch",
             f"{1000 * median:.0f} ({1000 * min(seconds):.0f} to {1000 * max(seconds):.0f})",
-            f"{share:.0%}" if share else "–", f"{torch.cuda.max_memory_allocated() / 2**30:.1f}",
-            f"{RUN_STEPS * median / 3600:.1f}"]
+            f"{share:.0%}" if share else "–", f"{torch.cuda.max_memory_allocated() / GIB:.1f}",
+            f"{cost.steps * median / 3600:.1f}"]
 
 
 def main() -> None:
     if not torch.cuda.is_available():
         print("torch finds no GPU: the section in results.md stays as it is")
         return
-    settings = [(encoder, tokens, "bf16", None) for encoder in ("resnet50", "swin-tiny") for tokens in (256, 64)]
-    settings += [("resnet50", 64, "fp16", None), ("resnet50", 64, "no", None), ("resnet50", 256, "bf16", 32)]
+    counted = of_recipe(Experiment.at("paper", mix="paper"), load_mix("paper"))  # two encoders, long and short texts
+    long, short = counted[:2]
+    settings = [*((cost, "bf16", None) for cost in counted), (short, "fp16", None), (short, "no", None),
+                (long, "bf16", 32)]
     rows = []
     for setting in settings:
         rows.append(measured(*setting))
@@ -70,8 +71,8 @@ def main() -> None:
     write_section(f"A training step at the paper's size on a GPU, batch {BATCH}", [
         *table(["image encoder", "tokens", "precision", "chunk", "ms a step", "share of the peak", "GiB at its highest",
                 "hours of a run on M,C,C14"], rows), "",
-        f"{torch.cuda.get_device_name()}, 224 pixels, all texts of that length, {RUN_STEPS:,} steps a run. The peak is "
-        f"{PEAK / 1e12:.0f} TFLOP/s in bf16 or fp16. Reading films, validation and evaluation come on top."])
+        f"{torch.cuda.get_device_name()}, 224 pixels, all texts of that length, {long.steps:,} steps a run. The peak "
+        f"is {PEAK / 1e12:.0f} TFLOP/s in bf16 or fp16. Reading films, validation and evaluation come on top."])
 
 
 if __name__ == "__main__":
