@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -78,7 +78,12 @@ LEDGER_ROWS: Mapping[str, tuple[str, ...]] = {
     "intended_m": ("B1*", "B2", "B3", "B4", "B9"), "intended_clip": ("B11",), "intended_swin": ("B8",),
     "intended_m_c_c14": ("B5", "B12", "D2", "official"), "intended_c14_readme": ("D1",),
 }
+LEDGER_PAIRS = tuple((name, start) for start, rules in LEDGER_ROWS.items() for name in rules)
+# Each row of the ablation with the one above it, and the whole method with MVS, for ICL and TCL together.
+ABLATION_PAIRS = (("second_view", "clip"), ("augmentation", "second_view"), ("mvs", "augmentation"), ("icl", "mvs"),
+                  ("tcl", "icl"), ("tcl", "mvs"))
 C14_OF_THE_README = 69_718 / 89_696  # ledger D1: the README's training films of Table 1's
+LONGER = 4  # times the base's length: at "standard" the validation loss of M is flat then (benchmarks/sizes.md)
 # What differences are taken in: scores -> the paper's sets that have them. Retrieval is image to text.
 MEASURES: Mapping[str, tuple[str, ...]] = {"zero-shot": CLASSIFICATION_SETS, "linear-probe-100": CLASSIFICATION_SETS,
                                            "retrieval": RETRIEVAL_SETS}
@@ -154,6 +159,14 @@ def starts(base: Experiment) -> dict[str, Experiment]:
     return {"reports_and_fractals": alone, "random": replace(alone, text_start=0, image_start=0)}
 
 
+def longer_training(base: Experiment) -> dict[str, Experiment]:
+    """Do the differences last? What claims 2 to 5 rest on, each LONGER times as long as the base."""
+    longer = replace(base, steps=LONGER * base.steps) if base.steps else replace(base, epochs=LONGER * base.epochs)
+    rows = ablation(longer)
+    return {name: rows[name] for name in ("clip", "augmentation", "mvs", "tcl")} | {
+        "m_c_c14": replace(longer, pretraining=MIXTURES[-1])}
+
+
 def label_growth(base: Experiment) -> dict[str, Experiment]:
     """M alone, then 25, 50 and 100 % of C with it, then of C14 on top of both."""
     rows = {"m": replace(base, pretraining=("M",))}
@@ -200,16 +213,17 @@ class Comparison:
     """How a comparison is planned.
 
     rows: base -> experiments by row. budgets: the first decides, and is the only one at "quick"; others are further
-    readings. seeds: by profile; a profile without any leaves the comparison out. reference: the row that all others
-    are compared with, unless `pairs` says otherwise. all_data: its rows need M, C and C14, and a length in steps.
-    quick: the rows that "quick" trains, all if none are named. Few rows, trained as long as the main ones, tell more
-    than many rows at chance.
+    readings. seeds: by profile; a profile without any leaves the comparison out. pairs: (row, reference), what is
+    compared with what; without any, every row with `reference`. all_data: its rows need M, C and C14, and a length in
+    steps. quick: the rows that "quick" trains, all if none are named. Few rows, trained as long as the main ones, tell
+    more than many rows at chance.
     """
 
     rows: Callable[[Experiment], dict[str, Experiment]]
     budgets: tuple[str, ...] = ("steps",)
     seeds: Mapping[str, int] = field(default_factory=lambda: SEEDS)
     reference: str = ""
+    pairs: tuple[tuple[str, str], ...] = ()
     all_data: bool = False
     quick: tuple[str, ...] = ()
 
@@ -221,7 +235,7 @@ class Comparison:
 # The paper trains 15 epochs on whatever data: where rows differ in data, equal epochs decide.
 COMPARISONS: Mapping[str, Comparison] = {
     MAIN: Comparison(tables_2_and_3, budgets=("epochs",), seeds=DECIDING),
-    "ablation": Comparison(ablation, budgets=("steps", "compute"), seeds=DECIDING),
+    "ablation": Comparison(ablation, budgets=("steps", "compute"), seeds=DECIDING, pairs=ABLATION_PAIRS),
     "loss combinations": Comparison(loss_combinations, seeds={"standard": 3}, reference="mvs_icl_tcl"),
     "loss weights": Comparison(loss_weights, seeds={"standard": 3, "paper": 1}, reference="icl_1"),
     "starts": Comparison(starts, seeds={"standard": 3}, reference="reports_and_fractals"),
@@ -229,7 +243,10 @@ COMPARISONS: Mapping[str, Comparison] = {
                                quick=("m", "m_c", "m_c_c14")),
     "remedies": Comparison(remedies, budgets=("epochs",), reference="m_c_c14", all_data=True,
                            quick=("m", "m_c_c14", "reports_75")),
-    "ledger": Comparison(ledger, budgets=("epochs",), all_data=True, quick=("intended_m", "B4")),
+    "longer training": Comparison(longer_training, budgets=("epochs",), seeds={"standard": 3}, all_data=True,
+                                  pairs=(("mvs", "augmentation"), ("tcl", "mvs"), ("tcl", "clip"),
+                                         ("m_c_c14", "tcl"))),
+    "ledger": Comparison(ledger, budgets=("epochs",), all_data=True, quick=("intended_m", "B4"), pairs=LEDGER_PAIRS),
 }
 
 
@@ -353,17 +370,11 @@ def stamps(row: Row) -> dict[str, str]:
 def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
     """Which row of one comparison is compared with which: (row, reference).
 
-    Ablation: each with the one above it, and the whole method with MVS, for ICL and TCL together. Main tables: each
-    mixture with M alone, and CXR-CLIP with CLIP. Ledger: each rule with its intended behaviour. All others: each with
-    Comparison.reference.
+    Main tables: each mixture with M alone, and CXR-CLIP with CLIP. All others: as their Comparison says.
     """
     rows = list(rows)
     names = list(dict.fromkeys(row.row for row in rows))
     comparison = rows[0].comparison if rows else MAIN
-    if comparison == "ablation":
-        return [*((row, above) for above, row in pairwise(names)), ("tcl", "mvs")]
-    if comparison == "ledger":
-        return [(name, start) for start, rules in LEDGER_ROWS.items() for name in rules if {name, start} <= {*names}]
     if comparison == MAIN:
         alone = {row.experiment.image_encoder: row.row for row in rows
                  if row.experiment.method == "CXR-CLIP" and row.experiment.pretraining == ("M",)}
@@ -371,7 +382,8 @@ def pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
                 for row in rows for other in [alone.get(row.experiment.image_encoder)]]
         return [pair for pair in dict.fromkeys(both) if None not in pair and pair[0] != pair[1]]
     reference = COMPARISONS[comparison].reference
-    return [(name, reference) for name in names if name != reference]
+    chosen = COMPARISONS[comparison].pairs or [(name, reference) for name in names if name != reference]
+    return [pair for pair in chosen if {*pair} <= {*names}]
 
 
 def differences(runs: Mapping[Row, Run], n_bootstrap: int = 1000) -> pd.DataFrame:
