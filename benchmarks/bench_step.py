@@ -153,7 +153,8 @@ def paper_step(precision):
 
 def main():
     keep_freed_memory()
-    precisions = ["no", "bf16"] if training.auto_precision(cpu=True) == "bf16" else ["no"]
+    computes_in_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    precisions = ["no", "bf16"] if computes_in_bf16 else ["no"]
     note = [] if len(precisions) == 2 else ["", "This CPU has no arithmetic in bf16, so only float32 was measured."]
     names = {"no": "float32", "bf16": "bf16"}
     rows = []

@@ -275,7 +275,7 @@ def resume(accelerator: Accelerator, model: CXRCLIPModel, optimizer: AdamW, stor
 
 
 def start_accelerator(device: str = "auto", precision: str = "auto") -> Accelerator:
-    """Device and precision by name; 'auto' takes a GPU if there is one, and bf16 only where hardware computes in it."""
+    """Device and precision by name; 'auto' takes a GPU if there is one. See auto_precision."""
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device {device!r}: choose auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
@@ -288,7 +288,7 @@ def start_accelerator(device: str = "auto", precision: str = "auto") -> Accelera
 
 
 def auto_precision(cpu: bool) -> str:
-    """'bf16' on hardware with bf16 arithmetic, 'fp16' on older GPUs, 'no' on CPUs that would only emulate it."""
+    """'no' (float32) on every CPU, for the same numbers on all; on GPUs 'bf16', or 'fp16' on older ones."""
     if cpu:
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+        return "no"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxrclip import evaluation, losses, training, transforms
+from cxrclip import evaluation, losses, transforms
 from cxrclip.data.images import decode_gray
 from cxrclip.experiments import batches_for, model_config, pretrain, tokenizer_for
 from cxrclip.experiments import tokenizer as vocabulary
@@ -33,12 +33,6 @@ TOLERANCE = {"phantom": 5e-3, "tokenizer": 0.0, "training": 2e-3, "evaluation": 
 @pytest.fixture(scope="module")
 def golden_experiment(tiny_experiment):
     return replace(tiny_experiment, pretraining=("M", "C14"), steps=4, validations=1, seed=5)
-
-
-@pytest.fixture
-def float32(monkeypatch):
-    """The same arithmetic on every CPU, also on those that compute in bf16."""
-    monkeypatch.setattr(training, "auto_precision", lambda cpu: "no")
 
 
 def sha(*texts):
@@ -137,7 +131,7 @@ def test_tokenizer(golden_experiment, tiny_bench):
     check("tokenizer", tokenizer(golden_experiment, tiny_bench))
 
 
-def test_training(golden_experiment, tiny_bench, float32):
+def test_training(golden_experiment, tiny_bench):
     check("training", drawn(golden_experiment, tiny_bench) | trained(golden_experiment, tiny_bench))
 
 
@@ -171,7 +165,7 @@ def test_another_vocabulary_rule_moves_the_tokenizer(golden_experiment, tiny_ben
     assert differs("tokenizer", numbers)[1] == ["size", "pieces"]
 
 
-def test_another_loss_moves_the_training(golden_experiment, tiny_bench, float32, monkeypatch, tmp_path):
+def test_another_loss_moves_the_training(golden_experiment, tiny_bench, monkeypatch, tmp_path):
     one_way = losses.symmetric_info_nce
     monkeypatch.setattr(losses, "symmetric_info_nce", lambda *args, **kwargs: 1.1 * one_way(*args, **kwargs))
     bench = replace(tiny_bench, build=tmp_path)

@@ -13,7 +13,6 @@ import psutil
 import pytest
 import torch
 
-from cxrclip import training
 from cxrclip.experiments import Workbench, pretrain
 from cxrclip.experiments.checkpoints import FolderStore
 from cxrclip.experiments.train import finished_run, run_folder
@@ -29,7 +28,6 @@ changes = json.loads(sys.argv.pop(1))
 changes["pretraining"] = tuple(changes["pretraining"])
 reproduce.planned = lambda profile, mix, seed, data: ([], [Experiment.at(profile, mix=mix, seed=seed, **changes)])
 reproduce.check = lambda *_: None
-training.auto_precision = lambda cpu: "no"
 original = training.Recipe.__init__
 training.Recipe.__init__ = lambda self, *args, **kwargs: original(self, *args, **kwargs | {"save_every": SAVE_EVERY})
 sys.argv[0] = "cxrclip"
@@ -45,9 +43,8 @@ WEIGHTS, NO_GRADIENT = 5e-3, "key.bias"
 
 
 @pytest.fixture
-def launch(tmp_path, tiny_mix, monkeypatch):
+def launch(tmp_path, tiny_mix):
     """A function that starts the command in several processes and returns the launcher."""
-    monkeypatch.setattr(training, "auto_precision", lambda cpu: "no")  # bf16 would round otherwise in other batches
     script = tmp_path / "launched.py"
     script.write_text(SCRIPT.replace("SAVE_EVERY}", f"{SAVE_EVERY}}}"))
 
