@@ -53,7 +53,7 @@ pretrain: $(STAMP)  ## the data and runs of PROFILE and MIX alone, GPUS=8: on th
 
 results:  ## PROFILE=standard on the phantom world (hours), then the committed results and all that is drawn from them
 	@$(MAKE) --no-print-directory reproduce PROFILE=standard MIX=phantom SEED=0
-	@$(CXRCLIP) keep --results $(BUILD)/phantom-standard/results.csv
+	@$(CXRCLIP) keep --build "$(BUILD)"
 	@$(MAKE) --no-print-directory tables figures
 
 data: $(STAMP)  ## SOURCE=<name> ROOT=<download> OUT=<folder>: a public data set becomes a study folder

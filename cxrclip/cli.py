@@ -170,15 +170,12 @@ def tables(root: Root = None) -> None:
 
 
 @command("keep")
-def keep(results: Annotated[Path | None, typer.Option(help="results.csv of a standard run; without it, the standard "
-                                                           "runs that are finished in the build folder")] = None,
-         build: Build = Path("build"), root: Root = None) -> None:
-    """Put new results in the place of the committed ones, one CSV a comparison."""
+def keep(build: Build = Path("build"), root: Root = None) -> None:
+    """Put the results of the finished standard runs in the place of the committed ones, one CSV a comparison."""
     root = _clone(root)
     from cxrclip.book import render
     from cxrclip.book.reproduce import finished_results
-    from cxrclip.results.rows import read_results
-    rows = read_results(results) if results else finished_results("standard", "phantom", 0, _bench(build, "", "auto"))
+    rows = finished_results("standard", "phantom", 0, _bench(build, "", "auto"))
     typer.echo("\n".join(render.keep_results(rows, root)))
 
 

@@ -2,7 +2,7 @@
 
     cxrclip tables
     cxrclip figures
-    cxrclip keep --results build/phantom-standard/results.csv
+    cxrclip keep
 
 RESULTS.md is written here as a whole, and in README.md and notebooks/index.md what stands between `<!-- verdicts -->`
 and `<!-- /verdicts -->`; a test fails when they do not follow from the results. `keep` puts new results in the place of
@@ -154,7 +154,9 @@ def _sections(results: pd.DataFrame) -> list[tuple[str, str, list[tables.Table]]
 
 def _verdict_lines(verdicts: pd.DataFrame, said: Mapping) -> str:
     """One line a claim, with the numbers behind its verdict, for the first pages."""
-    lines = [f"- **{line['verdict']}**: {line['text']} *{line['why']}*" for line in verdicts.to_dict("records")]
+    lines = [f"- **{line['verdict']}**: {line['text']} *{line['why']}*"
+             + (f" A further reading says less: *{line['otherwise']}.*" if line["otherwise"] else "")
+             for line in verdicts.to_dict("records")]
     return "\n".join([*lines, *(["", "These numbers are of an older version of the code."] if said["stale"] else [])])
 
 

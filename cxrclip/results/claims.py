@@ -81,7 +81,9 @@ def load_claims(path: str | Path = CLAIMS) -> Claims:
 
 
 def verdicts(results: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
-    """One line a claim: claim, text, rule, rows (values and keys of the runs compared), verdict, why, also.
+    """One line a claim: claim, text, rule, rows (values and keys of the runs compared), verdict, why, also, otherwise.
+
+    also: all further readings; otherwise: those that say less than the verdict.
 
     results: tidy rows of one mix and profile, one row a seed. A paired difference in the results is used
     where there is one; else the interval is made of the two rows' own (`unpaired`). Raises InputError if the
@@ -100,7 +102,8 @@ def verdicts(results: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
         lines.append({"claim": claim.claim, "text": claim.text, "rule": claim.reading,
                       "rows": "; ".join(outcome.rows for outcome in outcomes), "verdict": verdict,
                       "why": ". ".join(filter(None, [why, claim.limit.rstrip(".")])) + ".",
-                      "also": "; ".join(f"{outcome.why}: {outcome.verdict}" for outcome in also)})
+                      "also": "; ".join(f"{outcome.why}: {outcome.verdict}" for outcome in also),
+                      "otherwise": "; ".join(outcome.why for outcome in also if _says_less(outcome.verdict, verdict))})
     return pd.DataFrame(lines)
 
 
@@ -152,6 +155,11 @@ def markdown(table: pd.DataFrame, results: pd.DataFrame, rows: bool = False) -> 
         lines.append("| " + " | ".join(cells) + " |")
     source = f"Measured on the mix '{mix}' (profile {profile})" if mix else "Nothing measured yet"
     return "\n".join([f"{source}; verdicts by rule (`cxrclip/results/claims.yaml`).", "", *lines])
+
+
+def _says_less(reading: str, verdict: str) -> bool:
+    """Is a further reading, if it was run, worse for the claim than its verdict?"""
+    return VERDICTS.index(verdict) < VERDICTS.index(reading) < VERDICTS.index("not run")
 
 
 def _over_seeds_of(results: pd.DataFrame, measures: Collection[Mapping[str, str]]) -> pd.DataFrame:

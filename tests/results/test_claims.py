@@ -62,6 +62,8 @@ def test_further_readings_are_told_and_do_not_decide():
     assert line["verdict"] == "reproduced"
     assert "RSUM at equal steps: M,C,C14 against M -" in line["also"]
     assert "more than 15%): direction only" in line["also"]
+    assert line["otherwise"].startswith("RSUM at equal steps: M,C,C14 against M -"), "and no reading that was not run"
+    assert line["otherwise"].endswith("more than 15%)")
     assert "no row for" in verdict(growth(0.1, -0.03), 5)["also"]
 
 
