@@ -145,7 +145,7 @@ def differences_to(results: pd.DataFrame, reference: str, measure: Mapping[str, 
 def markdown(table: pd.DataFrame, results: pd.DataFrame, rows: bool = False) -> str:
     """The verdicts for the first page; `rows` adds further readings, and the values and keys of the rows compared."""
     columns = ["claim", "text", "rule", "verdict", "why", *(["also", "rows"] if rows else [])]
-    heads = ["#", "the paper says", "our rule", "verdict", "why"]
+    heads = ["#", "the claim, in our words", "our rule", "verdict", "why"]
     heads += ["further readings, which do not decide", "rows compared"] if rows else []
     mix, profile = one_mix(results, "claims")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]

@@ -124,3 +124,31 @@ def test_what_page_9_says_of_the_small_swin():
     main = render.standard_results().query("comparison == '' and reference == '' and task == 'image_to_text'")
     rsum = over_seeds(with_sums(main)).query("metric == 'RSUM' and dataset == 'all'").set_index("run")["value"]
     assert 2 * rsum["CXR-CLIP swin-small M"] < rsum["CXR-CLIP resnet-small M"]
+
+
+def main_means(task: str, metric: str):
+    """(image encoder, mixture, dataset) -> mean over seeds of the committed main rows of CXR-CLIP."""
+    shown = render.standard_results().query("comparison == '' and reference == '' and model == 'CXR-CLIP'")
+    means = over_seeds(shown[(shown["task"] == task) & (shown["metric"] == metric) & (shown["class"] == "all")])
+    return means.set_index(["image_encoder", "pretraining_data", "dataset"])["value"]
+
+
+def test_what_page_6_says_of_the_sets():
+    zero_shot, probe = (main_means(task, "auroc")["resnet-small"].unstack()
+                        for task in ("zero-shot", "linear-probe-100"))
+    assert (zero_shot.loc["M,C"] > zero_shot.loc["M"]).all()
+    assert (zero_shot.loc["M,C,C14"] > zero_shot.loc["M,C"]).to_dict() == {
+        "rsna": False, "siim": True, "vindr-cxr": False}
+    assert zero_shot.loc["M,C,C14", "rsna"] < zero_shot.loc["M", "rsna"]
+    assert probe.mean(axis=1).loc[["M", "M,C", "M,C,C14"]].is_monotonic_increasing
+
+
+def test_what_page_7_says_of_graded_retrieval():
+    graded, recall = main_means("graded retrieval", "nDCG@10"), main_means("image_to_text", "R@10")
+    assert set(graded.index.get_level_values("dataset")) == {"mimic-cxr"}
+    for means, numbers in ((graded, (58, 66)), (recall, (49, 56))):
+        assert tuple(round(100 * means["resnet-small", mixture, "mimic-cxr"]) for mixture in ("M", "M,C")) == numbers
+    for encoder in ("resnet-small", "swin-small"):
+        for means in (graded, recall):
+            assert min(means[encoder, mixture, "mimic-cxr"] for mixture in ("M,C", "M,C,C14")) > means[
+                encoder, "M", "mimic-cxr"]
