@@ -122,7 +122,7 @@ lab: $(STAMP)  ## JupyterLab on the notebooks
 	@cd notebooks && ../$(BIN)/jupyter lab
 
 bench: $(STAMP)  ## measured ratios against obvious alternatives
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script; done
 
 fuzz: $(STAMP)  ## thousands of damaged files, and faults at random moments: benchmarks/fuzz.md, kills.md (an hour)
 	@$(BIN)/python tests/fuzzing.py

@@ -25,7 +25,7 @@ app = typer.Typer(help="CXR-CLIP as an executable paper.", no_args_is_help=True,
                   pretty_exceptions_enable=False, rich_markup_mode=None)
 # Packages of an extra -> its name, for what to install where one is missing.
 EXTRAS = {"pydicom": "data", "torchxrayvision": "data", "papermill": "book", "nbformat": "book", "matplotlib": "book",
-          "seaborn": "book"}
+          "seaborn": "book", "IPython": "book"}
 
 
 class Split(StrEnum):
@@ -36,7 +36,7 @@ class Split(StrEnum):
 
 Profile = Annotated[str, typer.Option(help="how large: quick, standard or paper")]
 Mix = Annotated[str, typer.Option(help="which data: phantom, real-sample, paper, or the path of a YAML file")]
-Seed = Annotated[int, typer.Option(help="seed of the runs; the standard profile adds two more")]
+Seed = Annotated[int, typer.Option(help="first seed of the runs; the standard profile adds two or four more")]
 Build = Annotated[Path, typer.Option(help="folder of prepared data, runs and results")]
 Data = Annotated[str, typer.Option(help="folder of downloaded data sets, for mixes that read some")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]

@@ -1,8 +1,8 @@
 """Evaluation: embed once, then zero-shot classification, linear probe and retrieval (paper, section 3.2).
 
 Everything here returns scores per sample. The tidy frames hold study_id, patient_id, class, score, target
-(classification) or study_id, patient_id, rank, n_right, n_candidates, direction (retrieval); results.py makes numbers
-and intervals from them.
+(classification) or study_id, patient_id, rank, n_right, n_candidates, direction (retrieval); results/statistics.py
+makes numbers and intervals from them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +26,6 @@ from transformers import PreTrainedTokenizerBase
 
 from cxrclip import metrics
 from cxrclip.data.images import decode_gray
-from cxrclip.data.progress import progress_bar
 from cxrclip.encoders import CXRCLIPModel
 from cxrclip.errors import InputError
 from cxrclip.transforms import EvalTransform
@@ -58,20 +58,30 @@ class ImageEmbeddings:
         return ImageEmbeddings(*(column[rows] for column in asdict(self).values()))
 
 
+@contextmanager
+def evaluating(model: CXRCLIPModel, device: str | torch.device) -> Iterator[None]:
+    """The model on `device` and in evaluation mode; afterwards where and as it was."""
+    before, training = model.device, model.training
+    model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` and loses its types
+    try:
+        yield
+    finally:
+        model.to(before).train(training)  # type: ignore[arg-type]
+
+
 @torch.inference_mode()
 def embed_studies(model: CXRCLIPModel, studies: Dataset, transform: EvalTransform, batch_size: int = 128,
-                  device: str | torch.device = "cpu", progress: bool = False) -> ImageEmbeddings:
+                  device: str | torch.device = "cpu") -> ImageEmbeddings:
     """Embed the first image of every study (the protocol of the official evaluation).
 
     Raises InputError naming the study for an image that cannot be read, and for a table without studies.
     """
-    model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` and loses its types
     features, embeds = [], []
-    for batch in progress_bar(first_images(studies, transform, batch_size), "images", -(-len(studies) // batch_size),
-                      leave=False, shown=progress):
-        feature = model.encode_images(batch.to(device))                         # (B, F)
-        features.append(feature.float().cpu())
-        embeds.append(F.normalize(model.image_projection(feature), dim=-1).float().cpu())   # (B, D)
+    with evaluating(model, device):
+        for batch in first_images(studies, transform, batch_size):
+            feature = model.encode_images(batch.to(device))                                         # (B, F)
+            features.append(feature.float().cpu())
+            embeds.append(F.normalize(model.image_projection(feature), dim=-1).float().cpu())       # (B, D)
     if not features:
         raise InputError("embed_studies: the table holds no studies: choose another split")
     return ImageEmbeddings(np.asarray(studies["study_id"], str), np.asarray(studies["patient_id"], str),
@@ -101,14 +111,14 @@ def embed_texts(model: CXRCLIPModel, tokenizer: PreTrainedTokenizerBase, texts: 
     """
     if not texts or not all(text.strip() for text in texts):
         raise InputError("embed_texts: no text, or an empty one: leave out studies without a report")
-    model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps `to` and loses its types
     distinct = sorted(set(texts), key=lambda text: (len(text), text))
     parts = []
-    for start in range(0, len(distinct), batch_size):
-        tokens = tokenizer(distinct[start:start + batch_size], padding=True, truncation=True, max_length=max_tokens,
-                           return_tensors="pt").to(device)
-        feature = model.encode_texts(tokens["input_ids"], tokens["attention_mask"])         # (B, F)
-        parts.append(F.normalize(model.text_projection(feature), dim=-1).float().cpu())     # (B, D)
+    with evaluating(model, device):
+        for start in range(0, len(distinct), batch_size):
+            tokens = tokenizer(distinct[start:start + batch_size], padding=True, truncation=True,
+                               max_length=max_tokens, return_tensors="pt").to(device)
+            feature = model.encode_texts(tokens["input_ids"], tokens["attention_mask"])             # (B, F)
+            parts.append(F.normalize(model.text_projection(feature), dim=-1).float().cpu())         # (B, D)
     position = {text: i for i, text in enumerate(distinct)}
     return torch.cat(parts).numpy()[[position[text] for text in texts]]
 

@@ -80,6 +80,14 @@ def test_first_image_of_every_study_is_embedded_whatever_the_batch(model, table,
     np.testing.assert_allclose(np.linalg.norm(whole.embeds, axis=1), 1, atol=1e-5)
 
 
+def test_a_model_is_given_back_as_it_was(model, table, transform, tokenizer):
+    model.train()
+    evaluation.embed_studies(model, table, transform)
+    evaluation.embed_texts(model, tokenizer, ["clear lungs"])
+    assert model.training
+    model.eval()
+
+
 def test_embeds_are_those_of_the_model_itself(model, table, transform, tokenizer):
     found = evaluation.embed_studies(model, table, transform)
     texts = ["Clear lungs.", "The heart is enlarged. A small left pleural effusion."]

@@ -27,15 +27,19 @@ SHARE = 0.8
 MEASURE = ("dataset", "task", "metric")
 
 
-def check_run(key: str, results: pd.DataFrame, bench: Workbench) -> tuple[pd.DataFrame, bool]:
+def check_run(key: str, results: pd.DataFrame | None, bench: Workbench) -> tuple[pd.DataFrame, bool]:
     """Train the committed run `key` (at random if empty) in the bench's build folder; compare, and say if they agree.
 
     Returns the comparison, a line a measure (mean over findings): committed, low, high, again, difference, inside.
-    Raises InputError for a key that is not committed, and for a run that the build folder has already.
+    Raises InputError where nothing is committed, for a key that is not, and for a run that is in the build folder.
     """
+    if results is None:
+        raise InputError("there are no committed results to compare with: run this in a clone of the repository")
     runs = committed_runs(results, bench)
     if key and key not in runs:
         raise InputError(f"run {key!r} is not among the {len(runs)} committed ones: choose one of {', '.join(runs)}")
+    if not runs:
+        raise InputError("no committed run is of this version of the code: run `make results`, or check out its commit")
     key = key or secrets.choice(list(runs))
     experiment = runs[key]
     if run_folder(experiment, bench).is_dir():

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cxrclip.data import mixes
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel
 from cxrclip.errors import InputError
-from cxrclip.experiments import IMAGE_ENCODERS, Experiment, growing_mixtures
+from cxrclip.experiments import IMAGE_ENCODERS, Experiment
 from cxrclip.experiments.memory import GIB, kept_bytes
 from cxrclip.results.rows import published
 
@@ -166,7 +166,7 @@ def of_recipe(experiment: Experiment, mix: mixes.Mix) -> list[Costs]:
     sizes = published().query("task == 'size' and metric == 'train'")
     studies = mixes.training_studies(mix, experiment.profile, dict(zip(sizes["dataset"], sizes["value"].astype(int),
                                                                        strict=True)))
-    roles = tuple(role for role in growing_mixtures(mix)[-1] if role in studies)
+    roles = tuple(studies)
     return [costs(replace(experiment, image_encoder=family[experiment.profile], pretraining=roles), studies, tokens)
             for family in IMAGE_ENCODERS.values() for tokens in (experiment.max_tokens, SHORT) if roles]
 

@@ -30,7 +30,8 @@ from cxrclip.results.rows import write_results
 from cxrclip.training import start_accelerator
 
 STUDIES = 10  # a multiple of five: CheXpert 5x200 has five classes
-SETTINGS: Mapping[str, object] = {"batch_size": 4, "steps": 2, "validations": 1, "published_weights": False}
+SETTINGS: Mapping[str, object] = {"batch_size": 4, "steps": 2, "validations": 1, "published_weights": False,
+                                  "text_start": 0, "image_start": 0}
 MARK = "dry run:"
 WARNING = (f"DRY RUN: random weights, two steps, {STUDIES} studies a role. The numbers marked '{MARK}' say that "
            "everything runs. They say nothing about the method, and must not be quoted.")

@@ -51,7 +51,7 @@ def from_scratch(config: CXRCLIPConfig, films: Tensor, labels: np.ndarray, test_
     model = CXRCLIPModel(config).train()
     if start is not None:
         model.load_state_dict(start.state_dict())
-    head = nn.Linear(model.encode_images(films[:2]).shape[1], labels.shape[1])
+    head = nn.Linear(model.image_encoder.features, labels.shape[1])
     optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=learning_rate)
     targets = torch.tensor(labels, dtype=torch.float32)
     for _ in range(steps):

@@ -19,6 +19,7 @@ import pandas as pd
 
 from cxrclip.book import costs, notebooks
 from cxrclip.data import mixes
+from cxrclip.errors import InputError
 from cxrclip.experiments import comparisons
 from cxrclip.experiments.cache import VERSIONS
 from cxrclip.experiments.evaluate import evaluate
@@ -59,6 +60,10 @@ def reproduce(profile: str, mix: str, seed: int, bench: Workbench, folder: Path 
     """
     started = time.monotonic()
     check(profile, mix, seed, bench)
+    available = mixes.with_downloads(mixes.load_mix(mix), bench.data)
+    if all(role.filling == "missing" for role in available.tests.values()):
+        raise InputError(f"mix {mix}: no test role has data, so there is nothing to measure: fill one, or take "
+                         "`make pretrain`, which only trains")
     out = bench.outputs(mix, profile)
     out.mkdir(parents=True, exist_ok=True)
     print("[1/3] data", flush=True)

@@ -44,7 +44,7 @@ def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 8
 def threshold_for(probabilities: ArrayLike, labels: ArrayLike, sensitivity: float) -> float:
     """The highest threshold at which at least this share of the films with the finding lies at or above it."""
     positive = np.sort(np.asarray(probabilities, float)[np.asarray(labels, bool)])
-    return float(positive[len(positive) - int(np.ceil(sensitivity * len(positive)))])
+    return float(positive[len(positive) - int(np.ceil(round(sensitivity * len(positive), 9)))])
 
 
 def working_point(probabilities: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, float]:

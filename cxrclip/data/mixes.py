@@ -190,7 +190,23 @@ def check_mix(mix: Mix, profile: str, data: str) -> Mix:
             if not path.exists():
                 raise InputError(f"{where}: no {'file' if number else 'folder'} {path}: set DATA to the folder that "
                                  "holds it")
+        if role.filling == "source":
+            _options(role, where)
+    bank = PromptBank.load()
+    for role in mix.tests.values():
+        if role.filling != "missing" and {"zero-shot", "linear-probe"} & {*role.tasks}:
+            try:
+                bank.zero_shot(role.prompts)  # the classes of both tasks
+            except InputError as fault:
+                raise InputError(f"mix {mix.name}, role {role.name}, prompts: {fault}") from fault
     return mix
+
+
+def _options(role: Role, where: str) -> dict[str, Any]:
+    """The options of a source in their types; InputError names one of another type. Unknown ones the source refuses."""
+    known = SOURCES[role.value].options()
+    return {name: checked(known.get(name, Any), value, f"{where}, option {name}")
+            for name, value in role.options.items()}
 
 
 def prepare(mix: Mix, profile: str, build: Path, data: str = "", progress: bool = True) -> Prepared:
@@ -223,7 +239,7 @@ def _fill(role: Role, profile: str, cache: Path, data: str, progress: bool) -> P
         if missing and role.filling == "phantom":
             world.generate(role.value, role.sizes[profile], folder, progress=progress)
         elif missing:
-            SOURCES[role.value](root, folder, progress=progress, **role.options)
+            SOURCES[role.value](root, folder, progress=progress, **_options(role, f"role {role.name}"))
     return folder
 
 
@@ -265,7 +281,7 @@ def training_studies(mix: Mix, profile: str, published: Mapping[str, int]) -> di
 
 
 def training_texts(prepared: Prepared, bank: PromptBank) -> Iterator[str]:
-    """Every text the small text encoder may read in pretraining: report sections and prompt sentences."""
+    """The original texts that the small text encoder may read in pretraining: report sections and prompt sentences."""
     for role in prepared.mix.pretraining:
         if role in prepared.folders:
             table = prepared.studies(role, "train").select_columns(["findings", "impression"])

@@ -22,8 +22,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """PyYAML's own name for the step from a mapping in the file to a dict."""
+        written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # super() puts its keys here
         mapping = super().construct_mapping(node, deep)  # first: it refuses keys that are lists
-        _unique([(self.construct_object(key, deep=True), None) for key, _ in node.value],
+        _unique([(self.construct_object(key, deep=True), None) for key in written],
                 f"line {node.start_mark.line + 1}: ")
         return mapping
 

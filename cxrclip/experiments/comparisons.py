@@ -360,7 +360,7 @@ def measured(runs: Mapping[Row, Run]) -> pd.DataFrame:
 
 
 def stamps(row: Row) -> dict[str, str]:
-    """What marks tidy rows of a comparison: its name, row and budget (results.STAMPS)."""
+    """What marks tidy rows of a comparison: its name, row and budget (rows.STAMPS)."""
     return {"comparison": row.comparison, "row": row.row, "budget": row.budget}
 
 

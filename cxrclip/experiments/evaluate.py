@@ -19,7 +19,7 @@ from cxrclip.experiments.workbench import Run, one_thread
 from cxrclip.official.behaviours import Behaviours, alphabetical_text, leaked_rows
 from cxrclip.official.probe import adamw_probe
 from cxrclip.prompts import PromptBank
-from cxrclip.results.rows import read_results, write_results
+from cxrclip.results.rows import read_results, together, write_results
 from cxrclip.results.statistics import CAUSES, accuracy_rows, auroc_rows, doubtful, retrieval_rows
 
 _bank = cache(PromptBank.load)  # the library's own prompts, read once a process: every task asks for them
@@ -45,8 +45,7 @@ def evaluate(run: Run, *, prompts: str | Path | None = None,
             with one_thread():
                 roles = [role for role in run.data.mix.tests.values() if role.name in run.data.folders]
                 parts = [_evaluate_role(run, role, folder, bank, probe_strength) for role in roles]
-            run.model.cpu()  # where Run.model is promised to be
-            write_results(rows := pd.concat(parts), folder / "results.csv")
+            write_results(rows := together(parts), folder / "results.csv")
             if lines := doubtful(rows):
                 warnings.warn(f"{'; '.join(lines)}. The usual causes: {CAUSES}", stacklevel=2)
     return read_results(folder / "results.csv")

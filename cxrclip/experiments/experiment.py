@@ -26,6 +26,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {"draw": ("first", "random"), "false_ne
                                           "batches": ("mixed", "one-source", "streamed")}
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value > 0
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One pretraining run. Defaults are the published settings; `at` shrinks them to a profile.
@@ -97,14 +101,21 @@ class Experiment:
                 raise InputError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(choices)}")
         if self.shares is not None and len(self.shares) != len(self.pretraining):
             raise InputError(f"shares={self.shares} of {','.join(self.pretraining)}: give one share for each role")
-        in_range = {"shares": all(0 < share <= 1 for share in self.shares or ()),
+        counts = ("image_size", "projection_dim", "max_tokens", "batch_size", "validations")
+        in_range = {"pretraining": bool(self.pretraining), "views": self.views in (1, 2), "texts": self.texts in (1, 2),
+                  **{name: _is_count(getattr(self, name)) for name in counts},
+                  "steps": self.steps is None or _is_count(self.steps), "epochs": self.epochs > 0,
+                  "learning_rate": self.learning_rate > 0, "weight_decay": self.weight_decay >= 0,
+                  "warmup": 0 <= self.warmup <= 1, "icl_weight": self.icl_weight >= 0,
+                  "tcl_weight": self.tcl_weight >= 0, "shares": all(0 < share <= 1 for share in self.shares or ()),
                   "report_share": self.report_share is None or 0 < self.report_share < 1,
                   "reports_last": 0 <= self.reports_last < 1, "label_weight": self.label_weight > 0,
                   "text_start": self.text_start >= 0, "image_start": self.image_start >= 0,
-                  "chunk": self.chunk in (None, "auto") or (isinstance(self.chunk, int) and self.chunk > 0)}
+                  "chunk": self.chunk in (None, "auto") or _is_count(self.chunk)}
         if wrong := [name for name, right in in_range.items() if not right]:
-            raise InputError(f"{wrong[0]}={getattr(self, wrong[0])}: out of range: give a share between 0 and 1, "
-                             "a positive weight, 0 or more steps, or a chunk of 1 or more studies")
+            raise InputError(f"{wrong[0]}={getattr(self, wrong[0])}: out of range: give a share between 0 and 1, a "
+                             "weight of 0 or more, a positive rate or length, a whole number of 1 or more, 1 or 2 "
+                             "views and texts, and 0 or more steps of a start")
         if self.batches == "one-source" and self.report_share is not None:
             raise InputError("report_share and one-source batches exclude each other: choose one of them")
         if self.batches == "streamed":

@@ -1,9 +1,9 @@
 """Where the small encoders start, in place of the paper's ImageNet and of its BERT that has read clinical notes.
 
-The text encoder has filled in hidden words of the training reports of the mix's first role (masked-language modelling;
-Devlin et al. 2019: 15 % of the tokens are hidden); the image encoder has told fractals apart (fractals.py). Neither has
-seen a label of a film. Both are made once and shared: every run of a mix starts from the same text encoder, and every
-run from the same image encoder, whatever it then trains on and whatever its seed.
+The text encoder has filled in hidden words of training reports (masked-language modelling; Devlin et al. 2019: 15 % of
+the tokens are hidden); without reports it starts at random. The image encoder has told fractals apart (fractals.py).
+Neither has seen a label of a film. Both are made once and shared: every run of a mix starts from the same text encoder,
+and every run from the same image encoder, whatever it then trains on and whatever its seed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
@@ -22,7 +21,7 @@ from cxrclip.data.files import digest, making
 from cxrclip.encoders import CXRCLIPConfig, CXRCLIPModel, ImageEncoder, build_image_encoder
 from cxrclip.errors import InputError
 from cxrclip.experiments.cache import stages, tokenizer_key
-from cxrclip.experiments.checkpoints import save_state
+from cxrclip.experiments.checkpoints import load_state, save_state
 from cxrclip.experiments.experiment import Experiment
 from cxrclip.experiments.fractals import fractals
 from cxrclip.experiments.workbench import Workbench
@@ -40,17 +39,17 @@ def start_encoders(model: CXRCLIPModel, experiment: Experiment, data: mixes.Prep
                    tokenizer: PreTrainedTokenizerBase, bench: Workbench) -> None:
     """Put the weights of the starts that the experiment asks for into the model: made if they are not there yet.
 
-    Raises InputError for reports where the first role has none, or where the encoder has a published start of its own.
+    Raises InputError for reports where the encoder has a published start of its own.
     """
     folder = bench.build / "starts"
-    if experiment.text_start:
-        if experiment.text_encoder in PUBLISHED_WEIGHTS:
-            raise InputError(f"text_start: {experiment.text_encoder} starts from its published weights: set it to 0")
+    if experiment.text_start and experiment.text_encoder in PUBLISHED_WEIGHTS:
+        raise InputError(f"text_start: {experiment.text_encoder} starts from its published weights: set it to 0")
+    if experiment.text_start and (texts := training_reports(data)):
         network = model.text_encoder.network
         key = digest([experiment.text_encoder, experiment.text_start, experiment.max_tokens, tokenizer_key(data),
                       stages("training")])
         network.load_state_dict(kept(folder / f"reports-{key}.safetensors", lambda: read_reports(
-            network.config, experiment, training_reports(data), tokenizer).bert))
+            network.config, experiment, texts, tokenizer).bert))
     if experiment.image_start:
         key = digest([experiment.image_encoder, experiment.image_start, experiment.image_size, stages("training")])
         model.image_encoder.load_state_dict(kept(folder / f"fractals-{key}.safetensors",
@@ -62,20 +61,22 @@ def kept(path: Path, make: Callable[[], nn.Module]) -> dict[str, Tensor]:
     with making(path, path.is_file) as missing:
         if missing:
             save_state(path, make().state_dict(), {})
-    return load_file(path)
+    return load_state(path)[0]
 
 
 # ---- reports --------------------------------------------------------------------------------------------------------
 
 
 def training_reports(data: mixes.Prepared) -> list[str]:
-    """Every section of the training reports of the mix's first role, in the order of its studies."""
-    role = next(iter(data.mix.pretraining))
-    studies = data.studies(role, "train").select_columns(list(SECTIONS))
-    texts = [study[name] for study in studies for name in SECTIONS if (study[name] or "").strip()]
-    if not texts:
-        raise InputError(f"text_start: role {role} has no reports to read: set it to 0")
-    return texts
+    """Every section of the training reports of the first role, by name, that has any; in the order of its studies.
+
+    By name, for the key of a start holds the content of all roles but not their order.
+    """
+    for role in sorted(role for role in data.mix.pretraining if role in data.folders):
+        studies = data.studies(role, "train").select_columns(list(SECTIONS))
+        if texts := [study[name] for study in studies for name in SECTIONS if (study[name] or "").strip()]:
+            return texts
+    return []
 
 
 def read_reports(config: BertConfig, experiment: Experiment, texts: list[str],

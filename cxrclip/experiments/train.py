@@ -362,7 +362,7 @@ def step_log(folder: Path, step: int, steps: int, report: Callable[[int], None] 
         yield lambda step, lines: None
         return
     kept = path.read_text(errors="replace").splitlines()[:step] if path.exists() else []
-    path.write_text("".join(f"{line}\n" for line in kept))
+    write_text(path, "".join(f"{line}\n" for line in kept))
     started = time.monotonic()
 
     def write(step: int, lines: Sequence[dict[str, float]]) -> None:

@@ -130,10 +130,8 @@ class Run:
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D) unit rows of N texts, by the run's model and tokenizer, on its device."""
-        embeds = evaluation.embed_texts(self.model, self.tokenizer, texts, max_tokens=self.experiment.max_tokens,
-                                        device=self.device)
-        self.model.cpu()  # where it is promised to be
-        return embeds
+        return evaluation.embed_texts(self.model, self.tokenizer, texts, max_tokens=self.experiment.max_tokens,
+                                      device=self.device)
 
     def row_columns(self, role: str) -> dict[str, str]:
         """What every tidy row of this run says about its origin (results.ABOUT).

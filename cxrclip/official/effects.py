@@ -40,8 +40,9 @@ def protocol_effects(runs: Sequence[Run], n_bootstrap: int = 1000) -> pd.DataFra
     Rows whose test sets the mix has not are left out. p_holm is adjusted for all rows here.
     """
     parts = {}
-    for name, (measure, wanted) in PROTOCOLS.items():
-        if sets := [test for test in wanted if runs and test in runs[0].data.folders]:
+    for name, (measure, task, wanted) in PROTOCOLS.items():
+        if sets := [test for test in wanted if runs and test in runs[0].data.folders
+                    and task in runs[0].data.mix.tests[test].tasks]:
             parts[name] = measure(runs, sets, n_bootstrap)
     if not parts:
         return together([])
@@ -122,15 +123,19 @@ def _two_draws(runs: Sequence[Run], sets: Sequence[str], n_bootstrap: int) -> pd
                           "note": "two draws of half the pool; the interval is where 95 % of such differences lie"}])
 
 
-# Ledger row -> what measures it, and the test sets that it is read on (those of them that the mix has).
-PROTOCOLS: Mapping[str, tuple[Measure, tuple[str, ...]]] = {
-    "B6": (_probe("B6,B15", "B15", 1.0), ("vindr-cxr",)),
-    "B7": (_both_ways(partial(_ranks, text_of=alphabetical_text), _ranks, "image_to_text"), RETRIEVAL_SETS),
-    "B10": (_both_ways(_loaded_nothing, partial(_stored, task="zero-shot"), "zero-shot"), CLASSIFICATION_SETS),
-    "B13": (_probe("B13,B15", "B15", 0.1), CLASSIFICATION_SETS), "B14": (_two_draws, ("chexpert5x200",)),
-    "B15": (_probe("B15", "intended", 0.1), CLASSIFICATION_SETS),
-    "D3": (_both_ways(partial(_ranks, keep=_fewer_pairs), _same_queries_among_all, "image_to_text"), ("openi",)),
-    "D4": (_probe("D4", "intended", 1.0), ("siim",)),
+# Ledger row -> what measures it, its task, and the test sets that it is read on (if the mix has them, with that task).
+PROTOCOLS: Mapping[str, tuple[Measure, str, tuple[str, ...]]] = {
+    "B6": (_probe("B6,B15", "B15", 1.0), "linear-probe", ("vindr-cxr",)),
+    "B7": (_both_ways(partial(_ranks, text_of=alphabetical_text), _ranks, "image_to_text"), "retrieval",
+           RETRIEVAL_SETS),
+    "B10": (_both_ways(_loaded_nothing, partial(_stored, task="zero-shot"), "zero-shot"), "zero-shot",
+            CLASSIFICATION_SETS),
+    "B13": (_probe("B13,B15", "B15", 0.1), "linear-probe", CLASSIFICATION_SETS),
+    "B14": (_two_draws, "zero-shot", ("chexpert5x200",)),
+    "B15": (_probe("B15", "intended", 0.1), "linear-probe", CLASSIFICATION_SETS),
+    "D3": (_both_ways(partial(_ranks, keep=_fewer_pairs), _same_queries_among_all, "image_to_text"), "retrieval",
+           ("openi",)),
+    "D4": (_probe("D4", "intended", 1.0), "linear-probe", ("siim",)),
 }
 
 

@@ -37,6 +37,10 @@ def test_other_numbers_do_not_agree(committed):
 
 
 def test_what_cannot_be_checked_says_why(plan, committed, tiny_bench):
+    with pytest.raises(InputError, match="no committed results"):
+        check_run("", None, tiny_bench)
+    with pytest.raises(InputError, match="no committed run is of this version"):
+        check_run("", committed.assign(key="of another version"), tiny_bench)
     with pytest.raises(InputError, match="not among the 1 committed ones"):
         check_run("0123", committed, tiny_bench)
     with pytest.raises(InputError, match="give another --build"):

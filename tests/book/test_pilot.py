@@ -49,3 +49,5 @@ def test_a_start_is_copied_and_used(films):
     scores = from_scratch(CONFIG, pixels[:32], labels[:32], pixels[32:], steps=0, start=start)
     assert all(torch.equal(before[name], tensor) for name, tensor in start.state_dict().items())
     assert not np.allclose(scores, from_scratch(CONFIG, pixels[:32], labels[:32], pixels[32:], steps=0))
+    others = from_scratch(CONFIG, pixels[:32] + 5, labels[:32], pixels[32:], steps=0, start=start)
+    np.testing.assert_array_equal(scores, others)  # before the first step no training film has been seen

@@ -21,6 +21,7 @@ import pytest
 from cxrclip.book import notebooks
 from cxrclip.book import reproduce as book
 from cxrclip.data.workers import WorkFailed
+from cxrclip.errors import InputError
 from cxrclip.experiments import Experiment, Workbench, comparisons, finished_run, run_all
 
 PARAMETERS = 'profile, mix, seed, build, data, device = "quick", "phantom", 0, "build", "", "auto"'
@@ -190,6 +191,13 @@ def test_without_notebooks_the_library_writes_results_and_tables(plan, tiny_mix,
     assert f"[3/3] notebooks: {book.NO_NOTEBOOKS}\n" in capfd.readouterr().out
     assert (out / "results.csv").is_file()
     assert {"table2.txt", "table3.txt", "table4.md"} <= {path.name for path in (out / "tables").iterdir()}
+
+
+def test_a_mix_without_a_test_role_is_refused_before_any_training(tmp_path, tiny_bench):
+    path = tmp_path / "own.yaml"
+    path.write_text("pretraining: {M: {phantom: M, sizes: {quick: {train: 8, valid: 8}}}}\n")
+    with pytest.raises(InputError, match="no test role has data, so there is nothing to measure"):
+        book.reproduce("quick", str(path), 0, tiny_bench, tmp_path)
 
 
 # ---- in a process of its own ----------------------------------------------------------------------------------------

@@ -28,6 +28,11 @@ def test_threshold_keeps_the_sensitivity(sensitivity, threshold):
     assert safety.working_point(P, Y, threshold)["sensitivity"] >= sensitivity
 
 
+def test_threshold_takes_no_film_more_than_asked_for():
+    """In floating point 0.55 * 100 is more than 55."""
+    assert safety.threshold_for(np.arange(100) / 100, np.ones(100, bool), 0.55) == 0.45
+
+
 def test_working_point_by_hand():
     assert safety.working_point(P, Y, 0.6) == {"sensitivity": 0.75, "specificity": 0.75, "read": 0.5}
 

@@ -102,6 +102,27 @@ def test_without_any_pretraining_data_one_line_says_what_was_looked_for(tmp_path
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    ({"mapping": {"SWOLLEN": "Edema"}}, "role M, option mapping"),
+    ({"image_size": "small"}, "role M, option image_size"), ({"max_rejected": "few"}, "role M, option max_rejected"),
+    ({"workers": "two"}, "role M, option workers"), ({"shares": [0.5, 0.5]}, "role M, option shares")])
+def test_an_option_of_another_type_is_found_before_any_work(tmp_path, options, message):
+    """A mapping to a word was read as a list of its letters, and the studies had these as labels."""
+    role = {"source": "table", "root": ".", "options": {"file": "t.csv", "image": "film", "patient": "who"} | options}
+    with pytest.raises(InputError, match=message):
+        mixes.check_mix(mixes.load_mix(write(tmp_path, {"pretraining": {"M": role}})), "quick", str(tmp_path))
+
+
+def test_a_test_role_without_prompts_is_found_before_any_work(tmp_path):
+    sizes = {"quick": {"train": 4, "valid": 4, "test": 4}}
+    content = {"pretraining": {"M": {"phantom": "M", "sizes": sizes}},
+               "tests": {"my-hospital": {"role": "M", "tasks": ["linear-probe"]}}}
+    with pytest.raises(InputError, match="role my-hospital, prompts: unknown zero-shot task 'my-hospital'"):
+        mixes.check_mix(mixes.load_mix(write(tmp_path, content)), "quick", "")
+    content["tests"]["my-hospital"]["prompts"] = "rsna"
+    mixes.check_mix(mixes.load_mix(write(tmp_path, content)), "quick", "")
+
+
 def test_missing_files_without_a_reason_are_a_fault(tmp_path):
     (tmp_path / "c").mkdir()
     content = {"pretraining": {"C": {"source": "chexpert", "root": "c", "needs": ["list.csv"]}}}

@@ -25,6 +25,11 @@ def test_both_formats_are_read(tmp_path, name):
     assert read_settings(tmp_path / name) == {"a": {"ü": [1, None]}}
 
 
+def test_a_mapping_may_take_over_another_and_change_it(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &a {one: 1, two: 2}\nb: {<<: *a, two: 3}\n")
+    assert read_settings(tmp_path / "a.yaml")["b"] == {"one": 1, "two": 3}
+
+
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("a.yaml", "a: [", "malformed"),
     ("a.json", "{", "malformed"),

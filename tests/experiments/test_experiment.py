@@ -82,7 +82,10 @@ def test_switches_are_off_by_default():
     ({"shares": (0.5, 0.5)}, r"shares=\(0.5, 0.5\) of M: give one share for each role"),
     ({"shares": (0.0,)}, "shares=.*out of range"), ({"shares": (1.5,)}, "shares=.*out of range"),
     ({"report_share": 1.0}, "report_share=1.0: out of range"), ({"reports_last": 1.0}, "reports_last=1.0"),
-    ({"label_weight": 0.0}, "label_weight=0.0"),
+    ({"label_weight": 0.0}, "label_weight=0.0"), ({"steps": 0}, "steps=0"), ({"steps": 2.5}, "steps=2.5"),
+    ({"validations": 0}, "validations=0"), ({"views": 3}, "views=3"), ({"texts": 0}, "texts=0"),
+    ({"warmup": 2}, "warmup=2"), ({"learning_rate": -1.0}, "learning_rate=-1"), ({"epochs": 0}, "epochs=0"),
+    ({"icl_weight": -0.1}, "icl_weight=-0.1"), ({"pretraining": ()}, r"pretraining=\(\)"),
     ({"batches": "one-source", "report_share": 0.5}, "exclude each other")])
 def test_switches_out_of_range(change, message):
     with pytest.raises(InputError, match=message):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling
 
 from cxrclip.encoders import CXRCLIPModel
@@ -116,14 +118,36 @@ def test_run_starts_there(ready, tiny_bench, name):
     assert not all(torch.allclose(first[key], other[key], atol=1e-2) for key in first)
 
 
-def test_refusals(ready, tiny_bench, monkeypatch):
+def test_reports_are_those_of_the_first_role_by_name_that_has_any(ready, monkeypatch):
+    """Whatever the order of the mix, for the key of a start does not hold it; a role without data is passed over."""
+    _, data, *_ = ready
+    sections = {"findings": "Clear.", "impression": None}
+    silent, told = (Dataset.from_list([sections | row]) for row in ({"findings": None}, {}))
+    monkeypatch.setattr(type(data), "studies", lambda self, role, split: {"A": silent, "B": told, "C": told}[role])
+    for roles in ("CBA", "ABC"):
+        mix = SimpleNamespace(pretraining=dict.fromkeys(roles))
+        assert start.training_reports(replace(data, mix=mix, folders=dict.fromkeys("AB"))) == ["Clear."]
+    assert start.training_reports(replace(data, mix=mix, folders=dict.fromkeys("A"))) == []
+
+
+def test_without_reports_the_text_encoder_starts_at_random(ready, tiny_bench, monkeypatch):
+    experiment, data, tokenizer, network = ready
+    monkeypatch.setattr(start, "training_reports", lambda data: [])
+    model, untouched = network(0), network(0)
+    start.start_encoders(model, replace(experiment, image_start=0), data, tokenizer, tiny_bench)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), untouched.parameters(), strict=True))
+
+
+def test_a_damaged_start_is_named(tmp_path):
+    (tmp_path / "reports.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(InputError, match=r"reports\.safetensors: damaged"):
+        start.kept(tmp_path / "reports.safetensors", lambda: None)
+
+
+def test_refusals(ready, tiny_bench):
     experiment, data, tokenizer, network = ready
     with pytest.raises(InputError, match="published weights: set it to 0"):
         start.start_encoders(network(0), replace(experiment, text_encoder="bio-clinical-bert"), data, tokenizer,
                              tiny_bench)
-    silent = data.studies("M", "train").map(lambda _: {"findings": None, "impression": ""})
-    monkeypatch.setattr(type(data), "studies", lambda *_: silent)
-    with pytest.raises(InputError, match="role M has no reports to read"):
-        start.training_reports(data)
     with pytest.raises(InputError, match="text_start=-1"):
         replace(experiment, text_start=-1)
