@@ -382,6 +382,7 @@ def test_effects_of_evaluation_are_the_differences_of_both_protocols(official, t
     evaluate(run)
     with monkeypatch.context() as patch:
         patch.setitem(run.data.mix.tests, "rsna", replace(run.data.mix.tests["rsna"], tasks=("zero-shot",)))
+        evaluate(run)
         assert list(ledger_effects.protocol_effects([run], 20)["row"]) == ["B7", "B10", "D3"], "no probe is asked for"
     found = ledger_effects.protocol_effects([run], 50).set_index("row")
     assert list(found.index) == ["B7", "B10", "B13", "B15", "D3"], "vindr-cxr, siim and 5x200 are not in this mix"
