@@ -43,7 +43,7 @@ from test_reproduce import COMMAND, DRAW, write_notebook  # noqa: E402
 from cxrclip.data.images import encode_gray  # noqa: E402
 
 FILMS, STEPS = 300, 120
-FULL, ONCE = "4m", 600  # size of the disk that fills up; seconds after which a command hangs
+ONCE = 600  # seconds after which a command hangs
 LEFT = (".draft", ".old", ".partial")
 
 

@@ -23,16 +23,14 @@ that took turns, with the smallest and the largest of them. Wall seconds depend 
 
 
 class Ratio(NamedTuple):
-    """How many times more CPU seconds the other way takes: median, smallest and largest of the pairs; both medians in
-    CPU and in wall seconds."""
+    """How many times more CPU seconds the other way takes: median, smallest and largest of the pairs; and the
+    median seconds of both."""
 
     ratio: float
     low: float
     high: float
     ours: float
     other: float
-    ours_wall: float
-    other_wall: float
 
     def text(self, scale: float = 1.0) -> str:
         """As results.md shows it; `scale` when the other way was measured in part, such as one epoch of 30."""
@@ -44,15 +42,14 @@ def interleaved(ours: Callable[[], object], other: Callable[[], object], repeats
     for work in (ours, other) if warm else ():
         work()
     pairs = [(_seconds(ours), _seconds(other)) for _ in range(repeats)]
-    ratios = [b[0] / a[0] for a, b in pairs]
-    medians = [statistics.median(pair[side][kind] for pair in pairs) for kind in (0, 1) for side in (0, 1)]
-    return Ratio(statistics.median(ratios), min(ratios), max(ratios), *medians)
+    ratios = [b / a for a, b in pairs]
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios), *map(statistics.median, zip(*pairs, strict=True)))
 
 
-def _seconds(work: Callable[[], object]) -> tuple[float, float]:
-    cpu, wall = time.process_time(), time.perf_counter()
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
     work()
-    return time.process_time() - cpu, time.perf_counter() - wall
+    return time.process_time() - start
 
 
 def write_section(title: str, lines: Sequence[str]) -> None:

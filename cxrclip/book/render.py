@@ -107,12 +107,12 @@ def keep_results(results: pd.DataFrame, root: Path = ROOT) -> list[str]:
 # ---- text -----------------------------------------------------------------------------------------------------------
 
 
-def committed(comparison: str, *tables_of: Callable[..., tables.Table], root: Path = ROOT) -> str:
+def committed(comparison: str, *tables_of: Callable[..., tables.Table]) -> str:
     """What the committed results say of a comparison, for a page: a line a row, then the tables asked for, as Markdown.
 
     A comparison without a committed difference says so, and what would measure it.
     """
-    results = standard_results(root)
+    results = standard_results()
     if results is None or not ((results["comparison"] == comparison) & (results["reference"] != "")).any():
         return f"**Not measured yet at this version**: `make results` trains the runs ({comparison or 'main tables'})."
     made = [make(results, *([comparison] if make is tables.comparison_table else [])).markdown() for make in tables_of]
