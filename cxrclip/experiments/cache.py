@@ -16,6 +16,7 @@ from cxrclip.data import mixes
 from cxrclip.data.mixes import digest
 from cxrclip.data.phantom import world
 from cxrclip.experiments.experiment import Experiment
+from cxrclip.official.behaviours import Behaviours
 
 VERSIONS: Mapping[str, int] = {"phantom": world.VERSION, "tokenizer": 1, "training": 2, "evaluation": 1}
 
@@ -31,9 +32,13 @@ def settings(experiment: Experiment) -> dict[str, object]:
 def run_key(experiment: Experiment, data: mixes.Prepared) -> str:
     """Key of a run: its settings, the content of its data and vocabulary, and the stages that train it."""
     vocabulary = data.fingerprints(tuple(role for role in data.mix.pretraining if role in data.folders))
-    negatives = [data.mix.pretraining[role].max_negatives for role in experiment.pretraining]
-    return digest([settings(experiment), data.fingerprints(experiment.pretraining), vocabulary, negatives,
-                   stages("tokenizer", "training")])
+    roles = [data.mix.pretraining[role] for role in experiment.pretraining]
+    parts = [settings(experiment), data.fingerprints(experiment.pretraining), vocabulary,
+             [role.max_negatives for role in roles], stages("tokenizer", "training")]
+    if Behaviours.of(experiment.rules).seen_films:  # ledger D2: test films are trained on, too
+        seen = {test: share for role in roles for test, share in role.seen.items()}
+        parts.append([seen, data.fingerprints(tuple(seen))])
+    return digest(parts)
 
 
 def tokenizer_key(data: mixes.Prepared) -> str:

@@ -321,6 +321,18 @@ def _as_stored(rows):
     return rows.with_format("arrow")[:].to_pylist()
 
 
+def test_d2_other_seen_films_are_another_run(tiny_experiment, tiny_bench):
+    """Which test films are trained on was not in the key: an older run was taken for one of other films."""
+    data = tiny_bench.prepared(tiny_experiment.mix, "quick")
+    intended, leaked = (replace(tiny_experiment, pretraining=("M", "C14"), rules=rules) for rules in ("intended", "D2"))
+    others = {role: replace(item, seen={"rsna": 0.1}) if item.seen else item
+              for role, item in data.mix.pretraining.items()}
+    fewer = replace(data, mix=replace(data.mix, pretraining=others))
+    exchanged = replace(data, folders={**data.folders, "rsna": data.folders["openi"]})
+    assert len({run_key(leaked, one) for one in (data, fewer, exchanged)}) == 3
+    assert len({run_key(intended, one) for one in (data, fewer, exchanged)}) == 1
+
+
 def test_d2_seen_films(tiny_experiment, tiny_bench):
     data = tiny_bench.prepared(tiny_experiment.mix, "quick")
     mixed = replace(tiny_experiment, pretraining=("M", "C14"))
