@@ -83,7 +83,7 @@ LEDGER_PAIRS = tuple((name, start) for start, rules in LEDGER_ROWS.items() for n
 ABLATION_PAIRS = (("second_view", "clip"), ("augmentation", "second_view"), ("mvs", "augmentation"), ("icl", "mvs"),
                   ("tcl", "icl"), ("tcl", "mvs"))
 C14_OF_THE_README = 69_718 / 89_696  # ledger D1: the README's training films of Table 1's
-LONGER = 4  # times the base's length: at "standard" the validation loss of M is flat then (benchmarks/sizes.md)
+LONGER = 4  # times the base's length: at "standard" the validation loss is almost flat then (benchmarks/sizes.md)
 # What differences are taken in: scores -> the paper's sets that have them. Retrieval is image to text.
 MEASURES: Mapping[str, tuple[str, ...]] = {"zero-shot": CLASSIFICATION_SETS, "linear-probe-100": CLASSIFICATION_SETS,
                                            "retrieval": RETRIEVAL_SETS}

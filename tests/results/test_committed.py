@@ -92,6 +92,22 @@ def test_what_page_8_says_of_icl_and_tcl():
         assert weights.loc[(f"ICL {weight}", "the paper's weights", "RSUM"), "reading"] == "raises"
 
 
+def test_what_page_8_says_of_longer_training():
+    whole, label_data = "MVS + ICL + TCL on M, 4 x as long", "MVS + ICL + TCL on M,C,C14, 4 x as long"
+    longer = read("longer training", "epochs")["reading"]
+    for measure in ("zero-shot AUROC", "RSUM"):
+        assert longer[whole, "MVS on M, 4 x as long", measure] != "raises"
+        assert longer[label_data, whole, measure] != "raises"
+    assert longer[label_data, whole, "probe 100 % AUROC"] == "raises"
+    results = render.standard_results().query("comparison == 'longer training' and task == 'zero-shot-ensemble'")
+    ensemble = results[(results["metric"] == "auroc") & (results["reference"] == "")].groupby("row")["value"].mean()
+    assert abs(ensemble["m_c_c14"] - ensemble["tcl"]) < 0.02
+    losses = render.standard_results().query("metric == 'fall in the last fifth' and budget != 'compute'")
+    means = losses.groupby(["comparison", "row"])["value"].mean()
+    assert means["longer training"].between(0.005, 0.02).all()
+    assert means["ablation"].drop("clip", errors="ignore").between(0.03, 0.05).all()
+
+
 def test_what_page_9_says_of_the_budgets():
     epochs = read("label growth", "epochs").loc[("M,C,C14", "M")]["reading"].to_dict()
     assert epochs == {"zero-shot AUROC": "raises", "probe 100 % AUROC": "raises", "RSUM": "cannot tell"}
